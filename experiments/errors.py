@@ -1,0 +1,30 @@
+"""Errors that a person can act on: a message, never a traceback."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something outside the code is wrong; the message names it and says what to do.
+
+    Command lines print ``error: <message>`` and exit with status 2.
+    """
+
+
+class DataError(UserError):
+    """A data set is missing, damaged or holds values that cannot be trained on."""
+
+
+class ConfigError(UserError):
+    """A configuration names something unknown, out of range, or combines parts that do not fit."""
+
+
+class RecordError(UserError):
+    """A run record cannot be read or written."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is damaged or belongs to another configuration."""
+
+
+class TrackingError(UserError):
+    """The experiment tracker cannot be reached or refuses to log."""
