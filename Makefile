@@ -1,0 +1,75 @@
+# `make` or `make help` lists what can be done. Every target makes and keeps .venv itself, so each one
+# works as the very first command in a fresh clone; the only requirement is Python 3.11.
+
+PYTHON     ?= python3.11## the interpreter that makes .venv
+PROFILE    ?= embedded## embedded: no network needed; paper: the published data sets and settings
+DATA_DIR   ?= data## where data sets lie, or are downloaded to
+OUTPUT_DIR ?= outputs## where run records are written
+SEEDS      ?= 0,1,2## seeds of every curve
+JOBS       ?= 1## runs at a time; more than one disturbs the clock that the figures show
+WORKERS    ?= 2## parallel workers of the tests
+
+# `make help` prints these rows. There is no space before ## because make would keep it in the value.
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PINS   = $(shell grep -E '^(torch|torchvision)==' constraints.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv lint format test test-slow reproduce-figure-1 search sync pre-commit clean
+
+help: ## Show the targets and the variables
+	@echo "Targets:"
+	@grep -E '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' \
+		| awk -F '\t' '{printf "  %-20s %s\n", $$1, $$2}'
+	@echo "Variables (make TARGET NAME=value):"
+	@grep -E '^[A-Z_]+ *\?=.*## ' $(MAKEFILE_LIST) | sed -E 's/ *\?= */\t/; s/ *## /\t/' \
+		| awk -F '\t' '{printf "  %-20s %s (default: %s)\n", $$1, $$3, $$2}'
+
+venv: $(STAMP) ## Make .venv with the pinned versions, or bring it up to date
+
+# torch and torchvision come first and alone: whichever build of the pinned version pip finds (CPU or
+# CUDA) is then kept, and nothing that depends on them can pull in another.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
+		echo "error: '$(PYTHON)' is not Python 3.11; install it, or name it: make PYTHON=/path/to/python3.11" >&2; \
+		exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(PINS)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[experiments,dev]'
+	@touch $@
+
+lint: $(STAMP) ## Style and types: ruff check, ruff format --check, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## Let ruff format the code and fix what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(STAMP) ## The tests without the slow ones, one thread a worker
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
+
+test-slow: $(STAMP) ## The slow tests only
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
+
+reproduce-figure-1: $(STAMP) ## Figure 1: run what is missing, then draw results/figure-1/
+	$(BIN)/python scripts/reproduce.py figure-1 --profile $(PROFILE) --seeds $(SEEDS) \
+		--data-dir $(DATA_DIR) --output-dir $(OUTPUT_DIR) --jobs $(JOBS)
+
+search: $(STAMP) ## Redo the small equal search behind figure 1, write results/search/ and configs/experiment/
+	$(BIN)/python scripts/search.py figure-1 --data-dir $(DATA_DIR) --output-dir $(OUTPUT_DIR) --jobs $(JOBS)
+
+sync: $(STAMP) ## Upload the offline W&B runs under OUTPUT_DIR (needs `wandb login`)
+	@find $(OUTPUT_DIR) -type d -name 'offline-run-*' -prune -print0 2>/dev/null \
+		| xargs -0 -r -n 20 $(BIN)/wandb sync
+
+pre-commit: $(STAMP) ## Install the git hook and run it on all files
+	$(BIN)/pre-commit install
+	$(BIN)/pre-commit run --all-files
+
+clean: ## Remove .venv and caches; run records and results stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find snopt experiments scripts tests -type d -name __pycache__ -prune -exec rm -rf {} +
