@@ -1,0 +1,103 @@
+"""Points in the plane drawn from known densities; so far two noisy rings ("Circle")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from experiments.data.splits import SPLIT_NAMES, DataInfo, Splits
+from experiments.data.validate import validate
+from experiments.errors import ConfigError
+
+Sampler = Callable[[np.random.Generator, int, float], NDArray[np.float64]]
+"""(generator, number of points, noise) -> points of shape (number, 2)."""
+
+RADII = (1.0, 0.5)
+"""Radii of the two rings, as in Chen et al. 2018 (torchdiffeq's CNF example)."""
+
+
+def rings(generator: np.random.Generator, count: int, noise: float) -> NDArray[np.float64]:
+    """Two concentric rings, equally likely, with Gaussian noise.
+
+    The density is that of ``r (cos u, sin u) + noise * e`` with r from :data:`RADII`, u uniform and
+    e standard normal. Angles are drawn, not spread evenly, so that the points are independent.
+
+    Args:
+        generator: Source of randomness.
+        count: Number of points.
+        noise: Standard deviation of the noise in each coordinate.
+
+    Returns:
+        Points of shape (count, 2).
+    """
+    radius = generator.choice(np.asarray(RADII), size=count)
+    angle = generator.uniform(0.0, 2.0 * np.pi, size=count)
+    points = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return np.asarray(points + noise * generator.standard_normal((count, 2)), dtype=np.float64)
+
+
+SAMPLERS: dict[str, Sampler] = {"rings": rings}
+"""The densities by name; a new one is a function and a line here."""
+
+
+def load(
+    *,
+    data_dir: str | Path | None = None,
+    name: str = "circle",
+    density: str = "rings",
+    noise: float = 0.06,
+    train_size: int = 20_000,
+    val_size: int = 2_000,
+    test_size: int = 2_000,
+    split_seed: int = 0,
+) -> Splits:
+    """Draw a training, a validation and a test set.
+
+    Each split has its own stream of random numbers: its points do not change when the size of
+    another split does.
+
+    Args:
+        data_dir: Not used: the data is generated.
+        name: Name of the data set in records.
+        density: A name from :data:`SAMPLERS`.
+        noise: Standard deviation of the noise; its meaning is the sampler's.
+        train_size: Number of points to train on.
+        val_size: Number of points for validation.
+        test_size: Number of points for the test.
+        split_seed: Seed of all three streams.
+
+    Returns:
+        CNF data of dimension 2.
+
+    Raises:
+        ConfigError: Unknown density, a negative noise or seed, or an empty split.
+    """
+    if density not in SAMPLERS:
+        raise ConfigError(f"{name}: unknown density '{density}', one of {', '.join(SAMPLERS)}")
+    if not noise >= 0 or split_seed < 0:
+        raise ConfigError(
+            f"{name}: noise and split_seed must not be negative, but are {noise} and {split_seed}"
+        )
+    sizes = (train_size, val_size, test_size)
+    for split, size in zip(SPLIT_NAMES, sizes, strict=True):
+        if size < 1:
+            raise ConfigError(f"{name}: {split}_size is {size}, but has to be at least 1")
+
+    def part(stream: int, size: int) -> tuple[Tensor]:
+        generator = np.random.default_rng([split_seed, stream])
+        points = SAMPLERS[density](generator, size, noise)
+        return (torch.from_numpy(points.astype(np.float32)),)
+
+    info = DataInfo(
+        name=name,
+        task="cnf",
+        input_shape=(2,),
+        num_classes=None,
+        source=f"generated: {density}, noise {noise}, split_seed {split_seed}",
+    )
+    return validate(Splits(info, *(part(stream, size) for stream, size in enumerate(sizes))))
