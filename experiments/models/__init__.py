@@ -1,0 +1,1 @@
+"""Models of the experiments: one Neural ODE architecture a file."""

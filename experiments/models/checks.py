@@ -1,0 +1,32 @@
+"""Checks that models share: does the data set have the shape that the model is made for."""
+
+from __future__ import annotations
+
+from experiments.data.splits import DataInfo
+from experiments.errors import ConfigError
+
+
+def require_task(model: str, info: DataInfo, task: str) -> None:
+    """Raise ConfigError unless data set ``info`` belongs to ``task``."""
+    if info.task != task:
+        raise ConfigError(
+            f"model {model} needs a data set of task '{task}', but data set '{info.name}' is of "
+            f"task '{info.task}'"
+        )
+
+
+def require_classes(model: str, info: DataInfo) -> int:
+    """Return the number of classes of ``info``; raise ConfigError if there are fewer than two."""
+    if info.num_classes is None or info.num_classes < 2:
+        raise ConfigError(
+            f"model {model} is a classifier, but data set '{info.name}' has "
+            f"num_classes={info.num_classes}; it needs at least 2"
+        )
+    return info.num_classes
+
+
+def require_positive(model: str, **values: float) -> None:
+    """Raise ConfigError naming the first of ``values`` that is not above zero."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ConfigError(f"model {model}: {name} must be above 0, got {value}")

@@ -1,0 +1,48 @@
+"""Numbers of function evaluations (NFE) of all ODE blocks of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from snopt import ODEBlock
+
+KINDS = ("forward", "backward", "curvature")
+
+
+def ode_blocks(model: nn.Module) -> list[ODEBlock]:
+    """Return the ODE blocks inside ``model``, each once."""
+    return [module for module in model.modules() if isinstance(module, ODEBlock)]
+
+
+def nfe_counts(model: nn.Module) -> dict[str, int]:
+    """Return the evaluations since the last reset, summed over the ODE blocks of ``model``.
+
+    Returns:
+        ``{"forward": …, "backward": …, "curvature": …}``; zeros for a model without ODE blocks.
+    """
+    blocks = ode_blocks(model)
+    return {kind: sum(getattr(block.nfe, kind) for block in blocks) for kind in KINDS}
+
+
+def reset_nfe(model: nn.Module) -> None:
+    """Set the counters of every ODE block of ``model`` to zero."""
+    for block in ode_blocks(model):
+        block.nfe.reset()
+
+
+@contextmanager
+def preserved_nfe(model: nn.Module) -> Iterator[None]:
+    """Restore the counters on exit, so that an evaluation is not booked as training."""
+    before = [
+        (block.nfe, {kind: getattr(block.nfe, kind) for kind in KINDS})
+        for block in ode_blocks(model)
+    ]
+    try:
+        yield
+    finally:
+        for counter, counts in before:
+            for kind, count in counts.items():
+                setattr(counter, kind, count)
