@@ -1,0 +1,104 @@
+"""Where a figure comes from: code, versions, machine, dates, commands and the runs behind it."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from experiments.environment import REPOSITORY, git_commit
+from experiments.environment import versions as run_versions
+from experiments.summary import Summary
+
+
+def git_state(root: Path = REPOSITORY) -> dict[str, Any]:
+    """Return ``commit`` and ``dirty`` of the working tree; both None outside a git checkout.
+
+    ``dirty`` leaves out ``results/``, which drawing itself changes.
+    """
+    command = ["git", "-C", str(root), "status", "--porcelain", "--", ".", ":(exclude)results"]
+    try:
+        changes = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": git_commit(), "dirty": bool(changes.strip())}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that matter to a run, and that of the package that draws."""
+    return {**run_versions(), "matplotlib": metadata.version("matplotlib")}
+
+
+def processor() -> str:
+    """Return the processor's model name where the system tells it, else its architecture."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2] for line in text.splitlines() if line.startswith("model name")]
+    return names[0].strip() if names else platform.machine()
+
+
+def run_entry(run: Summary, command: str) -> dict[str, Any]:
+    """Return what the provenance keeps of one run; ``seconds`` are those of the training clock."""
+    status = run.status
+    finished = datetime.fromtimestamp((run.folder / "status.json").stat().st_mtime, UTC)
+    return {
+        "dataset": run.dataset,
+        "optimizer": run.optimizer,
+        "seed": run.seed,
+        "hash": run.digest,
+        "state": run.state,
+        "command": command,
+        "git_commit": status.get("git_commit"),
+        "device": status.get("device"),
+        "threads": status.get("threads"),
+        "seconds": status.get("seconds"),
+        "wall_s": status.get("wall_s"),
+        "peak_memory_mb": status.get("peak_memory_mb"),
+        "finished": finished.isoformat(timespec="seconds"),
+    }
+
+
+def machine(runs: Sequence[Summary]) -> str:
+    """Return device and thread count of the runs in words, for captions; several are all named."""
+    found = sorted({_device(run) for run in runs})
+    return " and ".join(found)
+
+
+def _device(run: Summary) -> str:
+    device = str(run.status.get("device", "unknown device"))
+    threads = run.status.get("threads")
+    name = "CPU" if device == "cpu" else device
+    if threads is None:
+        return name
+    return f"{name}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def provenance(
+    target: str, command: str, runs: Sequence[Summary], run_commands: Sequence[str]
+) -> dict[str, Any]:
+    """Return the whole provenance of a figure or table, ready for JSON.
+
+    Args:
+        target: name of the figure, for example ``figure-1``.
+        command: the command that draws it.
+        runs: the records it is drawn from.
+        run_commands: for each run the command that makes it.
+    """
+    return {
+        "target": target,
+        "command": command,
+        "drawn": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": git_state(),
+        "versions": versions(),
+        "processor": processor(),
+        "device": machine(runs),
+        "platform": platform.platform(),
+        "seeds": sorted({run.seed for run in runs}),
+        "runs": [run_entry(run, line) for run, line in zip(runs, run_commands, strict=True)],
+    }
