@@ -1,0 +1,133 @@
+"""A Neural ODE as a layer: a vector field and an integration time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snopt.adjoint import odeint_adjoint
+from snopt.direct import odeint
+from snopt.solve import NFE, State, check_monotonic
+
+GRADIENTS = ("adjoint", "direct")
+
+
+class ODEBlock(nn.Module):
+    """Maps y(t[0]) to y(t[-1]) along ``dy/dt = func(t, y)``.
+
+    Args:
+        func: vector field, any ``nn.Module`` with ``forward(t, y)``.
+        t: output times, strictly increasing or decreasing; two for an ordinary block.
+        gradient: ``"adjoint"`` (O(1) memory) or ``"direct"`` (backpropagation through the solver:
+            faster, memory grows with the number of steps).
+        method: any torchdiffeq method.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        options: solver options.
+        adjoint_rtol: see :func:`snopt.odeint_adjoint`; only with ``gradient="adjoint"``.
+        adjoint_atol: likewise.
+        adjoint_method: likewise.
+        adjoint_options: likewise.
+        return_all: return the state at all times instead of the last.
+
+    Attributes:
+        t: buffer, (T,).
+        nfe: evaluations so far, ``nfe.forward``, ``nfe.backward``, ``nfe.curvature``.
+
+    Raises:
+        TypeError: if ``func`` is no module.
+        ValueError: if ``gradient`` is unknown, fewer than two times are given, or they are not
+            monotonic.
+    """
+
+    def __init__(
+        self,
+        func: nn.Module,
+        t: Sequence[float] | Tensor = (0.0, 1.0),
+        *,
+        gradient: str = "adjoint",
+        method: str = "dopri5",
+        rtol: float = 1e-3,
+        atol: float = 1e-3,
+        options: Mapping[str, Any] | None = None,
+        adjoint_rtol: float | None = None,
+        adjoint_atol: float | None = None,
+        adjoint_method: str | None = None,
+        adjoint_options: Mapping[str, Any] | None = None,
+        return_all: bool = False,
+    ) -> None:
+        """Store the field and the settings."""
+        super().__init__()
+        if not isinstance(func, nn.Module):
+            raise TypeError(f"func must be an nn.Module, got {type(func).__name__}")
+        if gradient not in GRADIENTS:
+            raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
+        self.func = func
+        self.gradient = gradient
+        self.solver: dict[str, Any] = {
+            "method": method,
+            "rtol": rtol,
+            "atol": atol,
+            "options": options,
+        }
+        self.adjoint: dict[str, Any] = {
+            "adjoint_rtol": adjoint_rtol,
+            "adjoint_atol": adjoint_atol,
+            "adjoint_method": adjoint_method,
+            "adjoint_options": adjoint_options,
+        }
+        self.return_all = return_all
+        self.nfe = NFE()
+        self.t: Tensor
+        self.register_buffer("t", _times(t))
+
+    def forward(self, y0: State, t: Sequence[float] | Tensor | None = None) -> Any:
+        """Integrate from ``y0``.
+
+        Args:
+            y0: state at the first time, a tensor or a tuple of tensors.
+            t: times to use instead of the block's own; a tensor may require a gradient.
+
+        Returns:
+            The state at the last time, like ``y0``; with ``return_all`` at all times, with a
+            leading axis.
+
+        Raises:
+            SolverError: if the solve fails.
+        """
+        first = y0 if isinstance(y0, Tensor) else y0[0]
+        times = self.t if t is None else _times(t)
+        # Times in half precision could not tell the solver's steps apart.
+        dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+        times = times.to(first.device, dtype)
+        if self.gradient == "adjoint":
+            solution = odeint_adjoint(
+                self.func, y0, times, **self.solver, **self.adjoint, nfe=self.nfe
+            )
+        else:
+            solution = odeint(self.func, y0, times, **self.solver, nfe=self.nfe)
+        if self.return_all:
+            return solution
+        # A copy: an in-place activation behind the block must not write into the solution that the
+        # backward solve starts from.
+        if isinstance(solution, tuple):
+            return tuple(part[-1].clone() for part in solution)
+        return solution[-1].clone()
+
+    def extra_repr(self) -> str:
+        """Return times, gradient mode and solver for ``print(block)``."""
+        times = ", ".join(f"{x:g}" for x in self.t.tolist())
+        solver = ", ".join(f"{k}={v}" for k, v in self.solver.items() if v is not None)
+        return f"t=({times}), gradient={self.gradient}, {solver}"
+
+
+def _times(t: Sequence[float] | Tensor) -> Tensor:
+    times = t if isinstance(t, Tensor) else torch.tensor(list(t), dtype=torch.float64)
+    if times.dim() != 1 or times.numel() < 2:
+        raise ValueError(f"an ODE block needs at least two times, got {t!r}")
+    if not isinstance(t, Tensor):
+        check_monotonic(times.tolist())
+    return times

@@ -1,0 +1,296 @@
+"""Collecting the Kronecker factors of every supported layer during one backward pass.
+
+A :class:`Collector` is *armed* for the steps at which factors are wanted. While it is armed,
+
+- a layer used outside an ODE is seen by a forward hook, whose tensor hook on the output gives
+  (x, g) once in the backward pass: one node of weight 1;
+- inside an ODE solve the hooks stay silent: the solver evaluates the field at stages, probes and
+  rejected steps, none of which is a use of the layer. Instead the backward solve hands the pair
+  (z, a) at each quadrature node to :func:`collect_node`, which evaluates the field once more and
+  gives every layer's (x, g) with the node's weight.
+
+Disarmed, no hook is registered at all. Nothing here touches a gradient.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from snopt.layers import Layer, batch_of, input_factor, output_factor
+from snopt.quadrature import Quadrature
+
+
+@dataclass(frozen=True)
+class _Use:
+    """One use of a layer in the evaluation at a node, as one collector's hook saw it."""
+
+    collector: Collector
+    layer: nn.Module
+    x: Tensor
+    output: GradientEdge
+
+
+class _Where(threading.local):
+    """What this thread is doing. Backward passes on a GPU run in a thread of their own."""
+
+    solve_depth: int = 0
+    recorder: list[_Use] | None = None
+
+
+_where = _Where()
+_armed: weakref.WeakSet[Collector] = weakref.WeakSet()
+
+
+@contextmanager
+def inside_solve() -> Iterator[None]:
+    """Mark evaluations of the field as the solver's own: they are not uses of a layer."""
+    _where.solve_depth += 1
+    try:
+        yield
+    finally:
+        _where.solve_depth -= 1
+
+
+def backward_pass() -> int:
+    """Return a number that identifies the backward pass now running, -1 outside one."""
+    # torch has no public name for it; torch.utils.checkpoint relies on the same function.
+    return int(torch._C._current_graph_task_id())
+
+
+@dataclass
+class Accumulator:
+    """Running sums of one layer's factors between two refreshes.
+
+    Attributes:
+        A: sum of weight × E[x xᵀ] over uses, (groups, features, features).
+        B: sum of weight × E[g gᵀ] over uses, (groups, out / groups, out / groups).
+        weight: sum of the weights: time inside an ODE, 1 for each use outside.
+        rows: rows that the layer saw, by backward pass.
+    """
+
+    A: Tensor | None = None
+    B: Tensor | None = None
+    weight: float = 0.0
+    rows: dict[int, int] = field(default_factory=dict)
+
+    def add(self, layer: Layer, x: Tensor, g: Tensor, weight: float, task: int) -> None:
+        """Add one use of the layer: its input ``x`` and the gradient ``g`` at its output."""
+        rows = batch_of(layer, x)
+        if rows == 0:
+            return
+        A, B = input_factor(layer, x), output_factor(layer, g)
+        if self.A is None or self.B is None:
+            self.A, self.B = A.mul_(weight), B.mul_(weight)
+        else:
+            self.A.add_(A, alpha=weight)
+            self.B.add_(B, alpha=weight)
+        self.weight += weight
+        self.rows[task] = max(rows, self.rows.get(task, 0))
+
+    def factors(self) -> Factors:
+        """Return the factors for the mean loss over all rows of all backward passes since.
+
+        With k passes of equal size (gradient accumulation) the per-sample gradient is k times what
+        one pass alone would say, and A and the weight are means over the passes.
+        """
+        if self.A is None or self.B is None:
+            raise ValueError("the layer received no data")
+        passes = len(self.rows)
+        return Factors(
+            A=self.A / passes,
+            B=self.B * passes,
+            weight=self.weight / passes,
+            batch=sum(self.rows.values()),
+        )
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One layer's factors ``A``, ``B`` as path integrals, total ``weight`` and ``batch`` rows."""
+
+    A: Tensor
+    B: Tensor
+    weight: float
+    batch: int
+
+
+class _Hook:
+    """Forward hook that lets a copied or pickled model go without its collector."""
+
+    def __init__(self, collector: Collector | None) -> None:
+        self._collector = None if collector is None else weakref.ref(collector)
+
+    def __call__(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> None:
+        collector = self._collector() if self._collector is not None else None
+        if collector is not None:
+            collector._saw(layer, args[0] if args else kwargs["input"], output)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        return _Hook(None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_Hook, (None,))
+
+
+class Collector:
+    """Gathers factors for a set of layers while armed.
+
+    Args:
+        layers: the layers to watch, each with the key under which its sums are kept (layers that
+            share their weights share a key).
+        quadrature: rule for the nodes inside an ODE.
+        scope: ``"all"``, or ``"ode"`` to ignore uses outside an ODE.
+    """
+
+    def __init__(
+        self, layers: Mapping[nn.Module, str], quadrature: Quadrature, scope: str = "all"
+    ) -> None:
+        """Start disarmed and empty."""
+        self.layers = dict(layers)
+        self.quadrature = quadrature
+        self.scope = scope
+        self.sums: dict[str, Accumulator] = {}
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._generation = 0
+
+    @property
+    def armed(self) -> bool:
+        """Whether uses are being recorded."""
+        return bool(self._handles)
+
+    def arm(self) -> None:
+        """Forget what was gathered and record the forward passes made from now on."""
+        self.clear()
+        self._generation += 1
+        if not self._handles:
+            hook = _Hook(self)
+            self._handles = [
+                layer.register_forward_hook(hook, with_kwargs=True) for layer in self.layers
+            ]
+            _armed.add(self)
+
+    def disarm(self) -> None:
+        """Stop recording; what was gathered stays until the next :meth:`arm` or :meth:`clear`."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        _armed.discard(self)
+
+    def clear(self) -> None:
+        """Forget what was gathered, for instance from a backward pass whose gradient was zeroed."""
+        self.sums = {}
+
+    def add(self, layer: nn.Module, x: Tensor, g: Tensor, weight: float, task: int) -> None:
+        """Add one use of ``layer`` (see :meth:`Accumulator.add`)."""
+        key = self.layers[layer]
+        self.sums.setdefault(key, Accumulator()).add(layer, x, g, weight, task)  # type: ignore[arg-type]
+
+    def _saw(self, layer: nn.Module, x: Tensor, output: Tensor) -> None:
+        """Handle one forward pass of ``layer`` (called by its hook)."""
+        if layer not in self.layers:  # a copy of the model
+            return
+        if _where.recorder is not None:
+            if output.requires_grad:
+                _where.recorder.append(_Use(self, layer, x, get_gradient_edge(output)))
+            return
+        # A forward inside a backward pass is a recomputation, for instance by another library's
+        # adjoint: its gradients are not those of the loss.
+        if self.scope == "ode" or _where.solve_depth > 0 or backward_pass() != -1:
+            return
+        if torch.is_grad_enabled() and output.requires_grad:
+            output.register_hook(self._on_gradient(layer, x.detach()))  # type: ignore[no-untyped-call]
+
+    def _on_gradient(self, layer: nn.Module, x: Tensor) -> Callable[[Tensor], None]:
+        generation = self._generation
+
+        def hook(g: Tensor) -> None:
+            # Grad mode is on in passes made with create_graph=True: those belong to a quantity
+            # that is itself part of the loss (a trace, a penalty), not to the loss.
+            stale = generation != self._generation or not self.armed
+            if not stale and not torch.is_grad_enabled():
+                self.add(layer, x, g, 1.0, backward_pass())
+
+        return hook
+
+
+def armed_collectors(func: object) -> list[Collector]:
+    """Return the armed collectors that watch a layer of ``func`` (any layer if it is no module)."""
+    if not _armed:
+        return []
+    if not isinstance(func, nn.Module):
+        return list(_armed)
+    modules = list(func.modules())
+    return [c for c in _armed if any(m in c.layers for m in modules)]
+
+
+def plan_nodes(
+    collectors: Sequence[Collector], a: float, b: float
+) -> list[tuple[float, list[tuple[Collector, float]]]]:
+    """Return the nodes wanted on [a, b], in order, each with its takers and their weights."""
+    takers: dict[float, list[tuple[Collector, float]]] = {}
+    for collector in collectors:
+        nodes, weights = collector.quadrature(a, b)
+        for node, weight in zip(nodes.tolist(), weights.tolist(), strict=True):
+            takers.setdefault(node, []).append((collector, weight))
+    return sorted(takers.items(), key=lambda item: item[0], reverse=b < a)
+
+
+def collect_node(
+    func: Callable[..., Any],
+    t: Tensor,
+    z: tuple[Tensor, ...],
+    a: tuple[Tensor, ...],
+    takers: Sequence[tuple[Collector, float]],
+    *,
+    is_tuple: bool,
+) -> None:
+    """Evaluate the field once at (t, z) and give every watched layer's (x, g) to the takers.
+
+    g_ℓ = (∂F/∂h_ℓ)ᵀ a is the total derivative at the layer's output (for a continuous normalizing
+    flow: trace included), taken with respect to the node of the graph at which the layer produced
+    it, so that in-place activations behind it do no harm.
+
+    Args:
+        func: the vector field.
+        t: time, a scalar tensor.
+        z: state components, each shaped like its part of the state.
+        a: adjoint components, shaped like ``z``.
+        takers: collectors with the node's quadrature weight.
+        is_tuple: whether ``func`` wants the state as a tuple.
+    """
+    task = backward_pass()
+    weights = dict(takers)
+    recorder: list[_Use] = []
+    with torch.enable_grad(), inside_solve():
+        z = tuple(part.detach().requires_grad_(True) for part in z)
+        _where.recorder = recorder
+        try:
+            out = func(t, z if is_tuple else z[0])
+        finally:
+            _where.recorder = None
+    outputs = tuple(out) if is_tuple else (out,)
+    pairs = [(o, adj) for o, adj in zip(outputs, a, strict=True) if o.requires_grad]
+    if not recorder or not pairs:
+        return
+    gradients = torch.autograd.grad(
+        [o for o, _ in pairs],
+        [use.output for use in recorder],
+        [adj for _, adj in pairs],
+        allow_unused=True,
+    )
+    with torch.no_grad():
+        for use, g in zip(recorder, gradients, strict=True):
+            weight = weights.get(use.collector)
+            if g is not None and weight is not None:
+                use.collector.add(use.layer, use.x, g, weight, task)

@@ -1,0 +1,261 @@
+"""One ODE solve on stock torchdiffeq: checked input, counted evaluations, typed failure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+import torchdiffeq
+from torch import Tensor
+
+from snopt.curvature import inside_solve
+from snopt.errors import SolverError
+
+State: TypeAlias = Tensor | tuple[Tensor, ...]
+ADAPTIVE = frozenset({"dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"})
+FIXED_GRID = frozenset(
+    {
+        "euler",
+        "midpoint",
+        "heun2",
+        "heun3",
+        "rk4",
+        "explicit_adams",
+        "implicit_adams",
+        "fixed_adams",
+    }
+)
+METHODS = ADAPTIVE | FIXED_GRID | {"scipy_solver"}
+DEFAULT_METHOD = "dopri5"
+# torchdiffeq's own limit is 2³¹ - 1: a field that turned stiff would run for days.
+DEFAULT_MAX_NUM_STEPS = 10_000
+_CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
+
+
+@dataclass
+class NFE:
+    """Evaluations of a vector field: forward solves, backward solves, and curvature nodes."""
+
+    forward: int = 0
+    backward: int = 0
+    curvature: int = 0
+
+    def reset(self) -> None:
+        """Set all counts to 0."""
+        self.forward = self.backward = self.curvature = 0
+
+    def add(self, kind: str, count: int = 1) -> None:
+        """Add ``count`` evaluations of ``kind``, the name of one of the counts."""
+        setattr(self, kind, getattr(self, kind) + count)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a solve is done: torchdiffeq's arguments of the same names."""
+
+    rtol: Any
+    atol: Any
+    method: str
+    options: Mapping[str, Any]
+
+    @property
+    def max_num_steps(self) -> int:
+        """Steps, accepted and rejected, after which a solve is given up."""
+        return int(self.options.get("max_num_steps", DEFAULT_MAX_NUM_STEPS))
+
+
+class _Field:
+    """The vector field as a solver sees it: counts, watches the steps, passes callbacks on."""
+
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        settings: Settings,
+        nfe: NFE,
+        kind: str,
+        callbacks: Mapping[str, Callable[..., Any]],
+    ) -> None:
+        self.func = func
+        self.settings = settings
+        self.nfe = nfe
+        self.kind = kind
+        self.calls = 0
+        self.steps = 0
+        self.t: float | None = None
+        self.dt: float | None = None
+        self.own_error: BaseException | None = None
+        self._user_step = callbacks.get("callback_step")
+        for name, callback in callbacks.items():
+            setattr(self, name, callback)
+        if settings.method != "scipy_solver":  # it knows no callbacks and says so at every solve
+            self.callback_step = self._step
+
+    def __call__(self, t: Tensor, y: State) -> Any:
+        self.calls += 1
+        self.nfe.add(self.kind)
+        try:
+            return self.func(t, y)
+        except BaseException as error:
+            self.own_error = error  # the user's, not the solver's: never translated
+            raise
+
+    def _step(self, t0: Tensor, y0: State, dt: Tensor) -> None:
+        """Stop a solve that stands still or never ends; torchdiffeq's asserts vanish under -O."""
+        self.steps += 1
+        self.t, self.dt = float(t0), float(dt)
+        if self._user_step is not None:
+            self._user_step(t0, y0, dt)
+        if self.settings.method not in ADAPTIVE:
+            return
+        # t0 is the caller's time, negated back in a solve that runs downwards; dt is positive.
+        if not abs(self.t) + self.dt > abs(self.t):
+            raise self.failure(*self._why_no_step(t0, y0))
+        if self.steps > self.settings.max_num_steps:
+            raise self.failure(
+                f"more than max_num_steps = {self.settings.max_num_steps} steps",
+                "The ODE may have become stiff: lower the learning rate, loosen the tolerance, or"
+                ' raise options={"max_num_steps": …}.',
+            )
+
+    def _why_no_step(self, t0: Tensor, y0: State) -> tuple[str, str]:
+        if not _finite(y0):
+            return "non-finite state", "Check the input and the learning rate."
+        with torch.no_grad(), inside_solve():
+            if not _finite(self.func(t0.to(_first(y0).dtype), y0)):
+                return "the vector field is not finite", "Check its parameters and its input."
+        return (
+            "step size underflow",
+            "The ODE is too stiff for this tolerance: loosen rtol and atol, or regularise F.",
+        )
+
+    def failure(self, reason: str, advice: str = "") -> SolverError:
+        """Return the error that says where this solve stands."""
+        return SolverError(
+            reason,
+            t=self.t,
+            dt=self.dt,
+            rtol=self.settings.rtol,
+            atol=self.settings.atol,
+            nfe=self.calls,
+            direction=self.kind,
+            advice=advice,
+        )
+
+
+def solve(
+    func: Callable[..., Any],
+    y0: State,
+    t: Tensor,
+    settings: Settings,
+    *,
+    nfe: NFE,
+    kind: str,
+    callbacks: Mapping[str, Callable[..., Any]] | None = None,
+) -> State:
+    """Integrate ``dy/dt = func(t, y)`` with ``torchdiffeq.odeint``.
+
+    Args:
+        func: vector field.
+        y0: state at ``t[0]``.
+        t: times, (T,), strictly monotonic.
+        settings: tolerances, method, options.
+        nfe: counter to add the evaluations to.
+        kind: which of its counts: ``"forward"``, ``"backward"`` or ``"curvature"``.
+        callbacks: torchdiffeq's step callbacks, by name.
+
+    Returns:
+        The state at all times: like ``y0`` with a leading axis of length T.
+
+    Raises:
+        SolverError: if the step underflows, the state is not finite, or the solve takes more than
+            ``max_num_steps`` steps.
+    """
+    field = _Field(func, settings, nfe, kind, callbacks or {})
+    try:
+        with inside_solve():
+            solution: State = torchdiffeq.odeint(
+                field,
+                y0,
+                t,
+                rtol=settings.rtol,
+                atol=settings.atol,
+                method=settings.method,
+                options=dict(settings.options),
+            )
+    except AssertionError as error:
+        if error is field.own_error:
+            raise
+        raise field.failure(str(error)[:200] or "assertion in torchdiffeq") from error
+    if not _finite(solution):
+        raise field.failure(
+            "non-finite state", "Check the input, the step size and the learning rate."
+        )
+    return solution
+
+
+def user_callbacks(func: object, *, adjoint: bool = False) -> dict[str, Callable[..., Any]]:
+    """Return the step callbacks that ``func`` defines, under the names that a solver looks up."""
+    suffix = "_adjoint" if adjoint else ""
+    found = {name: getattr(func, name + suffix, None) for name in _CALLBACKS}
+    return {name: callback for name, callback in found.items() if callback is not None}
+
+
+def check_problem(y0: State, t: Tensor, method: str | None, event_fn: object) -> str:
+    """Check what a user passed to a solver and return the method's name.
+
+    Raises:
+        TypeError: if the state or ``t`` is not of floating point, or of a wrong container type.
+        ValueError: if ``t`` is not strictly monotonic, the method is unknown, or an event function
+            is given.
+    """
+    parts = (y0,) if isinstance(y0, Tensor) else y0
+    if not isinstance(parts, tuple) or not all(isinstance(p, Tensor) for p in parts):
+        raise TypeError(f"y0 must be a tensor or a tuple of tensors, got {type(y0).__name__}")
+    if not parts:
+        raise ValueError("y0 is an empty tuple: there is no state to integrate")
+    for i, part in enumerate(parts):
+        if not part.is_floating_point():
+            name = "y0" if isinstance(y0, Tensor) else f"y0[{i}]"
+            raise TypeError(
+                f"{name} has dtype {part.dtype}: an ODE state must be of floating point; convert"
+                " it, for example with .float()"
+            )
+    if not isinstance(t, Tensor) or t.dim() != 1 or not t.is_floating_point() or t.numel() == 0:
+        what = f"{t.dtype} tensor of shape {tuple(t.shape)}" if isinstance(t, Tensor) else repr(t)
+        raise TypeError(f"t must be a 1-d floating point tensor of times, got {what}")
+    check_monotonic(t.detach().tolist())
+    if event_fn is not None:
+        raise ValueError(
+            "event_fn is not supported: the end time of an event solve is not a parameter here;"
+            " use torchdiffeq.odeint_event"
+        )
+    method = DEFAULT_METHOD if method is None else method
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; valid ones: {', '.join(sorted(METHODS))}")
+    return method
+
+
+def check_monotonic(times: list[float]) -> None:
+    """Raise ValueError unless ``times`` are finite and strictly monotonic."""
+    for i, time in enumerate(times):
+        if not math.isfinite(time):
+            raise ValueError(f"t[{i}] = {time} is not a finite time")
+    sign = 1.0 if len(times) < 2 or times[1] > times[0] else -1.0
+    for i in range(1, len(times)):
+        if not sign * (times[i] - times[i - 1]) > 0:
+            raise ValueError(
+                f"t must be strictly increasing or strictly decreasing, but t[{i - 1}] ="
+                f" {times[i - 1]:.6g} is followed by t[{i}] = {times[i]:.6g}"
+            )
+
+
+def _finite(y: State) -> bool:
+    parts = (y,) if isinstance(y, Tensor) else y
+    return all(bool(torch.isfinite(p).all()) for p in parts)
+
+
+def _first(y: State) -> Tensor:
+    return y if isinstance(y, Tensor) else y[0]
