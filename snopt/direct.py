@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snopt.adjoint import Problem, collect_without_gradient, make_problem
+from snopt.backward import collect_without_gradient
 from snopt.curvature import armed_collectors
+from snopt.problem import Problem, make_problem
 from snopt.solve import NFE, State, solve, user_callbacks
 
 
