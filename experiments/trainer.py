@@ -1,0 +1,253 @@
+"""The training loop, one for all tasks and optimizers.
+
+A step is drawn, computed and applied inside the ``train`` account of the clock and nothing else is;
+see :mod:`experiments.clock`. After every step the loop stands at a whole state: there it logs,
+validates, writes checkpoints and listens to signals, so that a resumed run repeats the very same
+numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.build import Parts
+from experiments.checkpoint import load_checkpoint, save_checkpoint
+from experiments.clock import EVALUATION, TRAIN, Clock
+from experiments.config import TrainerSettings
+from experiments.interrupts import Interrupted, Interrupts
+from experiments.models.nfe import KINDS, nfe_counts
+from experiments.progress import ProgressBar
+from experiments.records import Record
+from experiments.seeding import epoch_order, rng_state, set_rng_state
+from experiments.tracking import Tracker
+
+
+class Diverged(Exception):  # noqa: N818 (an outcome of an experiment, not a fault)
+    """A loss or metric is not finite; the message says which one and when."""
+
+
+@dataclass
+class Meter:
+    """Sums over the steps since the last logged line.
+
+    Attributes:
+        steps: number of steps.
+        loss: sum of their losses.
+        nfe: sums of their function evaluations, by kind.
+    """
+
+    steps: int = 0
+    loss: float = 0.0
+    nfe: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+
+    def add(self, loss: float, nfe: Mapping[str, int]) -> None:
+        """Add one step."""
+        self.steps += 1
+        self.loss += loss
+        for kind in KINDS:
+            self.nfe[kind] += nfe[kind]
+
+    def means(self) -> dict[str, float]:
+        """Return the means per step, named as in ``metrics.jsonl``; nothing without a step."""
+        if not self.steps:
+            return {}
+        counts = {f"nfe/{kind}": self.nfe[kind] / self.steps for kind in KINDS}
+        return {"train/loss": self.loss / self.steps, **counts}
+
+
+class Trainer:
+    """Trains one model to the end of its settings.
+
+    Args:
+        parts: task, data, model, optimizer, schedule.
+        settings: the ``trainer`` group.
+        seed: seed of the run; decides the order of the batches.
+        run: identity of configuration and seed; a checkpoint must carry the same.
+        record: where to write; locked by the caller.
+        clock: the run's clock.
+        tracker: mirror of the record.
+        progress: what a person sees.
+        interrupts: signals received so far.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        settings: TrainerSettings,
+        *,
+        seed: int,
+        run: str,
+        record: Record,
+        clock: Clock,
+        tracker: Tracker,
+        progress: ProgressBar,
+        interrupts: Interrupts,
+    ) -> None:
+        """Stand at step 0; :meth:`fit` restores and trains."""
+        self.parts = parts
+        self.settings = settings
+        self.seed = seed
+        self.run = run
+        self.record = record
+        self.clock = clock
+        self.tracker = tracker
+        self.progress = progress
+        self.interrupts = interrupts
+        self.step = 0
+        self.meter = Meter()
+        self.steps_per_epoch = math.ceil(len(parts.data.train[0]) / settings.batch_size)
+        limits = [settings.max_steps]
+        if settings.epochs is not None:
+            limits.append(settings.epochs * self.steps_per_epoch)
+        self.last_step = min((n for n in limits if n is not None), default=None)
+        self._order_epoch = -1
+        self._order = torch.empty(0)
+
+    def fit(self) -> dict[str, float]:
+        """Train, from the checkpoint where there is one, and return the test results.
+
+        Raises:
+            Diverged: a loss or metric is not finite.
+            SolverError: an ODE could not be solved.
+            Interrupted: a signal arrived; a checkpoint has been written.
+            CheckpointError: the checkpoint is damaged or of another configuration.
+            RecordError: the record cannot be written.
+        """
+        history = self._restore()
+        self.tracker.start(history)
+        if not history:
+            self._log(self._evaluate("val"))
+        while not self._finished():
+            self._stop_if_interrupted()
+            self._train_step()
+            self._after_step()
+        results = self._evaluate("test")
+        self._log(results)
+        return results
+
+    def _train_step(self) -> None:
+        """One optimizer step; nothing but this is booked on ``train``."""
+        parts, before = self.parts, nfe_counts(self.parts.model)
+        with self.clock.booked_on(TRAIN):
+            parts.optimizer.zero_grad()
+            loss = parts.task.loss(parts.model, self._batch())
+            value = loss.item()
+            if not math.isfinite(value):
+                raise Diverged(f"the training loss is {value} at step {self.step + 1}")
+            loss.backward()  # type: ignore[no-untyped-call]
+            parts.optimizer.step()
+            self.step += 1
+            self._advance_schedule()
+        after = nfe_counts(parts.model)
+        self.meter.add(value, {kind: after[kind] - before[kind] for kind in KINDS})
+
+    def _after_step(self) -> None:
+        """Log, validate and write a checkpoint where one of them is due."""
+        finished = self._finished()
+        row = {"step": self.step, **self.meter.means()}
+        results: dict[str, float] = {}
+        if finished or self.step % self.settings.eval_every == 0:
+            results = self._evaluate("val")
+        if results or self.step % self.settings.log_every == 0:
+            self._log(results)
+        if finished or self.step % self.settings.checkpoint_every == 0:
+            self._save()
+        self.progress.update(self._fraction(), {**row, **results}, self.parts.task.metric)
+
+    def _batch(self) -> tuple[Tensor, ...]:
+        """Return the batch of the coming step, on the device of the data."""
+        tensors = self.parts.data.train
+        epoch, position = divmod(self.step, self.steps_per_epoch)
+        if epoch != self._order_epoch:
+            order = epoch_order(self.seed, epoch, len(tensors[0]))
+            self._order, self._order_epoch = order.to(tensors[0].device), epoch
+        start = position * self.settings.batch_size
+        chosen = self._order[start : start + self.settings.batch_size]
+        return tuple(tensor[chosen] for tensor in tensors)
+
+    def _advance_schedule(self) -> None:
+        scheduler, interval = self.parts.scheduler, self.parts.scheduler_interval
+        if scheduler and (interval == "step" or self.step % self.steps_per_epoch == 0):
+            scheduler.step()
+
+    def _evaluate(self, split: str) -> dict[str, float]:
+        """Return loss and metric on a split, named ``<split>/…``."""
+        parts = self.parts
+        tensors: tuple[Tensor, ...] = getattr(parts.data, split)
+        with self.clock.booked_on(EVALUATION):
+            results = parts.task.evaluate(parts.model, tensors, self.settings.eval_batch_size)
+        named = {f"{split}/{key}": value for key, value in results.items()}
+        for key, value in named.items():
+            if not math.isfinite(value):
+                raise Diverged(f"{key} is {value} at step {self.step}")
+        return named
+
+    def _log(self, results: Mapping[str, float]) -> None:
+        """Write one line to the record and to its mirror."""
+        row: dict[str, Any] = {
+            "step": self.step,
+            "epoch": self.step // self.steps_per_epoch,
+            "time/train_s": self.clock.seconds()[TRAIN],
+            **self.meter.means(),
+            **results,
+        }
+        self.meter = Meter()
+        self.record.append(row)
+        self.tracker.log(row)
+
+    def _finished(self) -> bool:
+        if self.last_step is not None and self.step >= self.last_step:
+            return True
+        limit = self.settings.max_seconds
+        return limit is not None and self.clock.seconds()[TRAIN] >= limit
+
+    def _fraction(self) -> float:
+        """How much of the run is done, by the limit that is closest."""
+        fractions = [0.0]
+        if self.last_step is not None:
+            fractions.append(self.step / self.last_step)
+        if self.settings.max_seconds is not None:
+            fractions.append(self.clock.seconds()[TRAIN] / self.settings.max_seconds)
+        return min(1.0, max(fractions))
+
+    def _stop_if_interrupted(self) -> None:
+        if self.interrupts.received is not None:
+            self._save()
+            raise Interrupted(self.interrupts.received)
+
+    def _save(self) -> None:
+        """Write a checkpoint of the state after :attr:`step` steps."""
+        parts = self.parts
+        state = {
+            "run": self.run,
+            "model": parts.model.state_dict(),
+            "optimizer": parts.optimizer.state_dict(),
+            "scheduler": parts.scheduler.state_dict() if parts.scheduler else None,
+            "rng": rng_state(),
+            "step": self.step,
+            "clock": self.clock.state_dict(),
+            "meter": vars(self.meter),
+        }
+        save_checkpoint(self.record.checkpoint_path, state)
+
+    def _restore(self) -> list[dict[str, Any]]:
+        """Continue from the checkpoint, if any; return the rows logged up to it."""
+        state = load_checkpoint(self.record.checkpoint_path, self.run)
+        if state is None:
+            return self.record.truncate(None)
+        parts = self.parts
+        parts.model.load_state_dict(state["model"])
+        parts.optimizer.load_state_dict(state["optimizer"])
+        if parts.scheduler:
+            parts.scheduler.load_state_dict(state["scheduler"])
+        self.step = state["step"]
+        self.meter = Meter(**state["meter"])
+        self.clock.load_state_dict(state["clock"])
+        set_rng_state(state["rng"])
+        return self.record.truncate(self.step)
