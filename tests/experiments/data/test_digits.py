@@ -1,0 +1,46 @@
+"""Digits: the numbers of scikit-learn, standardised by the training split."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from sklearn.datasets import load_digits
+
+from experiments.data import digits
+
+
+def test_shapes_and_description() -> None:
+    data = digits.load()
+    assert data.info.input_shape == (1, 8, 8)
+    assert (data.info.name, data.info.task, data.info.num_classes) == ("digits", "image", 10)
+    assert data.sizes() == {"train": 1257, "val": 270, "test": 270}
+    for _, (x, y) in data.items():
+        assert x.dtype == torch.float32
+        assert y.dtype == torch.int64
+
+
+def test_training_pixels_have_mean_0_and_deviation_1() -> None:
+    x = digits.load().train[0].double()
+    assert abs(float(x.mean())) < 1e-6
+    assert abs(float(x.std(correction=0)) - 1) < 1e-6
+
+
+def test_the_images_are_scikit_learns_up_to_one_affine_map() -> None:
+    """Undo the map that the training split defines: the multiset of labelled images comes back."""
+    data = digits.load()
+    x = torch.cat([part[0] for _, part in data.items()]).double()
+    y = torch.cat([part[1] for _, part in data.items()])
+    # The darkest and the brightest pixel are 0 and 16.
+    pixels = (x - x.min()) / (x.max() - x.min()) * 16
+    ours = sorted(zip(pixels.reshape(-1, 64).round().int().tolist(), y.tolist(), strict=True))
+    images, labels = load_digits(return_X_y=True)
+    assert ours == sorted(zip(images.astype(int).tolist(), labels.tolist(), strict=True))
+
+
+def test_split_seed_decides_and_loading_is_fast() -> None:
+    start = time.perf_counter()
+    first, again, other = digits.load(), digits.load(), digits.load(split_seed=1)
+    assert time.perf_counter() - start < 6
+    assert torch.equal(first.test[0], again.test[0])
+    assert not torch.equal(first.test[0], other.test[0])

@@ -1,0 +1,192 @@
+"""UEA problems: what sktime carries, files of a data folder, and what is refused."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.data import uea, uea_archive
+from experiments.data.download import Checksum
+from experiments.data.stratify import stratified_split
+from experiments.errors import ConfigError, DataError
+
+
+def made(count: int = 40, gap: bool = True) -> tuple[list[np.ndarray], list[str]]:
+    """Series of 2 channels and 3 to 6 steps, two classes, with one gap in every fourth."""
+    generator = np.random.default_rng(0)
+    series = [generator.normal(5, 3, (2, 3 + n % 4)) for n in range(count)]
+    for values in series[::4]:
+        if gap:
+            values[1, 1] = np.nan
+    return series, ["ab"[n % 2] for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "shape", "classes", "shortest"),
+    [
+        ("JapaneseVowels", (448, 96, 96), (29, 25), 9, 7),
+        ("BasicMotions", (56, 12, 12), (100, 13), 4, 100),
+    ],
+)
+def test_what_sktime_carries(
+    name: str, sizes: tuple[int, ...], shape: tuple[int, int], classes: int, shortest: int
+) -> None:
+    start = time.perf_counter()
+    data = uea.load(uea_name=name)
+    assert time.perf_counter() - start < 20  # imports of sktime included
+    assert tuple(data.sizes().values()) == sizes
+    assert (data.info.input_shape, data.info.num_classes) == (shape, classes)
+    lengths = torch.cat([part[1] for _, part in data.items()])
+    assert (int(lengths.min()), int(lengths.max())) == (shortest, shape[0])
+    assert data.info.source.count("sha256") == 2
+    channels = shape[1] // 2
+    for _, (x, length, y) in data.items():
+        inside = torch.arange(shape[0]) < length[:, None]
+        mask = x[..., 1 + channels :]
+        assert torch.equal(mask, inside[..., None].expand_as(mask).float())  # nothing is missing
+        assert set(y.tolist()) == set(range(classes))  # stratified: every class in every split
+        assert torch.equal(x[..., 0], inside * torch.arange(shape[0]).float())
+    values = data.train[0][..., 1 : 1 + channels][data.train[0][..., 1 + channels :] == 1]
+    assert abs(float(values.double().mean())) < 1e-5
+
+
+def test_values_are_sktimes_own_standardised_by_the_training_split() -> None:
+    from sktime.datasets import load_japanese_vowels
+
+    data = uea.load(uea_name="JapaneseVowels")
+    frame, labels = load_japanese_vowels()
+    series = [np.stack([channel.to_numpy() for channel in row]) for row in frame.to_numpy()]
+    classes = labels.astype(int) - 1
+    index = stratified_split(classes, 0, "JapaneseVowels")
+    pooled = np.concatenate([series[n] for n in index.train], axis=1)
+    mean, deviation = pooled.mean(axis=1), pooled.std(axis=1)
+    for rows, (x, lengths, y) in zip(index, (data.train, data.val, data.test), strict=True):
+        assert y.tolist() == classes[rows].tolist()
+        for n, row in enumerate(rows):
+            expected = ((series[row].T - mean) / deviation).astype(np.float32)
+            assert int(lengths[n]) == len(expected)
+            np.testing.assert_allclose(x[n, : lengths[n], 1:13].numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("folder", ["uea", "."])
+def test_statistics_gaps_and_values_of_a_made_problem(write_problem, folder: str) -> None:
+    series, labels = made()
+    data = uea.load(uea_name="Made", data_dir=write_problem("Made", series, labels, folder))
+    assert data.info.input_shape == (6, 5)
+    x, lengths, _ = (
+        torch.cat(tensors) for tensors in zip(data.train, data.val, data.test, strict=True)
+    )
+    train_x = data.train[0].double()
+    for channel in range(2):
+        seen = train_x[..., 1 + channel][train_x[..., 3 + channel] == 1]
+        assert abs(float(seen.mean())) < 1e-6
+        assert abs(float(seen.std(correction=0)) - 1) < 1e-6
+    # The splits are the pooled series in the order of the split, in one affine map per channel.
+    index = np.concatenate(stratified_split(np.array(["ab".index(c) for c in labels]), 0, "m"))
+    pairs: list[list[tuple[float, float]]] = [[], []]
+    for n, row in enumerate(index):
+        values = series[row]
+        assert int(lengths[n]) == values.shape[1]
+        observed = ~np.isnan(values.T)
+        np.testing.assert_array_equal(x[n, : lengths[n], 3:].numpy(), observed.astype(np.float32))
+        for channel in range(2):
+            rows = observed[:, channel]
+            ours = x[n, : lengths[n], 1 + channel].double().numpy()[rows]
+            pairs[channel] += list(zip(values[channel][rows], ours, strict=True))
+    for channel in range(2):
+        raw, ours = np.array(pairs[channel]).T
+        slope, offset = np.polyfit(raw, ours, 1)
+        assert slope > 0
+        np.testing.assert_allclose(ours, slope * raw + offset, atol=1e-5)
+
+
+def test_loading_is_deterministic_and_the_split_seed_decides(write_problem) -> None:
+    folder = write_problem("Made", *made())
+    first, again = (uea.load(uea_name="Made", data_dir=folder) for _ in range(2))
+    other = uea.load(uea_name="Made", data_dir=folder, split_seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(first.train, again.train, strict=True))
+    assert first.info == again.info
+    assert not torch.equal(first.test[2], other.test[2]) or not torch.equal(
+        first.test[0], other.test[0]
+    )
+
+
+def test_trailing_gaps_are_padding(write_problem) -> None:
+    series, labels = made(gap=False)
+    padded = [np.pad(v, ((0, 0), (0, 6 - v.shape[1])), constant_values=np.nan) for v in series]
+    ours = uea.load(uea_name="Padded", data_dir=write_problem("Padded", padded, labels))
+    plain = uea.load(uea_name="Plain", data_dir=write_problem("Plain", series, labels))
+    for a, b in zip(ours.train, plain.train, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_channel_that_is_missing_everywhere(write_problem) -> None:
+    series, labels = made()
+    for values in series:
+        values[1] = np.nan
+    with pytest.raises(DataError, match="every value of channel 1 is missing"):
+        uea.load(uea_name="Made", data_dir=write_problem("Made", series, labels))
+
+
+def test_an_infinite_value(write_problem) -> None:
+    series, labels = made()
+    series[3][0, 2] = np.inf
+    with pytest.raises(DataError, match=r"Made_TRAIN\.ts, line 11: value inf in channel 1, step 3"):
+        uea.load(uea_name="Made", data_dir=write_problem("Made", series, labels))
+
+
+def test_files_that_disagree(write_problem) -> None:
+    folder = write_problem("Made", *made())
+    path = folder / "uea" / "Made" / "Made_TEST.ts"
+    path.write_text(path.read_text().replace("true a b", "true b a"))
+    with pytest.raises(DataError, match="differ in their classes or channels"):
+        uea.load(uea_name="Made", data_dir=folder)
+
+
+def test_one_file_of_two(write_problem) -> None:
+    folder = write_problem("Made", *made())
+    (folder / "uea" / "Made" / "Made_TEST.ts").unlink()
+    with pytest.raises(DataError, match=r"Made_TEST\.ts: no such file, but its partner exists"):
+        uea.load(uea_name="Made", data_dir=folder)
+
+
+def test_missing_files_say_where_to_put_them(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"put Made_TRAIN\.ts and Made_TEST\.ts into .*uea.Made"):
+        uea.load(uea_name="Made", data_dir=tmp_path, download=False)
+    with pytest.raises(DataError, match="set data_dir to the folder"):
+        uea.load(uea_name="Made")
+
+
+def test_a_known_file_with_the_wrong_checksum(write_problem, monkeypatch) -> None:
+    folder = write_problem("Made", *made())
+    monkeypatch.setitem(uea_archive.CHECKSUMS, "Made_TEST.ts", Checksum("md5", "0" * 32))
+    with pytest.raises(DataError, match=r"Made_TEST\.ts: wrong md5 checksum .*expected 00000"):
+        uea.load(uea_name="Made", data_dir=folder)
+
+
+@pytest.mark.parametrize("name", ["../etc", "a/b", "", ".hidden"])
+def test_a_name_that_is_a_path(name: str) -> None:
+    with pytest.raises(ConfigError, match="no name of a UEA data set"):
+        uea.load(uea_name=name, data_dir=".")
+
+
+def test_articulary_word_recognition(real_data: Path) -> None:
+    if not (real_data / "uea" / "ArticularyWordRecognition").is_dir():
+        pytest.skip(f"{real_data} has no uea/ArticularyWordRecognition")
+    data = uea.load(uea_name="ArticularyWordRecognition", data_dir=real_data, download=False)
+    assert data.info.input_shape == (144, 19)
+    assert data.info.num_classes == 25
+    assert sum(data.sizes().values()) == 275 + 300
+    for _, (x, lengths, y) in data.items():
+        assert bool((lengths == 144).all())
+        assert bool((x[..., 10:] == 1).all())
+        assert set(y.tolist()) == set(range(25))
+    values = data.train[0][..., 1:10].double().reshape(-1, 9)
+    torch.testing.assert_close(values.mean(0), torch.zeros(9).double(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        values.std(0, correction=0), torch.ones(9).double(), atol=1e-5, rtol=0
+    )
