@@ -8,7 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from experiments.errors import ConfigError
 from snopt import ODEBlock
+from snopt.block import GRADIENTS
+from snopt.solve import METHODS
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,26 @@ class SolverSettings:
     adjoint_atol: float | None = None
     adjoint_method: str | None = None
     adjoint_options: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Check names and tolerances.
+
+        Raises:
+            ConfigError: if the gradient mode or a method is unknown, or a tolerance not positive.
+        """
+        for key, value, valid in (
+            ("gradient", self.gradient, GRADIENTS),
+            ("method", self.method, sorted(METHODS)),
+            ("adjoint_method", self.adjoint_method, sorted(METHODS)),
+        ):
+            if value is not None and value not in valid:
+                raise ConfigError(
+                    f"solver.{key}: unknown value '{value}'; valid ones: {', '.join(valid)}"
+                )
+        for key in ("rtol", "atol", "adjoint_rtol", "adjoint_atol"):
+            tolerance = getattr(self, key)
+            if tolerance is not None and not tolerance > 0:
+                raise ConfigError(f"solver.{key} must be above 0, got {tolerance}")
 
     def block(self, func: nn.Module, t: Sequence[float] | Tensor = (0.0, 1.0)) -> ODEBlock:
         """Return an ODE block that integrates ``func`` over ``t`` with these settings."""

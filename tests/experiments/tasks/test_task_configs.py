@@ -1,0 +1,123 @@
+"""The config groups model, task and solver: they instantiate, and a task brings what fits it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from experiments.data.splits import DataInfo
+from experiments.solver import SolverSettings
+from experiments.tasks.base import CONFIG_DIR, check_fit
+
+INFOS = {
+    "image": DataInfo("tiny", "image", (1, 8, 8), 3, "made up"),
+    "time_series": DataInfo("tiny", "time_series", (4, 5), 3, "made up"),
+    "cnf": DataInfo("tiny", "cnf", (2,), None, "made up"),
+}
+
+
+class Decay(nn.Module):
+    """F(t, z) = -rate · z."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.ones(()))
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return -self.rate * z
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+
+
+def configure(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIG_DIR), version_base=None):
+        return compose("train", overrides=list(overrides))
+
+
+def batch(task: str) -> tuple[Tensor, ...]:
+    """Return a batch of four examples that fits ``INFOS``."""
+    y = torch.tensor([0, 1, 2, 0])
+    if task == "image":
+        return torch.randn(4, 1, 8, 8), y
+    if task == "cnf":
+        return (torch.randn(4, 2),)
+    x = torch.cat([torch.arange(4.0).expand(4, 4)[..., None], torch.randn(4, 4, 4).abs()], dim=-1)
+    return x, torch.tensor([4, 2, 3, 1]), y
+
+
+@pytest.mark.parametrize("name", names("model"))
+def test_every_model_trains_one_step_on_its_task(name):
+    config = OmegaConf.load(CONFIG_DIR / "model" / f"{name}.yaml")
+    kind = config.pop("task")
+    # Partial, because Hydra would turn dataclass arguments into configs.
+    model = instantiate(config, _partial_=True)(INFOS[kind], SolverSettings())
+    task = instantiate(configure(f"task={kind}").task)
+    assert task.name == kind
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    data = batch(kind)
+    before = task.loss(model, data)
+    before.backward()
+    optimizer.step()
+    result = task.evaluate(model, data, batch_size=3)
+    assert set(result) == {"loss", task.metric}
+    # One small step: loss and evaluation would otherwise measure different things.
+    assert result["loss"] == pytest.approx(before.item(), abs=0.5)
+
+
+@pytest.mark.parametrize("name", names("solver"))
+def test_every_solver_solves(name):
+    settings = instantiate(configure(f"solver={name}").solver)
+    assert isinstance(settings, SolverSettings)
+    block = settings.block(Decay())
+    z = torch.ones(2, 1, requires_grad=True)
+    out = block(z)
+    out.sum().backward()
+    assert out[0, 0].item() == pytest.approx(math.exp(-1), rel=1e-2)
+    assert z.grad[0, 0].item() == pytest.approx(math.exp(-1), rel=1e-2)
+    assert block.func.rate.grad.item() == pytest.approx(-2 * math.exp(-1), rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("task", "dataset", "model"),
+    [
+        ("image", "digits", "conv_ode"),
+        ("time_series", "japanese_vowels", "ode_rnn"),
+        ("cnf", "circle", "cnf_hyper"),
+    ],
+)
+def test_a_task_brings_its_data_set_and_model(task, dataset, model):
+    config = configure(f"task={task}")
+    assert config.dataset == configure(f"dataset={dataset}").dataset
+    assert config.model == configure(f"model={model}").model
+    check_fit(config.task.name, config.dataset.task, config.model.task)
+
+
+def test_the_command_line_wins_over_the_task():
+    config = configure("task=time_series", "dataset=basic_motions")
+    assert config.dataset.task == "time_series"
+    assert config.dataset != configure("task=time_series").dataset
+    config = configure("model=conv_ode_small", "task=image")
+    assert config.model.width == 16
+    assert configure("task=cnf", "model=cnf_concat_squash").model.layers == 3
+
+
+def test_solver_variants_differ_from_dopri5_as_named():
+    fine = configure("solver=dopri5_fine_seminorm").solver
+    assert (fine.method, fine.rtol, fine.atol) == ("dopri5", 1e-6, 1e-8)
+    assert fine.adjoint_options == {"norm": "seminorm"}
+    assert configure("solver=rk4").solver.options == {"step_size": 0.1}
+    assert configure("solver=dopri5_direct").solver.gradient == "direct"
+
+
+def test_config_dir_is_the_repositorys():
+    assert (CONFIG_DIR / "train.yaml").is_file()
+    assert Path(__file__).resolve().parents[3] == CONFIG_DIR.parent
