@@ -20,6 +20,12 @@ CHUNK = 1 << 20
 TIMEOUT = 30.0
 """Seconds without an answer after which an attempt is given up."""
 
+LOCAL_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG),
+)
+"""Error numbers that come from this machine's disk: no mirror can help."""
+
 
 class Checksum(NamedTuple):
     """An algorithm of :mod:`hashlib` (``md5``, ``sha256``) and the expected hex digest."""
@@ -62,7 +68,31 @@ def check(path: Path, checksum: Checksum) -> None:
     Raises:
         DataError: It differs, or the file cannot be read.
     """
-    found = digest(path, checksum.algorithm)
+    _compare(path, digest(path, checksum.algorithm), checksum)
+
+
+def verified_bytes(path: Path, checksum: Checksum) -> bytes:
+    """Read a file whole, and give out its content only when it is the published one.
+
+    Args:
+        path: The file.
+        checksum: What it has to be.
+
+    Returns:
+        The very bytes that were checked.
+
+    Raises:
+        DataError: It differs, or the file cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    _compare(path, hashlib.new(checksum.algorithm, content).hexdigest(), checksum)
+    return content
+
+
+def _compare(path: Path, found: str, checksum: Checksum) -> None:
     if found != checksum.value:
         raise DataError(
             f"{path}: wrong {checksum.algorithm} checksum {found}, expected {checksum.value}; "
@@ -77,6 +107,7 @@ def download(
     *,
     attempts: int = 3,
     pause: float = 1.0,
+    instead: str | None = None,
 ) -> Path:
     """Download a file from the first mirror that has it.
 
@@ -90,6 +121,8 @@ def download(
         attempts: How often each mirror is tried. A wrong checksum or a refused request (HTTP 4xx)
             is final for its mirror.
         pause: Seconds before the second attempt, doubled before each further one.
+        instead: What a person can do without the network, for the message; by default, put the file
+            where it should have gone.
 
     Returns:
         ``target``.
@@ -109,7 +142,7 @@ def download(
             except DataError as error:
                 failure, final = str(error), True
             except (OSError, HTTPException) as error:
-                if isinstance(error, PermissionError) or error_is_local(error):
+                if _code(error) in LOCAL_ERRORS:
                     raise DataError(
                         f"cannot write {target}: {os.strerror(_code(error))}; "
                         "free space or choose another data_dir"
@@ -121,14 +154,9 @@ def download(
                 break
         failures.append(f"{url}: {failure}")
     raise DataError(
-        f"cannot download {target.name} ({'; '.join(failures)}); check the network, or put the "
-        f"file there yourself: {target}"
+        f"cannot download {target.name} ({'; '.join(failures)}); check the network, or "
+        f"{instead or f'put the file there yourself: {target}'}"
     )
-
-
-def error_is_local(error: BaseException) -> bool:
-    """Whether an error comes from this machine's disk and no mirror can help."""
-    return _code(error) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def _code(error: BaseException) -> int:

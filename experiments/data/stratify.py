@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.errors import DataError
+from experiments.errors import ConfigError, DataError
 
 IntArray = NDArray[np.int64]
 
@@ -39,10 +39,13 @@ def stratified_split(labels: IntArray, seed: int, name: str) -> SplitIndex:
         Shuffled indices of the three splits.
 
     Raises:
+        ConfigError: The seed is negative.
         DataError: The data is too small for three stratified parts.
     """
     from sklearn.model_selection import train_test_split
 
+    if seed < 0:
+        raise ConfigError(f"{name}: split_seed must not be negative, but is {seed}")
     classes, counts = np.unique(labels, return_counts=True)
     everything = np.arange(len(labels))
     try:

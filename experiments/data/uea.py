@@ -58,11 +58,12 @@ def load(
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", uea_name):
         raise ConfigError(f"uea_name is '{uea_name}', which is no name of a UEA data set")
     name = name or uea_name
+    data_dir = None if data_dir is None else Path(data_dir).expanduser()
     paths = find(uea_name, data_dir)
     if paths is None:
         if data_dir is None or not download:
             raise DataError(_how_to_get(uea_name, data_dir))
-        paths = uea_archive.fetch(uea_name, Path(data_dir) / "uea", allow_unverified)
+        paths = uea_archive.fetch(uea_name, data_dir / "uea", allow_unverified)
     uea_archive.verify(paths)
 
     first, second = (read_ts(path) for path in paths)

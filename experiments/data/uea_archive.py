@@ -6,7 +6,8 @@ other download has to be allowed by hand, and its SHA-256 goes into the run reco
 
 from __future__ import annotations
 
-import contextlib
+import shutil
+import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -67,41 +68,38 @@ def fetch(uea_name: str, root: Path, allow_unverified: bool) -> tuple[Path, Path
             "checksum is known; put both .ts files there, or accept the download as it comes "
             "with dataset.allow_unverified=true"
         )
-    archive = folder / f".{uea_name}.zip"
-    download([mirror.format(name=uea_name) for mirror in MIRRORS], archive, None)
     try:
-        for path in paths:
-            _unpack(archive, path)
-    finally:
-        archive.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
+            archive = Path(scratch) / f"{uea_name}.zip"
+            urls = [mirror.format(name=uea_name) for mirror in MIRRORS]
+            by_hand = f"put {paths[0].name} and {paths[1].name} into {folder}"
+            download(urls, archive, None, instead=by_hand)
+            parts = [_unpack(archive, path.name) for path in paths]
+            for part, path in zip(parts, paths, strict=True):
+                part.replace(path)
+    except OSError as error:
+        raise DataError(f"cannot write to {folder}: {error.strerror or error}") from error
     return paths
 
 
-def _unpack(archive: Path, target: Path) -> None:
-    """Take the one member with the target's file name out of a zip file, and verify it.
+def _unpack(archive: Path, file: str) -> Path:
+    """Take the one member with this file name out of a zip file, beside it, and verify it.
 
-    The name inside the archive never decides where a byte is written.
+    The folder of the name inside the archive never decides where a byte is written.
     """
-    part = target.with_name(f".{target.name}.part")
+    target = archive.with_name(file)
     try:
         with zipfile.ZipFile(archive) as content:
-            members = [m for m in content.infolist() if Path(m.filename).name == target.name]
+            members = [m for m in content.infolist() if Path(m.filename).name == file]
             if not members:
-                raise DataError(f"{target.name} is not in the downloaded archive {archive.name}")
+                raise DataError(f"{file} is not in the downloaded archive {archive.name}")
             if members[0].file_size > LARGEST:
-                raise DataError(f"{target.name} would unpack to {members[0].file_size} bytes")
-            with content.open(members[0]) as source, part.open("wb") as sink:
-                left = members[0].file_size
-                while chunk := source.read(min(left, 1 << 20)):
-                    sink.write(chunk)
-                    left -= len(chunk)
-        if target.name in CHECKSUMS:
-            check(part, CHECKSUMS[target.name])
-        part.replace(target)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise DataError(f"the archive downloaded for {target.name} is damaged: {error}") from error
-    except OSError as error:
-        raise DataError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+                raise DataError(f"{file} would unpack to {members[0].file_size} bytes")
+            with content.open(members[0]) as source, target.open("wb") as sink:
+                shutil.copyfileobj(source, sink)  # never gives more than the size checked above
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise DataError(f"the archive downloaded for {file} is damaged: {error}") from error
+    if file in CHECKSUMS:
+        check(target, CHECKSUMS[file])
+    return target

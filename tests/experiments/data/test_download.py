@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments.data import download as module
-from experiments.data.download import Checksum, check, digest, download
+from experiments.data.download import Checksum, check, digest, download, verified_bytes
 from experiments.errors import DataError
 
 BODY = bytes(range(256)) * 9000  # more than two chunks
@@ -97,6 +97,14 @@ def test_a_folder_that_cannot_be_made(server, tmp_path: Path, monkeypatch) -> No
         download([f"{server.url}/f"], tmp_path / "closed" / "f", SHA, pause=0)
 
 
+def test_a_data_folder_that_is_a_file(server, tmp_path: Path) -> None:
+    server.bodies["/f"] = BODY
+    (tmp_path / "data").write_text("not a folder")
+    with pytest.raises(DataError, match=r"cannot write .*data.sub.f: .*choose another data_dir"):
+        download([f"{server.url}/f"], tmp_path / "data" / "sub" / "f", SHA, pause=0)
+    assert not server.hits
+
+
 def test_only_web_addresses(tmp_path: Path, target: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(BODY)
@@ -115,3 +123,13 @@ def test_check_compares_and_names_the_file(tmp_path: Path) -> None:
         check(path, MD5)
     with pytest.raises(DataError, match="gone: cannot be read"):
         check(tmp_path / "gone", MD5)
+
+
+def test_verified_bytes_are_the_content_or_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(BODY)
+    assert verified_bytes(path, SHA) == BODY
+    with pytest.raises(DataError, match="wrong md5 checksum"):
+        verified_bytes(path, MD5._replace(value="0" * 32))
+    with pytest.raises(DataError, match="cannot be read"):
+        verified_bytes(tmp_path, MD5)

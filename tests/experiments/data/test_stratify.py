@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.data.stratify import stratified_split
-from experiments.errors import DataError
+from experiments.errors import ConfigError, DataError
 
 LABELS = np.repeat(np.arange(4), [40, 60, 100, 200])
 
@@ -43,6 +43,11 @@ def test_seed_0_is_the_published_protocol() -> None:
     )
     for ours, theirs in zip(stratified_split(LABELS, 0, "tiny"), (train, val, test), strict=True):
         assert (ours == theirs).all()
+
+
+def test_a_negative_seed_is_refused() -> None:
+    with pytest.raises(ConfigError, match="tiny: split_seed must not be negative, but is -1"):
+        stratified_split(LABELS, -1, "tiny")
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 0, 1], [0, 1], []])

@@ -84,6 +84,12 @@ def test_a_member_that_is_too_large(archive, tmp_path: Path, monkeypatch) -> Non
         uea_archive.fetch("Made", tmp_path, allow_unverified=True)
 
 
+def test_no_network_says_what_to_do_instead(archive, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"put Made_TRAIN\.ts and Made_TEST\.ts into .*Made$"):
+        uea_archive.fetch("Made", tmp_path, allow_unverified=True)
+    assert files_below(tmp_path) == []
+
+
 def test_an_archive_without_the_files(archive, tmp_path: Path) -> None:
     archive.bodies["/Made.zip"] = zipped({"Made_TRAIN.ts": b"x", "Made_TEST.arff": b"x"})
     with pytest.raises(DataError, match=r"Made_TEST\.ts is not in the downloaded archive"):

@@ -1,0 +1,142 @@
+"""CIFAR-10: 32 x 32 colour images, read by torchvision from its "python version".
+
+Looked for as the unpacked folder ``cifar-10-batches-py``, then as ``cifar-10-python.tar.gz``, each
+in ``<data_dir>`` (torchvision's place) and ``<data_dir>/cifar10``; the archive is downloaded into
+``<data_dir>`` where nothing is found. The batches are pickles, so nothing is read that has not the
+published checksum.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.data.download import Checksum, check, verified_bytes
+from experiments.data.download import download as fetch
+from experiments.data.images import ImageOptions, RawImages, split_images
+from experiments.data.splits import Splits
+from experiments.errors import ConfigError, DataError
+from experiments.torchvision_ops import declare_missing_operators
+
+FOLDERS = (".", "cifar10")
+"""Where folder or archive may lie, relative to the data folder; downloads go into the first."""
+
+
+def load(
+    *,
+    data_dir: str | Path | None,
+    name: str = "cifar10",
+    mean: float = 0.1307,
+    std: float = 0.3081,
+    val_size: int = 5_000,
+    limit_train: int | None = None,
+    split_seed: int = 0,
+    download: bool = True,
+) -> Splits:
+    """Load CIFAR-10.
+
+    Args:
+        data_dir: Folder with the files; also where a download goes.
+        name: Name of the data set in records.
+        mean: See :class:`experiments.data.images.ImageOptions`, like the next four. The default is
+            MNIST's mean: the published experiments normalise all image sets with it.
+        std: See there; MNIST's as well.
+        val_size: See there; taken from the 50 000 training images.
+        limit_train: See there.
+        split_seed: See there.
+        download: Whether missing files may be downloaded (170 MB).
+
+    Returns:
+        Image data of shape (3, 32, 32).
+
+    Raises:
+        ConfigError: An option is out of range, or ``data_dir`` is not set.
+        DataError: Files are missing and cannot be downloaded, or are damaged.
+    """
+    options = ImageOptions(mean, std, val_size, limit_train, split_seed)
+    options.check(name)
+    cifar = _published()
+    if data_dir is None:
+        raise ConfigError(f"{name}: data_dir is not set; it is the folder with {cifar.filename}")
+    root = Path(data_dir).expanduser()
+    places = [root / folder for folder in FOLDERS]
+    unpacked = [place for place in places if (place / cifar.base_folder).is_dir()]
+    packed = [p / cifar.filename for p in places if (p / cifar.filename).is_file()]
+    if unpacked:
+        train, test = _read(unpacked[0])
+    else:
+        if not packed and not download:
+            raise DataError(
+                f"{name}: not found, and download=false; put {cifar.filename} into {root}"
+            )
+        checksum = Checksum("md5", cifar.tgz_md5)
+        archive = packed[0] if packed else fetch([cifar.url], root / cifar.filename, checksum)
+        train, test = _read_archive(archive)
+    source = "CIFAR-10, files as published (md5 checked)"
+    return split_images(name, train, test, 10, options, source)
+
+
+def _members() -> dict[str, Checksum]:
+    """Files of the unpacked folder with their published checksums."""
+    cifar = _published()
+    listed = [*cifar.train_list, *cifar.test_list, (cifar.meta["filename"], cifar.meta["md5"])]
+    return {file: Checksum("md5", value) for file, value in listed}
+
+
+def _read(place: Path) -> tuple[RawImages, RawImages]:
+    """Training and test part of the unpacked folder below ``place``, which is not written to."""
+    cifar = _published()
+    for file, checksum in _members().items():
+        check(place / cifar.base_folder / file, checksum)
+    try:
+        # Checks the same sums again, right before it unpickles.
+        parts = [cifar(str(place), train=train) for train in (True, False)]
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise DataError(f"{place}: torchvision cannot read CIFAR-10: {error}") from error
+    train, test = (
+        RawImages(
+            # torchvision keeps (N, H, W, C)
+            torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),
+            torch.tensor(part.targets, dtype=torch.int64),
+        )
+        for part in parts
+    )
+    return train, test
+
+
+def _read_archive(archive: Path) -> tuple[RawImages, RawImages]:
+    """Unpack the verified archive into a temporary folder, known members only, and read them."""
+    cifar = _published()
+    content = verified_bytes(archive, Checksum("md5", cifar.tgz_md5))
+    try:
+        with tempfile.TemporaryDirectory(prefix="snopt-cifar10-") as root:
+            folder = Path(root) / cifar.base_folder
+            folder.mkdir()
+            with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as members:
+                for file in _members():
+                    member = members.extractfile(f"{cifar.base_folder}/{file}")
+                    if member is None:
+                        raise KeyError(f"{file} is not a file")
+                    (folder / file).write_bytes(member.read())
+            return _read(Path(root))
+    except (tarfile.TarError, KeyError, EOFError, zlib.error) as error:
+        raise DataError(f"{archive}: cannot be unpacked: {error}") from error
+    except OSError as error:
+        raise DataError(
+            f"cannot unpack CIFAR-10 into {tempfile.gettempdir()}: {error.strerror or error}; "
+            "180 MB are needed there (set TMPDIR for another folder)"
+        ) from error
+
+
+def _published() -> Any:  # torchvision has no types
+    """The CIFAR10 class of torchvision, which knows the file names and checksums."""
+    declare_missing_operators()
+    from torchvision.datasets import CIFAR10
+
+    return CIFAR10
