@@ -32,7 +32,7 @@ from experiments.device import (
     torch_threads,
 )
 from experiments.environment import git_commit, git_dirty, versions
-from experiments.errors import RecordError
+from experiments.errors import RecordError, UserError
 from experiments.interrupts import Interrupted, Interrupts, catch_interrupts
 from experiments.progress import ProgressBar
 from experiments.records import (
@@ -179,6 +179,8 @@ class _Session:
             wall_s=self.clock.wall(),
             ended_at=_now(),
         )
+        if isinstance(error, UserError):
+            return  # The command line prints its message; once is enough.
         numbers = "".join(f", {key} {value:.4g}" for key, value in (results or {}).items())
         why = f": {reason}" if reason else ""
         self.progress.say(

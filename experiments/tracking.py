@@ -12,7 +12,6 @@ them with the test results); curves are drawn over ``time/train_s``.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -95,7 +94,7 @@ class WandbTracker:
                 resume="allow" if online else None,
                 settings=_settings(wandb),
             )
-        except wandb.Error as error:
+        except Exception as error:  # W&B raises what its service sends, not only wandb.Error.
             raise TrackingError(f"W&B refuses to start: {_first_line(error)}") from error
         self._run.define_metric(STEP_METRIC)
         self._run.define_metric("*", step_metric=STEP_METRIC)
@@ -111,9 +110,13 @@ class WandbTracker:
         """End the W&B run; without this a second run in the same process would join it."""
         if self._run is None:
             return
+        import wandb
+
         self._run.summary["state"] = state
         self._run.finish(exit_code=0 if state == "done" else 1)
         self._run = None
+        # W&B's service keeps the id of a finished run, and would refuse it to a resumed one.
+        wandb.teardown()
 
     def _remove_earlier(self, run_id: str) -> None:
         """Remove the offline directories of earlier processes; see the module docstring."""
@@ -154,14 +157,18 @@ def check_online() -> None:
     import wandb
 
     hint = "use tracking.mode=offline and `make sync` later"
-    settings = wandb.setup().settings
-    if not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
+    host = wandb.setup(_settings(wandb)).settings.base_url
+    try:
+        has_key = wandb.login(prompt=False, verify=False)
+    except wandb.Error as error:
+        raise TrackingError(f"W&B refuses the key ({_first_line(error)}); {hint}") from error
+    if not has_key:
         raise TrackingError(f"W&B has no key: run `wandb login` or set WANDB_API_KEY, or {hint}")
     try:
-        requests.head(settings.base_url, timeout=_NETWORK_TIMEOUT)
+        requests.head(host, timeout=_NETWORK_TIMEOUT)
     except requests.RequestException as error:
         raise TrackingError(
-            f"W&B cannot be reached at {settings.base_url} ({type(error).__name__}); {hint}"
+            f"W&B cannot be reached at {host} ({type(error).__name__}); {hint}"
         ) from error
 
 

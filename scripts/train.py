@@ -43,6 +43,8 @@ def _job(config: DictConfig) -> None:
 def main() -> int:
     """Run the command line and return its exit status."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's exceptions reach us instead of its own printer.
+    # argparse reads `a=1 -m b=2` as two lists of overrides and refuses the second one.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     try:
         _job()
     except UserError as error:
