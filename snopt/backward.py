@@ -87,10 +87,9 @@ def integrate_backward(
                 takers,
                 is_tuple=problem.is_tuple,
             )
-        if plan and _interpolates_by_evaluation(problem):
-            # One more evaluation an output time, see _backward_settings.
-            problem.nfe.add("curvature", len(plan) + 1)
-            problem.nfe.add("backward", -(len(plan) + 1))
+        extra = _interpolation_cost(problem, len(plan))
+        problem.nfe.add("curvature", extra)
+        problem.nfe.add("backward", -extra)
         vjp_t, Q_u = aug[0][-1], [part[-1] for part in aug[1 + 2 * n :]]
         a = [
             part[-1] + g[i - 1]
@@ -163,8 +162,16 @@ def _output_times(t: Tensor, i: int, nodes: list[float]) -> Tensor:
     return grid
 
 
-def _interpolates_by_evaluation(problem: Problem) -> bool:
-    return problem.backward.method in FIXED_GRID and "interp" not in problem.backward.options
+def _interpolation_cost(problem: Problem, nodes: int) -> int:
+    """Return the evaluations that the backward solve spends on interpolating at the nodes.
+
+    Adaptive methods have dense output for nothing; a fixed grid's cubic (see
+    :func:`_backward_settings`) costs one evaluation for each output time.
+    """
+    if problem.backward.method not in FIXED_GRID or nodes == 0:
+        return 0
+    users_choice = problem.backward.options.get("interp")
+    return {None: nodes + 1, "cubic": nodes}.get(users_choice, 0)
 
 
 def _backward_settings(problem: Problem, n: int, *, extra_outputs: bool) -> Settings:

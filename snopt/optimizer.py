@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from snopt.kronecker import KroneckerPair
-from snopt.preconditioner import Preconditioner, check_range
+from snopt.preconditioner import Preconditioner, check_model, check_range
 from snopt.quadrature import Quadrature
 
 
@@ -73,6 +73,7 @@ class SNOpt(Optimizer):
         **base_options: Any,
     ) -> None:
         """Set up the base optimizer and the preconditioner on shared parameter groups."""
+        check_model(model)
         groups = _as_groups(model.parameters() if params is None else params)
         self.preconditioner = Preconditioner(
             model,

@@ -67,11 +67,7 @@ class Preconditioner:
         params: Iterable[Tensor] | None = None,
     ) -> None:
         """Find the layers and wait for the first backward pass."""
-        if not isinstance(model, nn.Module):
-            raise TypeError(
-                "the first argument must be the model (an nn.Module), not its parameters: the"
-                f" layers are what carries the curvature; got {type(model).__name__}"
-            )
+        check_model(model)
         check_range(eps=eps, alpha=alpha)
         if isinstance(update_freq, bool) or not isinstance(update_freq, int) or update_freq < 1:
             raise ValueError(f"update_freq must be an integer of at least 1, got {update_freq!r}")
@@ -194,6 +190,15 @@ class Preconditioner:
             " torchdiffeq's functions.",
             RuntimeWarning,
             stacklevel=5,
+        )
+
+
+def check_model(model: object) -> None:
+    """Raise TypeError unless ``model`` is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            "the first argument must be the model (an nn.Module), not its parameters: the layers"
+            f" are what carries the curvature; got {type(model).__name__}"
         )
 
 

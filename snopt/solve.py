@@ -105,14 +105,14 @@ class _Field:
     def _step(self, t0: Tensor, y0: State, dt: Tensor) -> None:
         """Stop a solve that stands still or never ends; torchdiffeq's asserts vanish under -O."""
         self.steps += 1
-        self.t, self.dt = float(t0), float(dt)
+        self.t, self.dt = float(t0.detach()), float(dt.detach())
         if self._user_step is not None:
             self._user_step(t0, y0, dt)
         if self.settings.method not in ADAPTIVE:
             return
         # t0 is the caller's time, negated back in a solve that runs downwards; dt is positive.
         if not abs(self.t) + self.dt > abs(self.t):
-            raise self.failure(*self._why_no_step(t0, y0))
+            raise self.failure(*self._why_no_step(y0))
         if self.steps > self.settings.max_num_steps:
             raise self.failure(
                 f"more than max_num_steps = {self.settings.max_num_steps} steps",
@@ -120,12 +120,12 @@ class _Field:
                 ' raise options={"max_num_steps": …}.',
             )
 
-    def _why_no_step(self, t0: Tensor, y0: State) -> tuple[str, str]:
+    def _why_no_step(self, y0: State) -> tuple[str, str]:
         if not _finite(y0):
             return "non-finite state", "Check the input and the learning rate."
-        with torch.no_grad(), inside_solve():
-            if not _finite(self.func(t0.to(_first(y0).dtype), y0)):
-                return "the vector field is not finite", "Check its parameters and its input."
+        if self.dt == 0:
+            # torchdiffeq answers an error estimate that is not finite with a step of min_step = 0.
+            return "the vector field is not finite", "Check its parameters and its input."
         return (
             "step size underflow",
             "The ODE is too stiff for this tolerance: loosen rtol and atol, or regularise F.",
@@ -174,6 +174,8 @@ def solve(
             ``max_num_steps`` steps.
     """
     field = _Field(func, settings, nfe, kind, callbacks or {})
+    # The field counts the steps of the whole solve; torchdiffeq would count for each output time.
+    options = {k: v for k, v in settings.options.items() if k != "max_num_steps"}
     try:
         with inside_solve():
             solution: State = torchdiffeq.odeint(
@@ -183,7 +185,7 @@ def solve(
                 rtol=settings.rtol,
                 atol=settings.atol,
                 method=settings.method,
-                options=dict(settings.options),
+                options=options,
             )
     except AssertionError as error:
         if error is field.own_error:
@@ -255,7 +257,3 @@ def check_monotonic(times: list[float]) -> None:
 def _finite(y: State) -> bool:
     parts = (y,) if isinstance(y, Tensor) else y
     return all(bool(torch.isfinite(p).all()) for p in parts)
-
-
-def _first(y: State) -> Tensor:
-    return y if isinstance(y, Tensor) else y[0]

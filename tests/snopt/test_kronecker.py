@@ -1,0 +1,135 @@
+"""The factored inverse against dense matrices; robustness of the eigenbasis."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from snopt_cases import assert_close
+
+from snopt.curvature import Factors
+from snopt.kronecker import KroneckerPair, eigenbasis
+
+
+def random_factors(groups=1, features=4, out=3, weight=1.0, batch=5):
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(groups, 9, features, generator=generator, dtype=torch.float64)
+    Y = torch.randn(groups, 9, out, generator=generator, dtype=torch.float64)
+    return Factors(A=X.mT @ X, B=Y.mT @ Y, weight=weight, batch=batch)
+
+
+def random_gradient(factors):
+    generator = torch.Generator().manual_seed(1)
+    shape = (factors.A.shape[0], factors.B.shape[-1], factors.A.shape[-1])
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_alpha_one_applies_the_damped_kronecker_inverse(groups):
+    """With S fixed at λ_B λ_Aᵀ the step solves (B ⊗ A + ε I) vec(step) = vec(G)."""
+    factors = random_factors(groups)
+    pair = KroneckerPair()
+    assert pair.refresh(factors)
+    G = random_gradient(factors)
+    step = pair.precondition(G, eps=0.3, alpha=1.0)
+    for k in range(groups):
+        dense = torch.kron(factors.B[k], factors.A[k])
+        dense += 0.3 * torch.eye(len(dense), dtype=torch.float64)
+        expected = torch.linalg.solve(dense, G[k].reshape(-1)).reshape(G[k].shape)
+        assert_close(step[k], expected, rtol=1e-10)
+
+
+def test_running_second_moment_over_three_steps():
+    """The dense formula of the method, step by step, with the basis as a dense matrix."""
+    factors = random_factors(batch=5)
+    pair = KroneckerPair()
+    pair.refresh(factors)
+    lam_A, U_A = torch.linalg.eigh(factors.A[0])
+    lam_B, U_B = torch.linalg.eigh(factors.B[0])
+    Q = torch.kron(U_B, U_A)
+    S = torch.kron(lam_B, lam_A)
+    G = random_gradient(factors)
+    for k in range(1, 4):
+        gradient = (k * G)[0].reshape(-1)
+        rotated = Q.T @ gradient
+        S = 0.75 * S + 0.25 * 5 * rotated**2
+        expected = Q @ (rotated / (S + 0.05))
+        step = pair.precondition(k * G, eps=0.05, alpha=0.75)
+        assert_close(step[0].reshape(-1), expected, rtol=1e-10)
+    assert_close(pair.S.reshape(-1), S, rtol=1e-10)
+
+
+def test_time_correlation_divides_by_the_total_time():
+    full, none = KroneckerPair(), KroneckerPair()
+    full.refresh(random_factors(weight=4.0), "full")
+    none.refresh(random_factors(weight=4.0), "none")
+    assert_close(none.S, full.S / 4.0, rtol=1e-12)
+    assert_close(none.A, full.A, rtol=0.0)
+
+
+def test_factors_are_shown_without_the_group_axis_unless_grouped():
+    pair = KroneckerPair()
+    assert not pair.ready
+    with pytest.raises(ValueError, match="no factors yet"):
+        _ = pair.A
+    pair.refresh(random_factors())
+    assert pair.ready
+    assert (pair.A.shape, pair.B.shape, pair.S.shape) == ((4, 4), (3, 3), (3, 4))
+    pair.refresh(random_factors(groups=2))
+    assert (pair.A.shape, pair.B.shape) == ((2, 4, 4), (2, 3, 3))
+
+
+def test_a_factor_that_is_not_finite_keeps_the_previous_basis():
+    pair = KroneckerPair()
+    good = random_factors()
+    pair.refresh(good)
+    before = pair.precondition(random_gradient(good), eps=0.1, alpha=1.0)
+    bad = Factors(A=good.A * float("nan"), B=good.B, weight=1.0, batch=5)
+    assert not pair.refresh(bad)
+    assert pair.failures == 1
+    after = pair.precondition(random_gradient(good), eps=0.1, alpha=1.0)
+    assert torch.equal(before, after)
+
+
+def test_eigh_that_fails_is_tried_with_jitter_and_in_float64(monkeypatch):
+    true_eigh, calls = torch.linalg.eigh, []
+
+    def failing(matrix):
+        calls.append(matrix.dtype)
+        if len(calls) < 3:
+            raise torch.linalg.LinAlgError("did not converge")
+        return true_eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", failing)
+    M = torch.diag(torch.tensor([1.0, 2.0, 0.0]))
+    values, vectors = eigenbasis(M)
+    assert calls == [torch.float32, torch.float32, torch.float64]
+    assert values.dtype == vectors.dtype == torch.float32
+    assert_close(vectors @ torch.diag(values) @ vectors.T, M, rtol=1e-6)
+
+
+def test_eigh_that_always_fails_counts_and_keeps(monkeypatch):
+    pair = KroneckerPair()
+    pair.refresh(random_factors())
+    basis = pair.state_dict()["U_A"]
+
+    def failing(matrix):
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", failing)
+    assert not pair.refresh(random_factors(features=4))
+    assert pair.failures == 1
+    assert pair.state_dict()["U_A"] is basis
+
+
+def test_state_round_trip_continues_exactly():
+    factors = random_factors()
+    pair, again = KroneckerPair(), KroneckerPair()
+    pair.refresh(factors)
+    pair.precondition(random_gradient(factors), eps=0.1, alpha=0.5)
+    again.load_state_dict(pair.state_dict(), torch.device("cpu"))
+    G = random_gradient(factors)
+    assert torch.equal(
+        pair.precondition(G, eps=0.1, alpha=0.5), again.precondition(G, eps=0.1, alpha=0.5)
+    )
+    assert again.weight == pair.weight
+    assert again.batch == pair.batch

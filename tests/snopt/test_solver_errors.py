@@ -1,0 +1,172 @@
+"""Failing solves and bad arguments: one typed error with the facts."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from snopt_cases import initial_state, make_field, times_for
+from torch import nn
+
+import snopt
+
+SOLVERS = [snopt.odeint, snopt.odeint_adjoint]
+
+
+class Explosive(nn.Module):
+    """dz/dt = z²: the solution from z(0) = 1 blows up at t = 1."""
+
+    def forward(self, t, z):
+        return z**2
+
+
+class NotANumber(nn.Module):
+    """Fine until t = 0.5, NaN from there."""
+
+    def forward(self, t, z):
+        return torch.where(t < 0.5, z, z * float("nan"))
+
+
+T = torch.tensor([0.0, 2.0], dtype=torch.float64)
+ONE = torch.ones(1, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("odeint", SOLVERS)
+def test_blow_up_is_a_step_underflow(odeint):
+    with pytest.raises(snopt.SolverError) as caught:
+        odeint(Explosive(), ONE, T, rtol=1e-6, atol=1e-8)
+    error = caught.value
+    assert error.t == pytest.approx(1.0, abs=1e-3)
+    assert error.dt < 1e-6
+    assert (error.rtol, error.atol) == (1e-6, 1e-8)
+    assert error.nfe > 10
+    assert "underflow" in error.reason or "not finite" in error.reason
+    for fact in ("forward", "t = 1", "rtol = 1e-06", f"{error.nfe} evaluations"):
+        assert fact in str(error)
+
+
+@pytest.mark.parametrize("odeint", SOLVERS)
+def test_nan_field_is_named(odeint):
+    with pytest.raises(snopt.SolverError, match="vector field is not finite") as caught:
+        odeint(NotANumber(), ONE, T)
+    assert 0.2 < caught.value.t <= 0.5
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_non_finite_initial_state(method):
+    with pytest.raises(snopt.SolverError, match="non-finite state"):
+        snopt.odeint(make_field("tensor"), torch.full((2, 3), torch.inf).double(), T, method=method)
+
+
+def test_fixed_grid_that_overflows():
+    with pytest.raises(snopt.SolverError, match="non-finite state"):
+        snopt.odeint(Explosive(), 10 * ONE, T, method="euler", options={"step_size": 0.1})
+
+
+def test_too_many_steps_by_option_and_by_default():
+    class Stiff(nn.Module):
+        def forward(self, t, z):
+            return -1e6 * (z - torch.cos(t))
+
+    with pytest.raises(snopt.SolverError, match="max_num_steps = 50") as caught:
+        snopt.odeint(Stiff(), ONE, T, options={"max_num_steps": 50}, method="dopri5")
+    assert 0 < caught.value.t < 2
+    assert "stiff" in str(caught.value)
+    with pytest.raises(snopt.SolverError, match="max_num_steps = 10000"):
+        snopt.odeint(Stiff(), ONE, T, rtol=1e-3, atol=1e-5)
+
+
+def test_failure_of_the_backward_solve_says_so():
+    class Contracting(nn.Module):
+        """Stable forward; backward in time z grows like exp(800 (1 - t))."""
+
+        def __init__(self):
+            super().__init__()
+            self.rate = nn.Parameter(torch.tensor(-800.0, dtype=torch.float64))
+
+        def forward(self, t, z):
+            return self.rate * z
+
+    solution = snopt.odeint_adjoint(
+        Contracting(), ONE, T, rtol=1e-3, atol=1e-6, adjoint_options={"max_num_steps": 20}
+    )
+    with pytest.raises(snopt.SolverError, match="backward ODE solve failed"):
+        solution[-1].sum().backward()
+
+
+def test_the_checks_do_not_depend_on_asserts():
+    script = textwrap.dedent("""
+        import torch, snopt
+        class Explosive(torch.nn.Module):
+            def forward(self, t, z): return z ** 2
+        class Nan(torch.nn.Module):
+            def forward(self, t, z): return z * float("nan")
+        assert False, "asserts must be off here"
+        for field in (Explosive(), Nan()):
+            try:
+                snopt.odeint(field, torch.ones(1), torch.tensor([0.0, 2.0]), rtol=1e-4, atol=1e-6)
+            except snopt.SolverError:
+                print("typed")
+    """)
+    run = subprocess.run(
+        [sys.executable, "-O", "-c", script], capture_output=True, text=True, timeout=120
+    )
+    assert run.stdout.split() == ["typed", "typed"], run.stderr
+
+
+def test_an_error_of_the_field_is_not_translated():
+    class Broken(nn.Module):
+        def forward(self, t, z):
+            raise AssertionError("mine")
+
+    with pytest.raises(AssertionError, match=r"^mine$"):
+        snopt.odeint(Broken(), ONE, T)
+
+
+def test_solver_error_survives_pickling():
+    error = snopt.SolverError("why", t=1.0, dt=0.5, rtol=1e-3, atol=1e-4, nfe=7, advice="Do this.")
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error)
+    assert (again.reason, again.t, again.nfe) == ("why", 1.0, 7)
+
+
+@pytest.mark.parametrize("odeint", SOLVERS)
+@pytest.mark.parametrize(
+    ("y0", "t", "kwargs", "error", "message"),
+    [
+        (torch.ones(2, dtype=torch.int64), T, {}, TypeError, "y0 has dtype torch.int64"),
+        ((ONE, torch.ones(2, dtype=torch.bool)), T, {}, TypeError, r"y0\[1\] has dtype"),
+        ([ONE], T, {}, TypeError, "tensor or a tuple"),
+        ((), T, {}, ValueError, "empty tuple"),
+        (ONE, torch.tensor([0, 1]), {}, TypeError, "1-d floating point"),
+        (ONE, [0.0, 1.0], {}, TypeError, "1-d floating point"),
+        (ONE, torch.tensor([0.0, 1.0, 0.5]), {}, ValueError, r"t\[1\] = 1 is followed by"),
+        (ONE, torch.tensor([0.0, 0.0]), {}, ValueError, "strictly increasing"),
+        (ONE, torch.tensor([0.0, torch.nan]), {}, ValueError, r"t\[1\] = nan"),
+        (ONE, T, {"method": "rk5"}, ValueError, "unknown method 'rk5'.*dopri5"),
+        (ONE, T, {"event_fn": lambda t, y: y}, ValueError, "event_fn is not supported"),
+    ],
+)
+def test_bad_arguments(odeint, y0, t, kwargs, error, message):
+    with pytest.raises(error, match=message):
+        odeint(Explosive(), y0, t, **kwargs)
+
+
+def test_adjoint_specific_arguments():
+    state, t = initial_state("tensor"), times_for("forward", 2)
+    field = make_field("tensor")
+    with pytest.raises(ValueError, match="adjoint_params"):
+        snopt.odeint_adjoint(lambda t, z: z, state, t)
+    with pytest.raises(ValueError, match="adjoint_options"):
+        snopt.odeint_adjoint(
+            field, state, t, method="rk4", options={"step_size": 0.1}, adjoint_method="dopri5"
+        )
+    with pytest.raises(ValueError, match="must be a scalar"):
+        snopt.odeint_adjoint(field, state, t, rtol=(1e-3,))
+    solution = snopt.odeint_adjoint(field, state, t, adjoint_options={"norm": "semi"})
+    with pytest.raises(ValueError, match='function or "seminorm"'):
+        solution.sum().backward()
