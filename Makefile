@@ -62,9 +62,8 @@ reproduce-figure-1: $(STAMP) ## Figure 1: run what is missing, then draw results
 search: $(STAMP) ## Redo the small equal search behind figure 1, write results/search/ and configs/experiment/
 	$(BIN)/python scripts/search.py figure-1 --data-dir $(DATA_DIR) --output-dir $(OUTPUT_DIR) --jobs $(JOBS)
 
-sync: $(STAMP) ## Upload the offline W&B runs under OUTPUT_DIR (needs `wandb login`)
-	@find $(OUTPUT_DIR) -type d -name 'offline-run-*' -prune -print0 2>/dev/null \
-		| xargs -0 -r -n 20 $(BIN)/wandb sync
+sync: $(STAMP) ## Upload the offline W&B runs under OUTPUT_DIR (after `wandb login`)
+	$(BIN)/python scripts/sync.py $(OUTPUT_DIR)
 
 pre-commit: $(STAMP) ## Install the git hook and run it on all files
 	$(BIN)/pre-commit install

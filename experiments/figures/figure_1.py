@@ -67,7 +67,7 @@ def collect(folders: Mapping[str, Path]) -> list[Summary]:
     """Read the records of the figure.
 
     Args:
-        folders: for each run the name that messages use, and its folder.
+        folders: for each run the name that messages use where it is missing, and its folder.
 
     Raises:
         RecordError: runs are missing or did not finish; all of them are named with the reason.
@@ -76,11 +76,14 @@ def collect(folders: Mapping[str, Path]) -> list[Summary]:
     for name, folder in folders.items():
         try:
             run = summarise(folder)
-            curve_from_run(run, METRIC)
         except RecordError as error:
             problems.append(f"{name}: {error}")
-        else:
-            runs.append(run)
+            continue
+        try:
+            curve_from_run(run, METRIC)
+        except RecordError as error:
+            problems.append(str(error))
+        runs.append(run)
     if problems:
         raise RecordError(f"{NAME} cannot be drawn:\n  " + "\n  ".join(problems))
     return runs

@@ -46,7 +46,6 @@ def processor() -> str:
 def run_entry(run: Summary, command: str) -> dict[str, Any]:
     """Return what the provenance keeps of one run; ``seconds`` are those of the training clock."""
     status = run.status
-    finished = datetime.fromtimestamp((run.folder / "status.json").stat().st_mtime, UTC)
     return {
         "dataset": run.dataset,
         "optimizer": run.optimizer,
@@ -55,12 +54,14 @@ def run_entry(run: Summary, command: str) -> dict[str, Any]:
         "state": run.state,
         "command": command,
         "git_commit": status.get("git_commit"),
+        "git_dirty": status.get("git_dirty"),
         "device": status.get("device"),
         "threads": status.get("threads"),
         "seconds": status.get("seconds"),
         "wall_s": status.get("wall_s"),
         "peak_memory_mb": status.get("peak_memory_mb"),
-        "finished": finished.isoformat(timespec="seconds"),
+        "started_at": status.get("started_at"),
+        "ended_at": status.get("ended_at"),
     }
 
 

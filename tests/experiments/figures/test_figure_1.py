@@ -129,7 +129,7 @@ def test_missing_failed_and_damaged_runs_are_all_named(tmp_path: Path) -> None:
         figure_1.collect(folders)
     message = str(caught.value)
     assert "digits-adam" not in message
-    assert "figure-1/digits-sgd seed 0: digits · sgd · seed 0 is failed: no memory" in message
+    assert "\n  digits · sgd · seed 0 is failed: no memory" in message
     assert "figure-1/digits-snopt seed 0: there is no run record in" in message
 
 

@@ -1,0 +1,171 @@
+"""Planned runs, and training them one after the other.
+
+Every run is a process of its own (``scripts/train.py``), so that it has its own threads, memory and
+random state, and a crash takes nothing else with it. Runs go one at a time by default: several on
+the same cores would disturb the clock that figures show.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.config import check_config, load_config, resolve, run_folder
+from experiments.environment import REPOSITORY
+from experiments.errors import RecordError
+from experiments.records import Record
+from experiments.summary import finished
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training run that a figure or a search needs.
+
+    Attributes:
+        dataset: data set name.
+        optimizer: optimizer name.
+        seed: seed.
+        folder: where its record is, or will be.
+        overrides: what the result depends on, as arguments of ``scripts/train.py``.
+        places: where data and records lie: arguments that a result does not depend on.
+    """
+
+    dataset: str
+    optimizer: str
+    seed: int
+    folder: Path
+    overrides: tuple[str, ...]
+    places: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What messages call the run."""
+        return f"{self.dataset} · {self.optimizer} · seed {self.seed}"
+
+    @property
+    def command(self) -> str:
+        """The command that makes this run, with default places."""
+        return " ".join(["python scripts/train.py", *self.overrides])
+
+
+def planned(
+    experiment: str,
+    dataset: str,
+    optimizer: str,
+    seeds: Sequence[int],
+    overrides: Sequence[str],
+    where: Sequence[str],
+) -> list[PlannedRun]:
+    """Return the runs of one experiment file for several seeds; it is composed only once.
+
+    Args:
+        experiment: name of the file below ``configs/experiment``.
+        dataset: data set name, for messages.
+        optimizer: optimizer name, for messages.
+        seeds: seeds of the runs.
+        overrides: what to change in every run.
+        where: see :func:`places`.
+
+    Raises:
+        ConfigError: the experiment or an override is unknown, or parts do not fit.
+    """
+    config = resolve(load_config([f"experiment={experiment}", *overrides, *where]))
+    check_config(config)
+    return [
+        PlannedRun(
+            dataset,
+            optimizer,
+            seed,
+            run_folder({**config, "seed": seed}).absolute(),
+            (f"experiment={experiment}", f"seed={seed}", *overrides),
+            tuple(where),
+        )
+        for seed in seeds
+    ]
+
+
+def places(data_dir: Path, output_dir: Path) -> tuple[str, str]:
+    """Return the overrides that say where data and records lie, as absolute paths."""
+    return f"data_dir={data_dir.absolute()}", f"output_dir={output_dir.absolute()}"
+
+
+def execute(
+    runs: Sequence[PlannedRun], jobs: int, say: Say, train: Sequence[str] | None = None
+) -> dict[str, str]:
+    """Train the runs that are not finished; return why, for each that could not be.
+
+    Ctrl-C and SIGTERM are passed on to the runs, which write a checkpoint and stop; the same call
+    resumes them.
+
+    Args:
+        runs: what to run, in this order.
+        jobs: processes at a time.
+        say: prints one line.
+        train: the training command, to which overrides are appended.
+
+    Raises:
+        KeyboardInterrupt: a signal came; every run has stopped.
+    """
+    command = list(train or [sys.executable, str(REPOSITORY / "scripts" / "train.py")])
+    environment = dict(os.environ)
+    if jobs > 1:
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+    waiting = [run for run in runs if not finished(run.folder)]
+    if len(waiting) < len(runs):
+        say(f"{len(runs) - len(waiting)} of {len(runs)} runs are done already")
+    failures: dict[str, str] = {}
+    live: dict[subprocess.Popen[bytes], PlannedRun] = {}
+    total, began, started = len(waiting), time.monotonic(), 0
+    try:
+        while waiting or live:
+            while waiting and len(live) < jobs:
+                run = waiting.pop(0)
+                started += 1
+                elapsed = time.monotonic() - began
+                say(f"[{started}/{total}] {run.name} ({elapsed:.0f} s so far)")
+                # A session of its own: the terminal's Ctrl-C reaches it through us, exactly once.
+                arguments = [*command, *run.overrides, *run.places]
+                process = subprocess.Popen(
+                    arguments, cwd=REPOSITORY, env=environment, start_new_session=True
+                )
+                live[process] = run
+            time.sleep(0.05)
+            for process in [process for process in live if process.poll() is not None]:
+                run = live.pop(process)
+                if reason := _failure(run, process.returncode):
+                    failures[run.name] = reason
+                    say(f"    failed: {reason}")
+    finally:
+        _stop(list(live))
+    return failures
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+    for process in processes:
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _failure(run: PlannedRun, code: int) -> str | None:
+    """Return why a run did not finish, or None where it did."""
+    try:
+        if finished(run.folder):
+            return None
+        status = Record(run.folder).status() or {}
+    except RecordError as error:
+        return str(error)
+    if status.get("state") == "failed" and status.get("error"):
+        return str(status["error"])
+    return f"it ended with exit status {code}; its own message is above. Command: {run.command}"

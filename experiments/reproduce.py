@@ -1,0 +1,187 @@
+"""Reproduce a figure: list its runs, train what is missing, draw.
+
+Seeds come first and optimizers alternate within a seed, starting with another one each time, so
+that a machine that slows down hits all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.config import load_config, resolve
+from experiments.errors import ConfigError, DataError, RecordError
+from experiments.execute import PlannedRun, Say, execute, places, planned
+from experiments.explain import options
+from experiments.figures import figure_1
+from experiments.summary import finished
+
+TARGETS = {figure_1.NAME: figure_1}
+"""What can be reproduced, by name."""
+
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to reproduce, and where everything lies.
+
+    Attributes:
+        target: name in :data:`TARGETS`.
+        profile: ``"embedded"`` (no network) or ``"paper"`` (published data and settings).
+        seeds: seeds of every curve.
+        overrides: changes to every run, as on the command line of ``scripts/train.py``.
+        data_dir: where data sets lie.
+        output_dir: where run records lie.
+        results_dir: where figures go; the profile ``paper`` gets a folder of its own.
+        jobs: runs at a time.
+    """
+
+    target: str
+    profile: str = "embedded"
+    seeds: Sequence[int] = SEEDS
+    overrides: Sequence[str] = ()
+    data_dir: Path = Path("data")
+    output_dir: Path = Path("outputs")
+    results_dir: Path = Path("results")
+    jobs: int = 1
+
+    @property
+    def folder(self) -> Path:
+        """Where the figure goes."""
+        suffix = "" if self.profile == "embedded" else f"-{self.profile}"
+        return self.results_dir / f"{self.target}{suffix}"
+
+    @property
+    def command(self) -> str:
+        """The command that makes the figure, with default places."""
+        seeds = ",".join(str(seed) for seed in self.seeds)
+        if not self.overrides:
+            return f"make reproduce-{self.target} PROFILE={self.profile} SEEDS={seeds}"
+        start = f"python scripts/reproduce.py {self.target}"
+        return " ".join([start, *self.overrides, f"--profile {self.profile} --seeds {seeds}"])
+
+
+def interleave(groups: Sequence[Sequence[PlannedRun]]) -> list[PlannedRun]:
+    """Order the runs of one data set: by seed, optimizers rotated from seed to seed.
+
+    Args:
+        groups: for each optimizer its runs, the same seeds in the same order.
+    """
+    ordered = []
+    for turn, same_seed in enumerate(zip(*groups, strict=True)):
+        start = turn % len(same_seed)
+        ordered += [*same_seed[start:], *same_seed[:start]]
+    return ordered
+
+
+def plan(request: Request) -> dict[str, list[PlannedRun]]:
+    """Return the runs of a figure by data set, in the order of training.
+
+    A data set that this version has no loader for gets an empty list.
+
+    Raises:
+        ConfigError: unknown target, profile or override, or seeds that are not all different.
+    """
+    if request.target not in TARGETS:
+        raise ConfigError(f"unknown target {request.target!r}; valid: {', '.join(TARGETS)}")
+    figure = TARGETS[request.target]
+    if request.profile not in figure.PROFILES:
+        valid = ", ".join(figure.PROFILES)
+        raise ConfigError(f"unknown profile {request.profile!r}; valid: {valid}")
+    if not request.seeds or len(set(request.seeds)) < len(request.seeds):
+        raise ConfigError(f"seeds must be different whole numbers, got {list(request.seeds)}")
+    where = places(request.data_dir, request.output_dir)
+    runs: dict[str, list[PlannedRun]] = {}
+    for panel in figure.PROFILES[request.profile]:
+        groups = []
+        if panel.dataset in options("dataset"):
+            groups = [
+                planned(
+                    f"{request.target}/{panel.dataset}-{optimizer}",
+                    *(panel.dataset, optimizer, request.seeds, request.overrides, where),
+                )
+                for optimizer in figure.OPTIMIZERS
+            ]
+        runs[panel.dataset] = interleave(groups)
+    return runs
+
+
+def check_data(run: PlannedRun) -> None:
+    """Load the data set of a run once, to learn whether it is there before any training starts.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    from hydra.utils import instantiate  # brings the loaders' packages: only when it is needed
+
+    config = resolve(load_config([*run.overrides, *run.places]))
+    instantiate({key: value for key, value in config["dataset"].items() if key != "task"})
+
+
+def available(
+    runs: Mapping[str, list[PlannedRun]],
+    say: Say,
+    check: Callable[[PlannedRun], None] = check_data,
+) -> dict[str, list[PlannedRun]]:
+    """Leave out the data sets that are not there, and say so.
+
+    Raises:
+        DataError: none is there.
+    """
+    kept: dict[str, list[PlannedRun]] = {}
+    reasons = []
+    for dataset, of_dataset in runs.items():
+        if not of_dataset:
+            reasons.append(f"{dataset}: this version has no configs/dataset/{dataset}.yaml")
+        elif all(finished(run.folder) for run in of_dataset):
+            kept[dataset] = of_dataset
+        else:
+            try:
+                check(of_dataset[0])
+            except DataError as error:
+                reasons.append(f"{dataset}: {error}")
+            else:
+                kept[dataset] = of_dataset
+    if not kept:
+        raise DataError("none of the data sets is available:\n  " + "\n  ".join(reasons))
+    for reason in reasons:
+        say(f"left out: {reason}")
+    return kept
+
+
+def reproduce(request: Request, say: Say, train: Sequence[str] | None = None) -> Path:
+    """Train what is missing, draw, and return the folder of the figure.
+
+    A run that fails does not stop the others; panels of data sets that are not available are left
+    out with a message.
+
+    Args:
+        request: what to reproduce.
+        say: prints one line.
+        train: the training command; see :func:`experiments.execute.execute`.
+
+    Raises:
+        ConfigError: the request names something unknown.
+        DataError: no data set is available.
+        RecordError: a run failed, so the figure cannot be drawn; all such runs are named.
+        KeyboardInterrupt: stopped; what is done is kept.
+    """
+    runs = [run for group in available(plan(request), say).values() for run in group]
+    failures = execute(runs, request.jobs, say, train)
+    if failures:
+        lines = [f"{name}: {reason}" for name, reason in failures.items()]
+        raise RecordError(
+            f"{request.target} is not drawn, {len(failures)} of {len(runs)} runs failed:\n  "
+            + "\n  ".join(lines)
+        )
+    figure = TARGETS[request.target]
+    figure.make(
+        figure.collect({run.name: run.folder for run in runs}),
+        request.folder,
+        profile=request.profile,
+        command=request.command,
+        run_commands=[run.command for run in runs],
+    )
+    return request.folder

@@ -1,0 +1,63 @@
+"""Reproduce a figure: python scripts/reproduce.py figure-1 [--profile paper] [key=value ...].
+
+Trains the runs that are missing, one after the other, then draws. Exit status: 0 drawn, 2 wrong
+input or failed runs, 130 interrupted (the same command goes on from there).
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from experiments.errors import UserError
+from experiments.reproduce import SEEDS, TARGETS, Request, reproduce
+
+
+def parse(arguments: list[str] | None = None) -> Request:
+    """Return what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("target", help=f"one of: {', '.join(TARGETS)}")
+    parser.add_argument("overrides", nargs="*", help="changes to every run, such as device=cpu")
+    parser.add_argument("--profile", default="embedded", help="embedded or paper")
+    parser.add_argument("--seeds", type=_seeds, default=SEEDS, help="such as 0,1,2")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="data sets")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="run records")
+    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="figures")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time; more than one disturbs their clocks"
+    )
+    return Request(**vars(parser.parse_intermixed_args(arguments)))
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    return tuple(int(seed) for seed in text.split(","))
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    """Run the command line and return its exit status."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    request = parse()
+    try:
+        folder = reproduce(request, lambda line: print(line, flush=True))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(f"{request.target}: {folder / 'figure.png'}, data.csv and provenance.json beside it")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Redo the search behind a figure: python scripts/search.py figure-1 [key=value ...].
+
+Runs the trials that are missing, one after the other, records them in results/search/ and writes
+the winners into configs/experiment/. Exit status: 0 written, 2 wrong input or failed trials, 130
+interrupted (the same command goes on from there).
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from experiments.errors import UserError
+from experiments.search import Request, search
+
+
+def parse(arguments: list[str] | None = None) -> Request:
+    """Return what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("target", help="the figure, such as figure-1")
+    parser.add_argument("overrides", nargs="*", help="changes to every trial, such as device=cpu")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="data sets")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="run records")
+    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="search records")
+    parser.add_argument("--jobs", type=int, default=1, help="trials at a time")
+    return Request(**vars(parser.parse_intermixed_args(arguments)))
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    """Run the command line and return its exit status."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        written = search(parse(), lambda line: print(line, flush=True))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(f"{len(written)} searches recorded; the winners are in configs/experiment/")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
