@@ -50,8 +50,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     if isinstance(error, ConfigError):
         return error
     text = str(error)
-    if missing := re.search(r"Could not (?:find|load) '([\w/@.-]+)/([^/'\n]+)'", text):
-        return ConfigError(_unknown_option(missing[1], missing[2]))
+    if missing := re.search(r"Could not (?:find|load) '([^'\n]+)'", text):
+        return ConfigError(_unknown_option(missing[1], text))
     if unknown := re.search(r"Could not (?:override|append to config|delete)\w* '([^']+)'", text):
         return ConfigError(_unknown_key(unknown[1].partition("=")[0], overrides))
     if sweep := re.search(r"Ambiguous value for argument '([^']+)'", text):
@@ -66,8 +66,13 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     return ConfigError(text.strip().partition("\n")[0] + cause)
 
 
-def _unknown_option(group: str, name: str) -> str:
+def _unknown_option(path: str, text: str) -> str:
+    """Say what could have been chosen instead of ``path``, such as ``optimizer/adm``."""
+    group, _, name = path.partition("/")
     known = options(group)
+    if not known:  # one of Hydra's own groups, such as hydra/launcher: it lists them itself
+        group, _, name = path.rpartition("/")
+        known = re.findall(r"^\t(\w+)$", text.partition("Config search path")[0], re.MULTILINE)
     return (
         f"{group}={name}: {group} has no option {name!r}{suggestion(name, known)}; "
         f"valid: {', '.join(known) or 'none'}"

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.errors import UserError
-from experiments.explain import explain
+from experiments.explain import CONFIGS, ROOT, explain
 from experiments.interrupts import Interrupted
 from experiments.run import RunResult, run
 
@@ -27,7 +27,7 @@ WRONG_INPUT, DIVERGED = 2, 3
 _outcomes: list[RunResult | UserError] = []
 
 
-@hydra.main(config_path="../configs", config_name="train", version_base="1.3")
+@hydra.main(config_path=str(CONFIGS), config_name=ROOT, version_base="1.3")
 def _job(config: DictConfig) -> None:
     """Train one configuration; Hydra calls this, once for every point of a sweep."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:

@@ -20,7 +20,7 @@ def state(**changes: object) -> dict[str, object]:
 
 
 def draw() -> tuple[float, float, float, float]:
-    return random.random(), np.random.rand(), np.random.randn(), torch.rand(()).item()
+    return random.random(), np.random.rand(), np.random.randn(), torch.rand(()).item()  # noqa: S311
 
 
 def test_all_generators_continue_from_a_file(tmp_path):

@@ -44,9 +44,14 @@ def test_reading_does_not_change_the_open_account():
 def test_an_exception_closes_the_account():
     time = Time()
     clock = Clock(now=time)
-    with pytest.raises(KeyError), clock.booked_on(TRAIN):
-        time.now += 1
-        raise KeyError
+
+    def broken_step() -> None:
+        with clock.booked_on(TRAIN):
+            time.now += 1
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        broken_step()
     time.now += 5
     assert clock.seconds() == {TRAIN: 1.0, EVALUATION: 0.0, LOGGING: 5.0}
 

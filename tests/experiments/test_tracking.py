@@ -188,7 +188,7 @@ def test_wandb_refusing_to_start_is_a_tracking_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(wandb, "init", refuse)
     config = offline_config(tmp_path)
-    with pytest.raises(TrackingError, match="refuses to start: no room$"):
+    with pytest.raises(TrackingError, match=r"refuses to start: no room$"):
         run(config)
     assert Record(run_folder(config)).state == "failed"
 
