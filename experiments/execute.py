@@ -94,7 +94,13 @@ def planned(
 
 def places(data_dir: Path, output_dir: Path) -> tuple[str, str]:
     """Return the overrides that say where data and records lie, as absolute paths."""
-    return f"data_dir={data_dir.absolute()}", f"output_dir={output_dir.absolute()}"
+    return f"data_dir={_quoted(data_dir)}", f"output_dir={_quoted(output_dir)}"
+
+
+def _quoted(path: Path) -> str:
+    """Quote a path for Hydra, whose arguments give spaces and commas a meaning."""
+    escaped = str(path.absolute()).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def execute(

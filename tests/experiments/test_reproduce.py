@@ -95,6 +95,12 @@ def test_overrides_make_other_runs_and_are_part_of_their_commands(tmp_path: Path
     assert "trainer.max_steps=2" in request_in(tmp_path, overrides=["trainer.max_steps=2"]).command
 
 
+def test_paths_may_hold_spaces_commas_and_quotes(tmp_path: Path) -> None:
+    odd = tmp_path / "my data, 'old' [x=1] $HOME"
+    run = plan(request_in(tmp_path, output_dir=odd))["digits"][0]
+    assert run.folder.is_relative_to(odd)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
