@@ -150,17 +150,21 @@ def execute(
                     failures[run.name] = reason
                     say(f"    failed: {reason}")
     finally:
+        if live:
+            say("stopping after the current step; Ctrl-C again ends it at once")
         _stop(list(live))
     return failures
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Interrupt runs and wait for their checkpoints; a second Ctrl-C, or two minutes, end them."""
     for process in processes:
         process.send_signal(signal.SIGINT)
-    for process in processes:
-        try:
-            process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
+    try:
+        for process in processes:
+            process.wait(timeout=120)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        for process in processes:
             process.kill()
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hydra.utils import get_method
+
 from experiments.config import load_config, resolve
 from experiments.errors import ConfigError, DataError, RecordError
 from experiments.execute import PlannedRun, Say, execute, places, planned
@@ -114,10 +116,9 @@ def check_data(run: PlannedRun) -> None:
     Raises:
         DataError: it is missing or damaged.
     """
-    from hydra.utils import instantiate  # brings the loaders' packages: only when it is needed
-
-    config = resolve(load_config([*run.overrides, *run.places]))
-    instantiate({key: value for key, value in config["dataset"].items() if key != "task"})
+    dataset = resolve(load_config([*run.overrides, *run.places]))["dataset"]
+    load = get_method(dataset["_target_"])
+    load(**{key: value for key, value in dataset.items() if key not in ("_target_", "task")})
 
 
 def available(

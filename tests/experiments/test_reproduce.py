@@ -197,6 +197,16 @@ def test_data_sets_that_are_not_there_are_left_out_and_named(tmp_path: Path) -> 
         available({"cifar10": []}, lines.append, missing)
 
 
+def test_published_data_that_is_not_there_ends_in_one_message(tmp_path: Path) -> None:
+    request = request_in(tmp_path, profile="paper", overrides=("dataset.download=false",))
+    with pytest.raises(DataError) as caught:
+        reproduce(request, lambda line: None)
+    message = str(caught.value)
+    assert message.startswith("none of the data sets is available:\n  cifar10: ")
+    assert "\n  articulary_word_recognition: " in message
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_the_paper_profile_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     assert request_in(tmp_path, profile="paper").folder == tmp_path / "results" / "figure-1-paper"
 
