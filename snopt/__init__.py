@@ -5,12 +5,13 @@ Liu, Chen, Theodorou, "Second-Order Neural ODE Optimizer", NeurIPS 2021.
 
 from snopt.adjoint import odeint_adjoint
 from snopt.block import ODEBlock
+from snopt.checkpoint import odeint_checkpoint
 from snopt.direct import odeint
 from snopt.errors import SolverError
 from snopt.kronecker import KroneckerPair
 from snopt.optimizer import SNOpt
 from snopt.preconditioner import Preconditioner
-from snopt.quadrature import gauss_legendre, uniform
+from snopt.quadrature import gauss_legendre, steps, uniform
 from snopt.solve import NFE
 
 __all__ = [
@@ -23,5 +24,7 @@ __all__ = [
     "gauss_legendre",
     "odeint",
     "odeint_adjoint",
+    "odeint_checkpoint",
+    "steps",
     "uniform",
 ]

@@ -1,6 +1,6 @@
-"""The adjoint method as an autograd function over the public ``torchdiffeq.odeint``.
+"""The adjoint method as an autograd function.
 
-Forward: one solve without graph. Backward: :mod:`snopt.backward`.
+Forward: one solve without graph (:mod:`snopt.forward`). Backward: :mod:`snopt.backward`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from torch.autograd.function import once_differentiable
 
 from snopt.backward import integrate_backward
 from snopt.curvature import armed_collectors
+from snopt.engine import StepMemory
+from snopt.forward import solve_forward
 from snopt.problem import Problem, make_problem
-from snopt.solve import NFE, State, solve, user_callbacks
+from snopt.solve import NFE, State
 
 
 def odeint_adjoint(
@@ -34,12 +36,21 @@ def odeint_adjoint(
     adjoint_options: Mapping[str, Any] | None = None,
     adjoint_params: Iterable[Tensor] | None = None,
     nfe: NFE | None = None,
+    engine: str = "auto",
+    memory: StepMemory | None = None,
 ) -> Any:
     """Integrate ``dy/dt = func(t, y)``; gradients come from the adjoint ODE.
 
     Arguments, defaults and results are those of ``torchdiffeq.odeint_adjoint`` (without events), so
     it can take its place. In addition, while a :class:`snopt.SNOpt` waits for curvature, the
     backward solve hands it the factors of every layer inside ``func``.
+
+    With ``engine="auto"`` the project's own Runge-Kutta engine does what it can do exactly as
+    asked: the methods dopri5, bosh3, fehlberg2, adaptive_heun, euler, midpoint and rk4, with
+    options of step-size control or a ``step_size``, without callbacks. It takes torchdiffeq's
+    steps, lands on the last output time instead of interpolating back to it, and leaves the
+    parameter adjoints out of the backward state and so out of its error control (``"seminorm"``).
+    Everything else, and all with ``engine="torchdiffeq"``, runs on torchdiffeq.
 
     Do not use it to differentiate twice (use :func:`snopt.odeint`), nor where memory is plentiful
     and the gradient must be that of the discretised solve.
@@ -63,6 +74,9 @@ def odeint_adjoint(
         adjoint_params: tensors to differentiate with respect to; None means
             ``func.parameters()``.
         nfe: counter to which evaluations are added.
+        engine: ``"auto"`` or ``"torchdiffeq"``.
+        memory: step sizes that one solve leaves for the next, for many short solves in a row; on
+            the engine only. None: every solve chooses its first step.
 
     Returns:
         The solution at all times: like ``y0`` with a leading axis of length T.
@@ -92,6 +106,8 @@ def odeint_adjoint(
         adjoint_method=adjoint_method,
         adjoint_options=adjoint_options,
         nfe=nfe,
+        engine=engine,
+        memory=memory,
     )
     if adjoint_params is None and isinstance(func, nn.Module):
         adjoint_params = func.parameters()
@@ -111,16 +127,7 @@ class _Adjoint(torch.autograd.Function):
         """Solve forward; save times, solution and parameters."""
         parts, params = tensors[:n_state], tensors[n_state:]
         with torch.no_grad():
-            solution = solve(
-                problem.func,
-                problem.pack(parts),
-                t,
-                problem.forward,
-                nfe=problem.nfe,
-                kind="forward",
-                callbacks=user_callbacks(problem.func),
-            )
-        solution = solution if isinstance(solution, tuple) else (solution,)
+            solution = solve_forward(problem, parts, t)
         ctx.problem, ctx.n_state = problem, n_state
         ctx.save_for_backward(t, *solution, *params)
         return solution

@@ -5,7 +5,8 @@ With a(t1) = Φ_z and Q_u(t1) = 0 it integrates
     dz/dt = F(t, z, θ),    -da/dt = F_zᵀ a,    -dQ_u/dt = F_θᵀ a
 
 (Chen et al. 2018; SNOpt paper, eq. 3), adding the loss's gradient at every output time on the way:
-O(1) memory in the number of solver steps.
+O(1) memory in the number of solver steps. This file does it on stock torchdiffeq, the reference and
+the road for everything that the engine (:mod:`snopt.path_integral`) does not take.
 
 On a step at which an optimizer wants curvature, the quadrature nodes become extra output times of
 that same solve. Output times are dense output: they change neither its steps nor its result, so the
@@ -22,7 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snopt.curvature import Collector, armed_collectors, collect_node, plan_nodes
+from snopt.curvature import Collector, armed_collectors
+from snopt.nodes import collect_node, plan_nodes
+from snopt.path_integral import integrate_on_engine
 from snopt.problem import Problem
 from snopt.solve import FIXED_GRID, NFE, Settings, solve, user_callbacks
 
@@ -54,6 +57,10 @@ def integrate_backward(
     Raises:
         SolverError: if the solve fails.
     """
+    if problem.engine[1]:
+        return integrate_on_engine(
+            problem, t, solution, grad_solution, params, collectors, t_requires_grad=t_requires_grad
+        )
     n = len(solution)
     dynamics = _augmented_dynamics(problem, n, params, t_requires_grad)
     times = t.detach().tolist()
@@ -199,8 +206,6 @@ def _adjoint_norm(
     if callable(norm):
         user_norm: Callable[[tuple[Tensor, ...]], Any] = norm
         return user_norm
-    if norm not in (None, "seminorm"):
-        raise ValueError(f'norm must be a function or "seminorm", got {norm!r}')
     user_state_norm = forward_options.get("norm")
 
     def state_norm(parts: tuple[Tensor, ...]) -> Any:
@@ -237,7 +242,7 @@ def collect_without_gradient(
     try:
         with torch.no_grad():
             integrate_backward(
-                replace(problem, nfe=nfe),
+                replace(problem, nfe=nfe, memory=None),
                 t,
                 solution,
                 grad_solution,

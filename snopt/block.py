@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from snopt.adjoint import odeint_adjoint
+from snopt.checkpoint import checkpointed
 from snopt.direct import odeint
+from snopt.engine import StepMemory
+from snopt.problem import make_problem
 from snopt.solve import NFE, State, check_monotonic
 
-GRADIENTS = ("adjoint", "direct")
+GRADIENTS = ("adjoint", "direct", "checkpoint")
 
 
 class ODEBlock(nn.Module):
@@ -21,8 +24,9 @@ class ODEBlock(nn.Module):
     Args:
         func: vector field, any ``nn.Module`` with ``forward(t, y)``.
         t: output times, strictly increasing or decreasing; two for an ordinary block.
-        gradient: ``"adjoint"`` (O(1) memory) or ``"direct"`` (backpropagation through the solver:
-            faster, memory grows with the number of steps).
+        gradient: ``"adjoint"`` (O(1) memory), ``"direct"`` (backpropagation through the solver:
+            exact for the discretised solve, memory grows by the graph of every step) or
+            ``"checkpoint"`` (the same gradient, memory grows by two states a step).
         method: any torchdiffeq method.
         rtol: relative tolerance.
         atol: absolute tolerance.
@@ -32,6 +36,9 @@ class ODEBlock(nn.Module):
         adjoint_method: likewise.
         adjoint_options: likewise.
         return_all: return the state at all times instead of the last.
+        engine: ``"auto"`` or ``"torchdiffeq"``, see :func:`snopt.odeint_adjoint`.
+        reuse_step: start each solve with the last one's step size (many short solves in a row); the
+            result then depends on the solves before, within the tolerance.
 
     Attributes:
         t: buffer, (T,).
@@ -58,6 +65,8 @@ class ODEBlock(nn.Module):
         adjoint_method: str | None = None,
         adjoint_options: Mapping[str, Any] | None = None,
         return_all: bool = False,
+        engine: str = "auto",
+        reuse_step: bool = False,
     ) -> None:
         """Store the field and the settings."""
         super().__init__()
@@ -72,6 +81,8 @@ class ODEBlock(nn.Module):
             "rtol": rtol,
             "atol": atol,
             "options": options,
+            "engine": engine,
+            "memory": StepMemory() if reuse_step else None,
         }
         self.adjoint: dict[str, Any] = {
             "adjoint_rtol": adjoint_rtol,
@@ -107,8 +118,11 @@ class ODEBlock(nn.Module):
             solution = odeint_adjoint(
                 self.func, y0, times, **self.solver, **self.adjoint, nfe=self.nfe
             )
-        else:
+        elif self.gradient == "direct":
             solution = odeint(self.func, y0, times, **self.solver, nfe=self.nfe)
+        else:
+            problem = make_problem(self.func, y0, times, **self.solver, nfe=self.nfe)
+            solution = checkpointed(problem, y0, times)
         if self.return_all:
             return solution
         # A copy: an in-place activation behind the block must not write into the solution that the

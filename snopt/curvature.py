@@ -39,11 +39,40 @@ class _Use:
     output: GradientEdge
 
 
+class Recording:
+    """Uses of layers seen in one evaluation of a field, for the collectors that want them.
+
+    Attributes:
+        uses: one entry for each use and collector.
+        gradients: gradient at each use's output, to be filled in by who differentiates the field.
+    """
+
+    def __init__(self, collectors: Sequence[Collector]) -> None:
+        """Record for these collectors only; for none, nothing is recorded."""
+        self.collectors = frozenset(collectors)
+        self.uses: list[_Use] = []
+        self.gradients: Sequence[Tensor | None] = []
+
+    @property
+    def edges(self) -> list[GradientEdge]:
+        """Where autograd finds the gradient at each use's output."""
+        return [use.output for use in self.uses]
+
+    def give(self, weight: float | Mapping[Collector, float]) -> None:
+        """Hand every use to its collector with a quadrature weight, common or by collector."""
+        task = backward_pass()
+        with torch.no_grad():
+            for use, g in zip(self.uses, self.gradients, strict=True):
+                w = weight if isinstance(weight, (int, float)) else weight[use.collector]
+                if g is not None:
+                    use.collector.add(use.layer, use.x, g, w, task)
+
+
 class _Where(threading.local):
     """What this thread is doing. Backward passes on a GPU run in a thread of their own."""
 
     solve_depth: int = 0
-    recorder: list[_Use] | None = None
+    recording: Recording | None = None
 
 
 _where = _Where()
@@ -58,6 +87,16 @@ def inside_solve() -> Iterator[None]:
         yield
     finally:
         _where.solve_depth -= 1
+
+
+@contextmanager
+def record_uses(recording: Recording) -> Iterator[None]:
+    """Let the hooks write the uses of layers into ``recording``."""
+    _where.recording = recording
+    try:
+        yield
+    finally:
+        _where.recording = None
 
 
 def backward_pass() -> int:
@@ -200,9 +239,10 @@ class Collector:
         """Handle one forward pass of ``layer`` (called by its hook)."""
         if layer not in self.layers:  # a copy of the model
             return
-        if _where.recorder is not None:
+        recording = _where.recording
+        if recording is not None and self in recording.collectors:
             if output.requires_grad:
-                _where.recorder.append(_Use(self, layer, x, get_gradient_edge(output)))
+                recording.uses.append(_Use(self, layer, x, get_gradient_edge(output)))
             return
         # A forward inside a backward pass is a recomputation, for instance by another library's
         # adjoint: its gradients are not those of the loss.
@@ -232,65 +272,3 @@ def armed_collectors(func: object) -> list[Collector]:
         return list(_armed)
     modules = list(func.modules())
     return [c for c in _armed if any(m in c.layers for m in modules)]
-
-
-def plan_nodes(
-    collectors: Sequence[Collector], a: float, b: float
-) -> list[tuple[float, list[tuple[Collector, float]]]]:
-    """Return the nodes wanted on [a, b], in order, each with its takers and their weights."""
-    takers: dict[float, list[tuple[Collector, float]]] = {}
-    for collector in collectors:
-        nodes, weights = collector.quadrature(a, b)
-        for node, weight in zip(nodes.tolist(), weights.tolist(), strict=True):
-            takers.setdefault(node, []).append((collector, weight))
-    return sorted(takers.items(), key=lambda item: item[0], reverse=b < a)
-
-
-def collect_node(
-    func: Callable[..., Any],
-    t: Tensor,
-    z: tuple[Tensor, ...],
-    a: tuple[Tensor, ...],
-    takers: Sequence[tuple[Collector, float]],
-    *,
-    is_tuple: bool,
-) -> None:
-    """Evaluate the field once at (t, z) and give every watched layer's (x, g) to the takers.
-
-    g_ℓ = (∂F/∂h_ℓ)ᵀ a is the total derivative at the layer's output (for a continuous normalizing
-    flow: trace included), taken with respect to the node of the graph at which the layer produced
-    it, so that in-place activations behind it do no harm.
-
-    Args:
-        func: the vector field.
-        t: time, a scalar tensor.
-        z: state components, each shaped like its part of the state.
-        a: adjoint components, shaped like ``z``.
-        takers: collectors with the node's quadrature weight.
-        is_tuple: whether ``func`` wants the state as a tuple.
-    """
-    task = backward_pass()
-    weights = dict(takers)
-    recorder: list[_Use] = []
-    with torch.enable_grad(), inside_solve():
-        z = tuple(part.detach().requires_grad_(True) for part in z)
-        _where.recorder = recorder
-        try:
-            out = func(t, z if is_tuple else z[0])
-        finally:
-            _where.recorder = None
-    outputs = tuple(out) if is_tuple else (out,)
-    pairs = [(o, adj) for o, adj in zip(outputs, a, strict=True) if o.requires_grad]
-    if not recorder or not pairs:
-        return
-    gradients = torch.autograd.grad(
-        [o for o, _ in pairs],
-        [use.output for use in recorder],
-        [adj for _, adj in pairs],
-        allow_unused=True,
-    )
-    with torch.no_grad():
-        for use, g in zip(recorder, gradients, strict=True):
-            weight = weights.get(use.collector)
-            if g is not None and weight is not None:
-                use.collector.add(use.layer, use.x, g, weight, task)

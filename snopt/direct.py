@@ -15,8 +15,10 @@ from torch import Tensor
 
 from snopt.backward import collect_without_gradient
 from snopt.curvature import armed_collectors
+from snopt.engine import StepMemory
+from snopt.forward import solve_forward
 from snopt.problem import Problem, make_problem
-from snopt.solve import NFE, State, solve, user_callbacks
+from snopt.solve import NFE, State
 
 
 def odeint(
@@ -30,6 +32,8 @@ def odeint(
     options: Mapping[str, Any] | None = None,
     event_fn: object = None,
     nfe: NFE | None = None,
+    engine: str = "auto",
+    memory: StepMemory | None = None,
 ) -> Any:
     """Integrate ``dy/dt = func(t, y)``; gradients come from backpropagation through the solver.
 
@@ -47,6 +51,9 @@ def odeint(
         options: solver options. ``max_num_steps`` is 10 000 where not given.
         event_fn: must be None.
         nfe: counter to which evaluations are added.
+        engine: ``"auto"`` or ``"torchdiffeq"``, see :func:`snopt.odeint_adjoint`. Gradients to
+            ``t`` always take torchdiffeq.
+        memory: step sizes that one solve leaves for the next, or None.
 
     Returns:
         The solution at all times: like ``y0`` with a leading axis of length T.
@@ -69,17 +76,11 @@ def odeint(
         adjoint_rtol=_tightest(rtol),
         adjoint_atol=_tightest(atol),
         nfe=nfe,
+        engine=engine,
+        memory=memory,
     )
-    solution = solve(
-        func,
-        y0,
-        t,
-        problem.forward,
-        nfe=problem.nfe,
-        kind="forward",
-        callbacks=user_callbacks(func),
-    )
-    parts = solution if isinstance(solution, tuple) else (solution,)
+    given = y0 if isinstance(y0, tuple) else (y0,)
+    parts = solve_forward(problem, given, t, differentiable=torch.is_grad_enabled())
     wants = torch.is_grad_enabled() and any(p.requires_grad for p in parts)
     if wants and armed_collectors(func):
         parts = _CollectInBackward.apply(problem, t, *parts)  # type: ignore[no-untyped-call]

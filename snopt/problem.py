@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from snopt.engine import ENGINES, StepMemory, takes
 from snopt.solve import NFE, Settings, State, check_problem
 
 
@@ -21,6 +22,8 @@ class Problem:
         forward: settings of the forward solve.
         backward: settings of the backward solve; its ``norm`` option is as the user gave it.
         nfe: counter of evaluations.
+        engine: whether forward and backward solve run on the project's own engine.
+        memory: step sizes handed from one solve to the next, or None.
     """
 
     func: Callable[..., Any]
@@ -28,6 +31,8 @@ class Problem:
     forward: Settings
     backward: Settings
     nfe: NFE
+    engine: tuple[bool, bool] = (False, False)
+    memory: StepMemory | None = None
 
     def pack(self, parts: Sequence[Tensor]) -> State:
         """Return the state as ``func`` wants it."""
@@ -49,6 +54,8 @@ def make_problem(
     adjoint_method: str | None = None,
     adjoint_options: Mapping[str, Any] | None = None,
     nfe: NFE | None = None,
+    engine: str = "auto",
+    memory: StepMemory | None = None,
 ) -> Problem:
     """Check a solve's arguments and settle its defaults (see :func:`odeint_adjoint`)."""
     method = check_problem(y0, t, method, event_fn)
@@ -65,10 +72,26 @@ def make_problem(
     for name, tol in (("adjoint_rtol", adjoint_rtol), ("adjoint_atol", adjoint_atol)):
         if isinstance(tol, (tuple, list)):
             raise ValueError(f"{name} must be a scalar: the backward state has other components")
+    norm = adjoint_options.get("norm")
+    if not (norm is None or norm == "seminorm" or callable(norm)):
+        raise ValueError(f'adjoint norm must be a function or "seminorm", got {norm!r}')
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    forward = Settings(rtol, atol, method, dict(options or {}))
+    backward = Settings(adjoint_rtol, adjoint_atol, adjoint_method, dict(adjoint_options))
+    parts = y0 if isinstance(y0, tuple) else (y0,)
+    own_norm = callable(backward.options.get("norm"))
+    auto = engine == "auto"
     return Problem(
         func=func,
         is_tuple=isinstance(y0, tuple),
-        forward=Settings(rtol, atol, method, dict(options or {})),
-        backward=Settings(adjoint_rtol, adjoint_atol, adjoint_method, dict(adjoint_options)),
+        forward=forward,
+        backward=backward,
         nfe=NFE() if nfe is None else nfe,
+        engine=(
+            auto and t.numel() > 1 and takes(forward, func, parts),
+            # A norm of the user's own may read the parameter adjoints: they must be in the state.
+            auto and not own_norm and takes(backward, func, parts),
+        ),
+        memory=memory,
     )

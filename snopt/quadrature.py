@@ -80,6 +80,33 @@ class Uniform:
         return nodes, torch.full((n,), abs(b - a) / n, dtype=torch.float64)
 
 
+@dataclass(frozen=True)
+class StepEnds:
+    """Trapezoid rule over the ends of the backward solver's accepted steps.
+
+    Where the method evaluates the field at the ends anyway (dopri5, bosh3), it adds no evaluation.
+    """
+
+    def __call__(self, a: float, b: float) -> tuple[Tensor, Tensor]:
+        """Refuse: the ends are known only to a solver that hands its steps over.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "the steps quadrature needs the project's own engine: a method and options that it"
+            ' takes (dopri5, bosh3, … and engine="auto"), see snopt.odeint_adjoint'
+        )
+
+
+def steps() -> StepEnds:
+    """Return the trapezoid rule over the ends of accepted steps, for ``SNOpt(quadrature=...)``.
+
+    Its accuracy is the solver's choice of steps, its cost next to nothing; only on the engine.
+    """
+    return StepEnds()
+
+
 def gauss_legendre(n: int = 4) -> GaussLegendre:
     """Return the Gauss-Legendre rule with ``n`` nodes for each smooth piece of a solve.
 

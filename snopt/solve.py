@@ -112,37 +112,36 @@ class _Field:
             return
         # t0 is the caller's time, negated back in a solve that runs downwards; dt is positive.
         if not abs(self.t) + self.dt > abs(self.t):
-            raise self.failure(*self._why_no_step(y0))
-        if self.steps > self.settings.max_num_steps:
-            raise self.failure(
-                f"more than max_num_steps = {self.settings.max_num_steps} steps",
-                "The ODE may have become stiff: lower the learning rate, loosen the tolerance, or"
-                ' raise options={"max_num_steps": …}.',
-            )
-
-    def _why_no_step(self, y0: State) -> tuple[str, str]:
-        if not _finite(y0):
-            return "non-finite state", "Check the input and the learning rate."
-        if self.dt == 0:
             # torchdiffeq answers an error estimate that is not finite with a step of min_step = 0.
-            return "the vector field is not finite", "Check its parameters and its input."
-        return (
-            "step size underflow",
-            "The ODE is too stiff for this tolerance: loosen rtol and atol, or regularise F.",
-        )
+            raise self.failure(*why_stuck(state_finite=_finite(y0), field_finite=self.dt != 0))
+        if self.steps > self.settings.max_num_steps:
+            raise self.failure(*too_many_steps(self.settings.max_num_steps))
 
     def failure(self, reason: str, advice: str = "") -> SolverError:
         """Return the error that says where this solve stands."""
-        return SolverError(
-            reason,
-            t=self.t,
-            dt=self.dt,
-            rtol=self.settings.rtol,
-            atol=self.settings.atol,
-            nfe=self.calls,
-            direction=self.kind,
-            advice=advice,
-        )
+        return solver_error(self.settings, reason, advice, self.t, self.dt, self.calls, self.kind)
+
+
+def solver_error(
+    settings: Settings,
+    reason: str,
+    advice: str,
+    t: float | None,
+    dt: float | None,
+    evaluations: int,
+    kind: str,
+) -> SolverError:
+    """Return the error of a solve with these settings that stopped at ``t``."""
+    return SolverError(
+        reason,
+        t=t,
+        dt=dt,
+        rtol=settings.rtol,
+        atol=settings.atol,
+        nfe=evaluations,
+        direction=kind,
+        advice=advice,
+    )
 
 
 def solve(
@@ -196,6 +195,27 @@ def solve(
             "non-finite state", "Check the input, the step size and the learning rate."
         )
     return solution
+
+
+def too_many_steps(limit: int) -> tuple[str, str]:
+    """Return reason and advice for a solve of more than ``limit`` steps."""
+    return (
+        f"more than max_num_steps = {limit} steps",
+        "The ODE may have become stiff: lower the learning rate, loosen the tolerance, or raise"
+        ' options={"max_num_steps": …}.',
+    )
+
+
+def why_stuck(*, state_finite: bool, field_finite: bool) -> tuple[str, str]:
+    """Return reason and advice for a solve whose step has shrunk to nothing."""
+    if not state_finite:
+        return "non-finite state", "Check the input and the learning rate."
+    if not field_finite:
+        return "the vector field is not finite", "Check its parameters and its input."
+    return (
+        "step size underflow",
+        "The ODE is too stiff for this tolerance: loosen rtol and atol, or regularise F.",
+    )
 
 
 def user_callbacks(func: object, *, adjoint: bool = False) -> dict[str, Callable[..., Any]]:

@@ -198,9 +198,12 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("engine", ["auto", "torchdiffeq"])
 @pytest.mark.parametrize("odeint", [snopt.odeint_adjoint, snopt.odeint])
 @pytest.mark.parametrize(("method", "options", "direction", "kind", "count"), CASES)
-def test_collecting_changes_no_bit_of_the_gradient(odeint, method, options, direction, kind, count):
+def test_collecting_changes_no_bit_of_the_gradient(
+    odeint, method, options, direction, kind, count, engine
+):
     if method == "scipy_solver" and odeint is snopt.odeint:
         pytest.skip("torchdiffeq cannot backpropagate through SciPy's solver")
     results, counts = [], []
@@ -209,7 +212,15 @@ def test_collecting_changes_no_bit_of_the_gradient(odeint, method, options, dire
         t = times_for(direction, count).requires_grad_()
         collector = watch(field) if collecting else None
         solution = odeint(
-            field, y0, t, rtol=1e-4, atol=1e-6, method=method, options=options, nfe=nfe
+            field,
+            y0,
+            t,
+            rtol=1e-4,
+            atol=1e-6,
+            method=method,
+            options=options,
+            nfe=nfe,
+            engine=engine,
         )
         inputs = [*parts_of(y0), t, *field.parameters()]
         results.append(torch.autograd.grad(scalar_loss(solution), inputs))
@@ -523,7 +534,7 @@ def test_too_many_nodes_for_the_times_precision():
     field = TanhField()
     collector = watch(field, uniform(1e-9))
     start, t = torch.ones(2, 3), torch.tensor([1.0, 1.0 + 1e-6])
-    solution = snopt.odeint_adjoint(field, start, t)
+    solution = snopt.odeint_adjoint(field, start, t, engine="torchdiffeq")
     with pytest.raises(ValueError, match="cannot be told apart"):
         solution.sum().backward()
     collector.disarm()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 import torchdiffeq
@@ -35,6 +37,9 @@ METHODS = [
 ADAPTIVE = METHODS[:5]
 
 
+on_torchdiffeq = functools.partial(snopt.odeint_adjoint, engine="torchdiffeq")
+
+
 def gradients(odeint, kind, direction, count, *, every_time=True, **kwargs):
     """Return the solution and the gradients to state, times and parameters."""
     field, y0 = make_field(kind), initial_state(kind)
@@ -55,7 +60,7 @@ def test_adjoint_equals_torchdiffeqs(method, kind, direction):
     options = {"step_size": 0.05} if method in METHODS[5:-1] else {}
     tolerance = 1e-4 if method == "adaptive_heun" else 1e-6  # order 2: thousands of steps
     kwargs = {"rtol": tolerance, "atol": tolerance / 100, "method": method, "options": options}
-    ours, our_grads = gradients(snopt.odeint_adjoint, kind, direction, 3, **kwargs)
+    ours, our_grads = gradients(on_torchdiffeq, kind, direction, 3, **kwargs)
     theirs, their_grads = gradients(torchdiffeq.odeint_adjoint, kind, direction, 3, **kwargs)
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b)
@@ -76,7 +81,7 @@ def test_adjoint_norms_are_torchdiffeqs(kind, norm):
 
     options = {"norm": largest if norm == "callable" else norm} if norm else None
     kwargs = {"rtol": 1e-4, "atol": 1e-6, "method": "dopri5", "adjoint_options": options}
-    _, ours = gradients(snopt.odeint_adjoint, kind, "forward", 2, **kwargs)
+    _, ours = gradients(on_torchdiffeq, kind, "forward", 2, **kwargs)
     our_calls, calls[:] = list(calls), []
     _, theirs = gradients(torchdiffeq.odeint_adjoint, kind, "forward", 2, **kwargs)
     assert our_calls == calls
@@ -89,7 +94,7 @@ def test_adjoint_norms_are_torchdiffeqs(kind, norm):
 @pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3"])
 def test_adjoint_equals_backpropagation_at_tight_tolerance(method, kind, direction):
     tight = {"rtol": 1e-9, "atol": 1e-10, "method": method}
-    _, ours = gradients(snopt.odeint_adjoint, kind, direction, 4, **tight)
+    _, ours = gradients(on_torchdiffeq, kind, direction, 4, **tight)
     _, reference = gradients(torchdiffeq.odeint, kind, direction, 4, **tight)
     n_state = 1 if kind == "tensor" else 2
     for i, (a, b) in enumerate(zip(ours, reference, strict=True)):
@@ -102,7 +107,7 @@ def test_adjoint_equals_backpropagation_at_tight_tolerance(method, kind, directi
 @pytest.mark.parametrize("kind", ["tensor", "tuple"])
 def test_direct_is_torchdiffeqs_odeint_bit_for_bit(kind):
     kwargs = {"rtol": 1e-5, "atol": 1e-7, "method": "dopri5"}
-    ours, our_grads = gradients(snopt.odeint, kind, "forward", 3, **kwargs)
+    ours, our_grads = gradients(snopt.odeint, kind, "forward", 3, engine="torchdiffeq", **kwargs)
     theirs, their_grads = gradients(torchdiffeq.odeint, kind, "forward", 3, **kwargs)
     for a, b in zip([*ours, *our_grads], [*theirs, *their_grads], strict=True):
         assert torch.equal(a, b)

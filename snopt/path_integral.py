@@ -1,0 +1,224 @@
+"""The backward solve on the engine: (z, a) alone, everything else an integral along its path.
+
+Nothing depends on the parameter gradient Q_u while the solve runs, so it is not part of the state:
+
+    Q_u(t0) = ∫ F_θᵀ a dt  ≈  Σ over accepted steps of dt Σ_i b_i F_θᵀ a at stage i,
+
+the same sum that a Runge-Kutta method makes of it as a state. Stages with b_i = 0 cost no parameter
+product. The product of a stage comes out of the one backward pass through F that -F_zᵀ a needs
+anyway; taking it after acceptance would repeat that pass for five stages out of six, which costs
+more than the products of the few rejected steps. Error control sees z and a: the semantics of
+``norm="seminorm"``, exactly.
+
+Output times are jumps of a within one solve: the first stage is taken anew and the step size stays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snopt.curvature import Collector, Recording, inside_solve, record_uses
+from snopt.engine import Layout, make_stepper, rms_norm, steps_between
+from snopt.nodes import Plan, collect_node, plan_nodes
+from snopt.problem import Problem
+from snopt.quadrature import StepEnds
+from snopt.runge_kutta import Step
+from snopt.tableau import TABLEAUX
+
+Products = Sequence[Tensor | None]
+
+
+def integrate_on_engine(
+    problem: Problem,
+    t: Tensor,
+    solution: Sequence[Tensor],
+    grad_solution: Sequence[Tensor],
+    params: Sequence[Tensor],
+    collectors: Sequence[Collector],
+    *,
+    t_requires_grad: bool = False,
+) -> tuple[list[Tensor], Tensor | None, list[Tensor]]:
+    """Integrate from ``t[-1]`` back to ``t[0]``; arguments and results as ``integrate_backward``.
+
+    Raises:
+        SolverError: if the solve fails.
+    """
+    return _BackwardSolve(problem, t, solution, params, collectors).run(
+        grad_solution, t_requires_grad=t_requires_grad
+    )
+
+
+class _BackwardSolve:
+    """One backward solve; its methods share the field, the layout and the sums."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        t: Tensor,
+        solution: Sequence[Tensor],
+        params: Sequence[Tensor],
+        collectors: Sequence[Collector],
+    ) -> None:
+        self.problem = problem
+        self.times: list[float] = t.detach().tolist()
+        self.t = t
+        self.solution = solution
+        self.params = list(params)
+        self.Q_u = [torch.zeros_like(p) for p in params]
+        self.state = Layout(tuple(part.shape[1:] for part in solution))
+        self.layout = self.state.twice()
+        self.tableau = TABLEAUX[problem.backward.method]
+        self.at_nodes = [c for c in collectors if not isinstance(c.quadrature, StepEnds)]
+        self.at_ends = [c for c in collectors if isinstance(c.quadrature, StepEnds)]
+        self.calls = 0
+
+    def run(
+        self, grad_solution: Sequence[Tensor], *, t_requires_grad: bool
+    ) -> tuple[list[Tensor], Tensor | None, list[Tensor]]:
+        """Return a(t[0]) by part, the gradient to ``t`` or None, and Q_u(t[0])."""
+        problem, times, state = self.problem, self.times, self.state
+        grad_t = torch.zeros_like(self.t) if t_requires_grad else None
+        a = [torch.zeros_like(g[0]) for g in grad_solution]
+        stepper = make_stepper(
+            self._field,
+            problem.backward,
+            self.layout,
+            self._norm(),
+            self.solution[0],
+            kind="backward",
+            evaluations=lambda: self.calls,
+            first_step=None if problem.memory is None else problem.memory.backward,
+        )
+        for i in range(len(times) - 1, 0, -1):
+            z = [part[i] for part in self.solution]
+            if grad_t is not None:
+                grad_t[i] = self._time_product(times[i], z, [g[i] for g in grad_solution])
+            a = [adj + g[i] for adj, g in zip(a, grad_solution, strict=True)]
+            y = self.layout.flatten([*z, *a])
+            plan = plan_nodes(self.at_nodes, times[i], times[i - 1]) if self.at_nodes else []
+            for step in steps_between(
+                stepper, self.tableau, problem.backward, y, times[i], times[i - 1]
+            ):
+                self._add_products(step)
+                waiting = len(plan)
+                plan = self._collect(step, plan)
+                if waiting > len(plan) and not self.tableau.adaptive and step.t1 == times[i - 1]:
+                    # The derivative at the interval's end served the interpolation alone.
+                    problem.nfe.add("curvature")
+                    problem.nfe.add("backward", -1)
+                y = step.y1
+            if not bool(torch.isfinite(y).all()):
+                why = ("non-finite state", "Check the input, the step size and the learning rate.")
+                raise stepper.failure(*why, times[i - 1], math.nan)
+            a = self.layout.split(y)[len(state.sizes) :]
+        if grad_t is not None:
+            # Moving the start moves the whole solution along F: dΦ/dt0 = -a(t0)ᵀ F(t0, z(t0)).
+            grad_t[0] = -self._time_product(times[0], [part[0] for part in self.solution], a)
+        if problem.memory is not None:
+            problem.memory.backward = stepper.dt
+        a = [adj + g[0] for adj, g in zip(a, grad_solution, strict=True)]
+        return a, grad_t, self.Q_u
+
+    def _field(self, stage: int, t: float, y: Tensor) -> tuple[Sequence[Tensor], Any]:
+        """Return (F, -F_zᵀ a) by parts; keep the parameter products and the uses of layers."""
+        self.calls += 1
+        self.problem.nfe.add("backward")
+        parts = self.layout.split(y)
+        n = len(self.state.sizes)
+        wanted = self.params if stage >= 0 and self.tableau.needs_product(stage) else []
+        is_end = stage == 0 or (stage > 0 and self.tableau.ends_on_a_stage)
+        is_end = is_end and (stage in (0, self.tableau.stages - 1))
+        recording = Recording(self.at_ends if is_end else [])
+        with torch.enable_grad(), inside_solve(), record_uses(recording):
+            z = [part.detach().requires_grad_(True) for part in parts[:n]]
+            time = torch.full((), t, dtype=y.dtype, device=y.device)
+            out = self.problem.func(time, self.problem.pack(z))
+        outputs = (out,) if isinstance(out, Tensor) else tuple(out)
+        inputs: list[Any] = [*z, *wanted, *recording.edges]
+        pairs = [(o, adj) for o, adj in zip(outputs, parts[n:], strict=True) if o.requires_grad]
+        products: Sequence[Tensor | None] = [None] * len(inputs)
+        if pairs:
+            # retain_graph: a field may hold a graph made before the solve.
+            products = torch.autograd.grad(
+                [o for o, _ in pairs],
+                inputs,
+                [adj for _, adj in pairs],
+                allow_unused=True,
+                retain_graph=True,
+            )
+        adjoint = [
+            torch.zeros_like(part) if p is None else p.neg()
+            for part, p in zip(parts[:n], products[:n], strict=True)
+        ]
+        recording.gradients = products[n + len(wanted) :]
+        kept = (products[n : n + len(wanted)], recording)
+        return [*(o.detach() for o in outputs), *adjoint], kept
+
+    def _add_products(self, step: Step) -> None:
+        """Add dt Σ b_i F_θᵀ a of an accepted step to Q_u."""
+        if not self.params:
+            return
+        dt = step.t0 - step.t1  # the solve runs from the end of the path to its start
+        for weight, (products, _) in zip(self.tableau.b, step.kept, strict=True):
+            if weight == 0:
+                continue
+            pairs = [(q, p) for q, p in zip(self.Q_u, products, strict=True) if p is not None]
+            if pairs:
+                torch._foreach_add_([q for q, _ in pairs], [p for _, p in pairs], alpha=dt * weight)
+
+    def _collect(self, step: Step, plan: Plan) -> Plan:
+        """Give the collectors what lies in this step; return the nodes still to come."""
+        ahead = 0
+        down = step.t1 < step.t0
+        while ahead < len(plan) and (plan[ahead][0] >= step.t1) == down:
+            node, takers = plan[ahead]
+            self._collect_at(node, step.interpolate(node), takers)
+            ahead += 1
+        if self.at_ends:
+            half = abs(step.t1 - step.t0) / 2
+            first, last = step.kept[0][1], step.kept[-1][1]
+            first.give(half)
+            if self.tableau.ends_on_a_stage:
+                last.give(half)
+            else:
+                self._collect_at(step.t1, step.y1, [(c, half) for c in self.at_ends])
+        return plan[ahead:]
+
+    def _collect_at(self, t: float, y: Tensor, takers: Sequence[tuple[Collector, float]]) -> None:
+        self.problem.nfe.add("curvature")
+        parts, n = self.layout.split(y), len(self.state.sizes)
+        collect_node(
+            self.problem.func,
+            torch.full((), t, dtype=y.dtype, device=y.device),
+            tuple(parts[:n]),
+            tuple(parts[n:]),
+            takers,
+            is_tuple=self.problem.is_tuple,
+        )
+
+    def _time_product(self, t: float, z: Sequence[Tensor], a: Sequence[Tensor]) -> Tensor:
+        """Return aᵀ F(t, z), a scalar."""
+        self.problem.nfe.add("backward")
+        with inside_solve():
+            time = torch.full((), t, dtype=z[0].dtype, device=z[0].device)
+            out = self.problem.func(time, self.problem.pack(list(z)))
+        outputs = (out,) if isinstance(out, Tensor) else tuple(out)
+        return torch.stack([(o * adj).sum() for o, adj in zip(outputs, a, strict=True)]).sum()
+
+    def _norm(self) -> Callable[[Tensor], Tensor]:
+        user_norm = self.problem.forward.options.get("norm")
+        if user_norm is None:
+            return rms_norm(self.layout)
+        pack, state = self.problem.pack, self.state
+
+        def norm(e: Tensor) -> Tensor:
+            z, a = e.chunk(2)
+            norms = [torch.as_tensor(user_norm(pack(state.split(half)))) for half in (z, a)]
+            return torch.stack(norms).max()
+
+        return norm

@@ -1,0 +1,88 @@
+"""The stages of a Runge-Kutta step: stored once, combined in one pass.
+
+Stages lie one below the other in a (stages, n) buffer, so that a combination of them is a single
+matrix-vector product over contiguous memory. Where autograd is to record the steps they are
+separate tensors and a combination is a chain of additions.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Stages:
+    """Derivatives at the stages, each a flat vector; assigned by parts, read as a whole."""
+
+    @staticmethod
+    def like(y: Tensor, count: int, *, differentiable: bool) -> Stages:
+        """Return storage for ``count`` derivatives of a state like ``y``, (n,)."""
+        return _Recorded(count) if differentiable else _Buffer(y.new_empty(count, y.numel()))
+
+    def __setitem__(self, i: int, parts: Sequence[Tensor]) -> None:
+        """Store stage ``i``, given by parts that fill the vector one after the other."""
+        raise TypeError("use Stages.like")
+
+    def __getitem__(self, i: int) -> Tensor:
+        """Return stage ``i``, (n,)."""
+        raise TypeError("use Stages.like")
+
+    def combine(self, y: Tensor, weights: tuple[float, ...], dt: float) -> Tensor:
+        """Return ``y + dt Σ_j weights[j] k_j`` over the first ``len(weights)`` stages."""
+        raise TypeError("use Stages.like")
+
+    def hand_on(self) -> None:
+        """Make the last stage the first one of the next step."""
+        raise TypeError("use Stages.like")
+
+
+class _Buffer(Stages):
+    def __init__(self, K: Tensor) -> None:
+        self._K = K
+
+    def __setitem__(self, i: int, parts: Sequence[Tensor]) -> None:
+        row, start = self._K[i], 0
+        for part in parts:
+            row[start : start + part.numel()].view(part.shape).copy_(part)
+            start += part.numel()
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self._K[i]
+
+    def combine(self, y: Tensor, weights: tuple[float, ...], dt: float) -> Tensor:
+        vector = _as_tensor(weights, y.dtype, y.device)
+        return torch.addmv(y, self._K[: len(weights)].T, vector, alpha=dt)
+
+    def hand_on(self) -> None:
+        self._K[0].copy_(self._K[-1])
+
+
+class _Recorded(Stages):
+    def __init__(self, count: int) -> None:
+        self._k: list[Tensor | None] = [None] * count
+
+    def __setitem__(self, i: int, parts: Sequence[Tensor]) -> None:
+        self._k[i] = torch.cat([part.reshape(-1) for part in parts])
+
+    def __getitem__(self, i: int) -> Tensor:
+        k = self._k[i]
+        if k is None:
+            raise IndexError(f"stage {i} has not been taken")
+        return k
+
+    def combine(self, y: Tensor, weights: tuple[float, ...], dt: float) -> Tensor:
+        for j, weight in enumerate(weights):
+            if weight != 0:
+                y = torch.add(y, self[j], alpha=weight * dt)
+        return y
+
+    def hand_on(self) -> None:
+        self._k[0] = self._k[-1]
+
+
+@functools.lru_cache(maxsize=512)
+def _as_tensor(weights: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(weights, dtype=dtype, device=device)
