@@ -122,7 +122,8 @@ def plan(request: Request, protocol: Protocol) -> list[Trials]:
     for dataset, seconds in protocol.max_seconds.items():
         limits = (f"trainer.max_seconds={seconds}", "trainer.epochs=null", "trainer.max_steps=null")
         for optimizer in protocol.optimizers:
-            space = load_space(request.configs_dir / "search" / f"{optimizer}.yaml")
+            name = protocol.space_of(dataset, optimizer)
+            space = load_space(request.configs_dir / "search" / f"{name}.yaml")
             points = sample(space, protocol.trials, protocol.sampler_seed)
             runs = []
             for point in points:
@@ -222,6 +223,8 @@ def judge(trials: Trials, protocol: Protocol) -> dict[str, Any]:
 def write_choice(path: Path, params: Mapping[str, Any], record: str) -> None:
     """Write chosen settings into an experiment file, below :data:`MARK`; what is above stays.
 
+    A key with dots is a setting of a nested group.
+
     Raises:
         ConfigError: the file has no such line.
     """
@@ -229,5 +232,12 @@ def write_choice(path: Path, params: Mapping[str, Any], record: str) -> None:
     above, mark, _ = text.partition(MARK)
     if not mark:
         raise ConfigError(f"{path} has no line that starts with {MARK!r}")
-    block = yaml.safe_dump({"optimizer": dict(params)}, sort_keys=False)
+    settings: dict[str, Any] = {}
+    for key, value in params.items():
+        *parents, last = key.split(".")
+        group = settings
+        for parent in parents:
+            group = group.setdefault(parent, {})
+        group[last] = value
+    block = yaml.safe_dump({"optimizer": settings}, sort_keys=False)
     path.write_text(f"{above}{MARK}: chosen by `make search`, see {record}\n{block}", "utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class Protocol:
         criterion: what is minimised, for example ``val/loss``.
         optimizers: optimizer names.
         max_seconds: seconds of the training clock of a trial, by data set.
+        spaces: name of the search space by data set and optimizer, where it is not the optimizer's.
     """
 
     trials: int
@@ -35,6 +36,11 @@ class Protocol:
     criterion: str
     optimizers: tuple[str, ...]
     max_seconds: dict[str, float]
+    spaces: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def space_of(self, dataset: str, optimizer: str) -> str:
+        """Return the name of the search space: a file in ``configs/search/``."""
+        return self.spaces.get(dataset, {}).get(optimizer, optimizer)
 
 
 def load_protocol(path: Path) -> Protocol:

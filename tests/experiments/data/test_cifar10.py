@@ -117,7 +117,7 @@ class Bomb:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __reduce__(self) -> tuple:  # noqa: D105
+    def __reduce__(self) -> tuple:
         return (Path.write_text, (self.path, "boom"))
 
 
