@@ -48,9 +48,9 @@ def test_a_task_brings_its_data_set_and_model_but_the_command_line_wins():
 
 @pytest.mark.parametrize("name", options("experiment"))
 def test_every_experiment_composes_and_an_override_wins(name):
-    plain = resolve(load_config([f"experiment={name}", "optimizer.lr=0.125"]))
+    plain = resolve(load_config([f"experiment={name}", "trainer.batch_size=17"]))
     check_config(plain)
-    assert plain["optimizer"]["lr"] == 0.125
+    assert plain["trainer"]["batch_size"] == 17
 
 
 @pytest.mark.parametrize("name", options("optimizer"))

@@ -184,7 +184,8 @@ def test_the_accounts_add_up_to_the_wall_time(tmp_path, monkeypatch):
     found = status(config)
     seconds, wall = found["seconds"], found["wall_s"]
     assert sum(seconds.values()) == pytest.approx(wall, rel=0.02)
-    assert wall == pytest.approx(outside, rel=0.02)
+    # Outside are the checks before the clock starts and the final status, written after it stops.
+    assert wall == pytest.approx(outside, rel=0.02, abs=0.15)
     # Four validations (0, 4, 8, 12) and one test; twelve steps.
     assert seconds["evaluation"] >= 0.5
     assert seconds["train"] >= 0.36
