@@ -28,7 +28,7 @@ _ADAPTIVE_OPTIONS = frozenset(
         "max_num_steps",
     }
 )
-_GRID_OPTIONS = frozenset({"step_size", "interp", "norm"})
+_GRID_OPTIONS = frozenset({"step_size", "interp", "norm", "max_num_steps"})
 
 
 @dataclass

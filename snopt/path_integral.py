@@ -101,13 +101,16 @@ class _BackwardSolve:
             a = [adj + g[i] for adj, g in zip(a, grad_solution, strict=True)]
             y = self.layout.flatten([*z, *a])
             plan = plan_nodes(self.at_nodes, times[i], times[i - 1]) if self.at_nodes else []
+            owed = 0.0
             for step in steps_between(
                 stepper, self.tableau, problem.backward, y, times[i], times[i - 1]
             ):
                 self._add_products(step)
-                waiting = len(plan)
+                waiting, is_last = len(plan), step.t1 == times[i - 1]
                 plan = self._collect(step, plan)
-                if waiting > len(plan) and not self.tableau.adaptive and step.t1 == times[i - 1]:
+                if self.at_ends:
+                    owed = self._collect_ends(step, owed, is_last=is_last)
+                if waiting > len(plan) and is_last and not self.tableau.adaptive:
                     # The derivative at the interval's end served the interpolation alone.
                     problem.nfe.add("curvature")
                     problem.nfe.add("backward", -1)
@@ -131,9 +134,7 @@ class _BackwardSolve:
         parts = self.layout.split(y)
         n = len(self.state.sizes)
         wanted = self.params if stage >= 0 and self.tableau.needs_product(stage) else []
-        is_end = stage == 0 or (stage > 0 and self.tableau.ends_on_a_stage)
-        is_end = is_end and (stage in (0, self.tableau.stages - 1))
-        recording = Recording(self.at_ends if is_end else [])
+        recording = Recording(self.at_ends if self._is_at_an_end(stage) else [])
         with torch.enable_grad(), inside_solve(), record_uses(recording):
             z = [part.detach().requires_grad_(True) for part in parts[:n]]
             time = torch.full((), t, dtype=y.dtype, device=y.device)
@@ -179,15 +180,28 @@ class _BackwardSolve:
             node, takers = plan[ahead]
             self._collect_at(node, step.interpolate(node), takers)
             ahead += 1
-        if self.at_ends:
-            half = abs(step.t1 - step.t0) / 2
-            first, last = step.kept[0][1], step.kept[-1][1]
-            first.give(half)
-            if self.tableau.ends_on_a_stage:
-                last.give(half)
-            else:
-                self._collect_at(step.t1, step.y1, [(c, half) for c in self.at_ends])
         return plan[ahead:]
+
+    def _is_at_an_end(self, stage: int) -> bool:
+        """Whether the stage is F at an end of the step, exactly."""
+        if stage == 0:
+            return self.tableau.ends_on_a_stage or not self.tableau.adaptive
+        return self.tableau.ends_on_a_stage and stage == self.tableau.stages - 1
+
+    def _collect_ends(self, step: Step, pending: float, *, is_last: bool) -> float:
+        """Add a step's ends by the trapezoid rule; return the weight that its end still owes."""
+        half = abs(step.t1 - step.t0) / 2
+        if self._is_at_an_end(0):
+            step.kept[0][1].give(pending + half)
+        else:
+            self._collect_at(step.t0, step.y0, [(c, pending + half) for c in self.at_ends])
+        if not is_last:
+            return half
+        if self.tableau.ends_on_a_stage:
+            step.kept[-1][1].give(half)
+        else:
+            self._collect_at(step.t1, step.y1, [(c, half) for c in self.at_ends])
+        return 0.0
 
     def _collect_at(self, t: float, y: Tensor, takers: Sequence[tuple[Collector, float]]) -> None:
         self.problem.nfe.add("curvature")
