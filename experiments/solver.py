@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from experiments.errors import ConfigError
 from snopt import ODEBlock
 from snopt.block import GRADIENTS
+from snopt.engine import ENGINES
 from snopt.solve import METHODS
 
 
@@ -19,7 +20,8 @@ class SolverSettings:
     """Solver, tolerances and gradient mode shared by all ODE blocks of a model.
 
     Attributes:
-        gradient: ``"adjoint"`` (O(1) memory) or ``"direct"`` (backpropagation through the solver).
+        gradient: ``"adjoint"`` (O(1) memory), ``"direct"`` (backpropagation through the solver) or
+            ``"checkpoint"`` (the same, one step at a time).
         method: any torchdiffeq method name.
         rtol: relative tolerance of the forward solve.
         atol: absolute tolerance of the forward solve.
@@ -28,6 +30,8 @@ class SolverSettings:
         adjoint_atol: tolerance of the backward solve; None means that of the forward solve.
         adjoint_method: method of the backward solve; None means that of the forward solve.
         adjoint_options: options of the backward solve, for example ``{"norm": "seminorm"}``.
+        engine: ``"auto"`` or ``"torchdiffeq"``, see :func:`snopt.odeint_adjoint`.
+        reuse_step: whether a solve starts with the step size of the last one.
     """
 
     gradient: str = "adjoint"
@@ -39,6 +43,8 @@ class SolverSettings:
     adjoint_atol: float | None = None
     adjoint_method: str | None = None
     adjoint_options: Mapping[str, Any] | None = None
+    engine: str = "auto"
+    reuse_step: bool = False
 
     def __post_init__(self) -> None:
         """Check names and tolerances.
@@ -48,6 +54,7 @@ class SolverSettings:
         """
         for key, value, valid in (
             ("gradient", self.gradient, GRADIENTS),
+            ("engine", self.engine, ENGINES),
             ("method", self.method, sorted(METHODS)),
             ("adjoint_method", self.adjoint_method, sorted(METHODS)),
         ):
@@ -74,4 +81,6 @@ class SolverSettings:
             adjoint_atol=self.adjoint_atol,
             adjoint_method=self.adjoint_method,
             adjoint_options=None if self.adjoint_options is None else dict(self.adjoint_options),
+            engine=self.engine,
+            reuse_step=self.reuse_step,
         )
