@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from snopt.autocast import autocast_state
 from snopt.backward import integrate_backward
 from snopt.curvature import armed_collectors
 from snopt.engine import StepMemory
@@ -129,6 +130,7 @@ class _Adjoint(torch.autograd.Function):
         with torch.no_grad():
             solution = solve_forward(problem, parts, t)
         ctx.problem, ctx.n_state = problem, n_state
+        ctx.autocast = autocast_state(t.device.type)
         ctx.save_for_backward(t, *solution, *params)
         return solution
 
@@ -138,7 +140,7 @@ class _Adjoint(torch.autograd.Function):
         """Solve backward; return gradients to times, initial state and parameters."""
         t, *saved = ctx.saved_tensors
         solution, params = saved[: ctx.n_state], saved[ctx.n_state :]
-        with torch.no_grad():
+        with torch.no_grad(), ctx.autocast():
             a, grad_t, grad_params = integrate_backward(
                 ctx.problem,
                 t,

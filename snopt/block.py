@@ -12,6 +12,7 @@ from snopt.adjoint import odeint_adjoint
 from snopt.checkpoint import checkpointed
 from snopt.direct import odeint
 from snopt.engine import StepMemory
+from snopt.layers import at_least_float32
 from snopt.problem import make_problem
 from snopt.solve import NFE, State, check_monotonic
 
@@ -99,7 +100,8 @@ class ODEBlock(nn.Module):
         """Integrate from ``y0``.
 
         Args:
-            y0: state at the first time, a tensor or a tuple of tensors.
+            y0: state at the first time, a tensor or a tuple of tensors. Half precision is
+                integrated in float32.
             t: times to use instead of the block's own; a tensor may require a gradient.
 
         Returns:
@@ -109,6 +111,9 @@ class ODEBlock(nn.Module):
         Raises:
             SolverError: if the solve fails.
         """
+        # Steps and tolerances mean nothing in half precision, which is what a layer before the
+        # block gives under autocast.
+        y0 = tuple(map(at_least_float32, y0)) if isinstance(y0, tuple) else at_least_float32(y0)
         first = y0 if isinstance(y0, Tensor) else y0[0]
         times = self.t if t is None else _times(t)
         # Times in half precision could not tell the solver's steps apart.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from snopt.autocast import autocast_state
 from snopt.backward import collect_without_gradient
 from snopt.curvature import inside_solve
 from snopt.engine import Layout, forward_steps
@@ -134,6 +135,7 @@ class _Checkpoint(torch.autograd.Function):
                 records.append(_Record(step.t0, step.t1, step.y0, k0, inside))
                 rows.extend(step.interpolate(times[i], cubic=_cubic(problem)) for i in inside)
         solution = tuple(layout.split(torch.stack(rows)))
+        ctx.autocast = autocast_state(t.device.type)
         ctx.problem, ctx.layout, ctx.records, ctx.times = problem, layout, records, times
         ctx.save_for_backward(t, *solution, *params)
         return solution
@@ -149,10 +151,11 @@ class _Checkpoint(torch.autograd.Function):
         replay = _Replay(ctx.problem, ctx.layout, ctx.times, params)
         rows = torch.cat([g.reshape(len(ctx.times), -1) for g in grad_solution], dim=1)
         y_bar, k_bar = torch.zeros_like(rows[0]), None
-        for record in reversed(ctx.records):
-            y_bar, k_bar = replay.pull(record, y_bar, k_bar, rows)
-        if k_bar is not None:
-            y_bar = replay.pull_first_stage(ctx.records[0], y_bar, k_bar)
+        with ctx.autocast():
+            for record in reversed(ctx.records):
+                y_bar, k_bar = replay.pull(record, y_bar, k_bar, rows)
+            if k_bar is not None:
+                y_bar = replay.pull_first_stage(ctx.records[0], y_bar, k_bar)
         y_bar = y_bar + rows[0]
         return (None, None, None, *ctx.layout.split(y_bar), *replay.grads)
 
@@ -232,7 +235,9 @@ class _Replay:
         time = torch.full((), t, dtype=y.dtype, device=y.device)
         with inside_solve():
             out = self.problem.func(time, self.problem.pack(self.layout.split(y)))
-        return (out,) if isinstance(out, Tensor) else tuple(out), None
+            parts = (out,) if isinstance(out, Tensor) else tuple(out)
+            # Under autocast a field may answer in half precision.
+            return [part.to(y.dtype) for part in parts], None
 
     def _flat(self, t: float, y: Tensor) -> Tensor:
         parts, _ = self._field(0, t, y)

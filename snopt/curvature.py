@@ -121,12 +121,23 @@ class Accumulator:
     weight: float = 0.0
     rows: dict[int, int] = field(default_factory=dict)
 
-    def add(self, layer: Layer, x: Tensor, g: Tensor, weight: float, task: int) -> None:
+    def add(
+        self,
+        layer: Layer,
+        x: Tensor,
+        g: Tensor,
+        weight: float,
+        task: int,
+        max_rows: int | None = None,
+    ) -> None:
         """Add one use of the layer: its input ``x`` and the gradient ``g`` at its output."""
         rows = batch_of(layer, x)
         if rows == 0:
             return
-        A, B = input_factor(layer, x), output_factor(layer, g)
+        if max_rows is not None and rows > max_rows:
+            chosen = torch.arange(max_rows, device=x.device) * rows // max_rows
+            x, g = x[chosen], g[chosen]
+        A, B = input_factor(layer, x), output_factor(layer, g, rows)
         if self.A is None or self.B is None:
             self.A, self.B = A.mul_(weight), B.mul_(weight)
         else:
@@ -190,12 +201,18 @@ class Collector:
             share their weights share a key).
         quadrature: rule for the nodes inside an ODE.
         scope: ``"all"``, or ``"ode"`` to ignore uses outside an ODE.
+        max_rows: rows of a batch that factors are made from, evenly spaced; None means all.
     """
 
     def __init__(
-        self, layers: Mapping[nn.Module, str], quadrature: Quadrature, scope: str = "all"
+        self,
+        layers: Mapping[nn.Module, str],
+        quadrature: Quadrature,
+        scope: str = "all",
+        max_rows: int | None = None,
     ) -> None:
         """Start disarmed and empty."""
+        self.max_rows = max_rows
         self.layers = dict(layers)
         self.quadrature = quadrature
         self.scope = scope
@@ -233,7 +250,10 @@ class Collector:
     def add(self, layer: nn.Module, x: Tensor, g: Tensor, weight: float, task: int) -> None:
         """Add one use of ``layer`` (see :meth:`Accumulator.add`)."""
         key = self.layers[layer]
-        self.sums.setdefault(key, Accumulator()).add(layer, x, g, weight, task)  # type: ignore[arg-type]
+        # Factors are summed in full precision even where backward() runs under autocast.
+        with torch.autocast(x.device.type, enabled=False):
+            sums = self.sums.setdefault(key, Accumulator())
+            sums.add(layer, x, g, weight, task, self.max_rows)  # type: ignore[arg-type]
 
     def _saw(self, layer: nn.Module, x: Tensor, output: Tensor) -> None:
         """Handle one forward pass of ``layer`` (called by its hook)."""

@@ -210,7 +210,9 @@ def forward_steps(
         count()
         with inside_solve():
             out = func(torch.full((), t, dtype=y.dtype, device=y.device), pack(layout.split(y)))
-        return (out,) if isinstance(out, Tensor) else tuple(out), None
+            parts = (out,) if isinstance(out, Tensor) else tuple(out)
+            # Under autocast a field may answer in half precision.
+            return [part.to(y.dtype) for part in parts], None
 
     user_norm = settings.options.get("norm")
     norm = (

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from snopt.curvature import Factors
-from snopt.layers import at_least_float32
+from snopt.eigenbasis import Basis, eigenbases, symmetric
 
 TIME_CORRELATION = ("full", "none")
 
@@ -36,6 +36,7 @@ class KroneckerPair:
         self._U_A: Tensor | None = None
         self._U_B: Tensor | None = None
         self._S: Tensor | None = None
+        self._work: tuple[Tensor, ...] = ()  # two buffers like S, kept from step to step
         self.weight = 0.0
         self.batch = 1
         self.failures = 0
@@ -61,8 +62,13 @@ class KroneckerPair:
         return _ungroup(_present(self._S))
 
     @torch.no_grad()
-    def refresh(self, factors: Factors, time_correlation: str = "full") -> bool:
-        """Take new factors and compute their eigenbases.
+    def refresh(
+        self,
+        factors: Factors,
+        time_correlation: str = "full",
+        bases: tuple[Basis | None, Basis | None] | None = None,
+    ) -> bool:
+        """Take new factors and their eigenbases.
 
         Args:
             factors: the factors of one layer.
@@ -70,24 +76,32 @@ class KroneckerPair:
                 ``"full"`` takes the product as it is, ``"none"`` divides it by the total time. They
                 agree where that is 1, and S corrects the scale after a few steps in any case.
 
+            bases: eigenvalues and eigenvectors of A and B, where they are known already.
+
         Returns:
             Whether the basis is new. If a factor is not finite or no eigendecomposition succeeds,
             the previous one is kept and ``failures`` counts it.
         """
-        try:
-            lam_A, U_A = eigenbasis(factors.A)
-            lam_B, U_B = eigenbasis(factors.B)
-        except ArithmeticError:
+        basis_A, basis_B = bases or eigenbases([factors.A, factors.B])
+        if basis_A is None or basis_B is None:
             self.failures += 1
             return False
-        self._A, self._B = _symmetric(factors.A), _symmetric(factors.B)
-        self._U_A, self._U_B = U_A, U_B
+        (lam_A, self._U_A), (lam_B, self._U_B) = basis_A, basis_B
+        self._A, self._B = symmetric(factors.A), symmetric(factors.B)
         self.weight, self.batch = factors.weight, factors.batch
         S = lam_B.clamp_min(0).unsqueeze(-1) * lam_A.clamp_min(0).unsqueeze(-2)
         if time_correlation == "none":
             S /= factors.weight
         self._S = S
+        self._work = ()
         return True
+
+    def buffer(self) -> Tensor:
+        """Return a matrix like S, kept from step to step, to write the gradient into."""
+        S = _present(self._S)
+        if not self._work:
+            self._work = (torch.empty_like(S), torch.empty_like(S))
+        return self._work[1]
 
     @torch.no_grad()
     def precondition(self, G: Tensor, *, eps: float, alpha: float) -> Tensor:
@@ -99,13 +113,21 @@ class KroneckerPair:
             alpha: decay α in [0, 1] of the second moment; 1 keeps S at λ_B λ_Aᵀ.
 
         Returns:
-            Tensor like ``G``, in its dtype.
+            Tensor like ``G``, in its dtype; valid until the next call.
         """
         S, U_A, U_B = _present(self._S), _present(self._U_A), _present(self._U_B)
-        R = U_B.mT @ G.to(S.dtype) @ U_A
+        other = self.buffer()
+        R = self._work[0]
+        # The gradient may have been written into the buffer by the caller: read it first.
+        torch.matmul(U_B.mT, G.to(S.dtype), out=R)
+        torch.matmul(R, U_A, out=other)
+        R, other = other, R
+        torch.matmul(other, U_A, out=R)
         if alpha < 1:
             S.mul_(alpha).addcmul_(R, R, value=(1 - alpha) * self.batch)
-        return (U_B @ R.div_(S + eps) @ U_A.mT).to(G.dtype)
+        R.div_(torch.add(S, eps, out=other))
+        torch.matmul(U_B, R, out=other)
+        return torch.matmul(other, U_A.mT, out=R).to(G.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue exactly."""
@@ -125,47 +147,9 @@ class KroneckerPair:
         for name in ("A", "B", "U_A", "U_B", "S"):
             value = state[name]
             setattr(self, f"_{name}", None if value is None else value.to(device, copy=True))
+        self._work = ()
         self.weight, self.batch = float(state["weight"]), int(state["batch"])
         self.failures = int(state["failures"])
-
-
-@torch.no_grad()
-def eigenbasis(M: Tensor) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues (…, d), ascending, and eigenvectors (…, d, d) of symmetric matrices.
-
-    Near-singular factors make ``eigh`` fail on some devices, so it is tried as it is, with a small
-    multiple of the identity added, in float64, and in float64 on the CPU.
-
-    Args:
-        M: matrices of shape (…, d, d), symmetric up to rounding.
-
-    Raises:
-        ArithmeticError: if an entry is not finite or every attempt fails.
-    """
-    M = _symmetric(at_least_float32(M))
-    if not bool(torch.isfinite(M).all()):
-        raise ArithmeticError("the matrix has entries that are not finite")
-    scale = M.diagonal(dim1=-2, dim2=-1).abs().mean().clamp_min(torch.finfo(M.dtype).tiny)
-    jitter = scale * 10 * torch.finfo(M.dtype).eps
-    identity = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
-    attempts = (
-        lambda: torch.linalg.eigh(M),
-        lambda: torch.linalg.eigh(M + jitter * identity),
-        lambda: torch.linalg.eigh(M.double()),
-        lambda: torch.linalg.eigh(M.double().cpu()),
-    )
-    for attempt in attempts:
-        try:
-            values, vectors = attempt()  # type: ignore[no-untyped-call]
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            continue
-        if bool(torch.isfinite(values).all()) and bool(torch.isfinite(vectors).all()):
-            return values.to(M), vectors.to(M)
-    raise ArithmeticError("no eigendecomposition succeeded")
-
-
-def _symmetric(M: Tensor) -> Tensor:
-    return (M + M.mT) / 2
 
 
 def _ungroup(M: Tensor) -> Tensor:

@@ -78,24 +78,42 @@ def input_factor(layer: Layer, x: Tensor) -> Tensor:
     Returns:
         Tensor of shape (groups, features, features).
     """
-    rows = input_rows(layer, x).flatten(1, 2)
-    return rows.mT @ rows / max(1, rows.shape[1])
+    if not isinstance(layer, nn.Conv2d):
+        rows = input_rows(layer, x).flatten(1, 2)
+        return rows.mT @ rows / max(1, rows.shape[1])
+    # Patches are many times the size of their image: only some images' at a time.
+    total: Tensor | None = None
+    count = 0
+    for some in torch.split(x, _images_at_a_time(layer, x)) if x.dim() == 4 else (x,):
+        rows = input_rows(layer, some).flatten(1, 2)
+        count += rows.shape[1]
+        square = rows.mT @ rows
+        total = square if total is None else total.add_(square)
+    if total is None:
+        raise ValueError("a batch of no images has no factor")
+    return total / count
 
 
-def output_factor(layer: Layer, g: Tensor) -> Tensor:
+def output_factor(layer: Layer, g: Tensor, batch: int | None = None) -> Tensor:
     """Return ``E[Σ_shared g gᵀ]`` for per-sample g, given the gradient of the batch's mean loss.
 
     The mean over the batch is undone: per-sample gradients are ``batch`` times as large, so the
     mean of their outer products is ``batch × Σ g gᵀ``. The sum over shared positions is the factor
     "number of locations" of Grosse and Martens (2016) for convolutions.
 
+    Args:
+        layer: a linear or convolutional layer.
+        g: gradient at its output, or the rows of it that were chosen.
+        batch: rows of the whole batch; None means that ``g`` has them all.
+
     Returns:
         Tensor of shape (groups, out / groups, out / groups).
     """
     rows = output_rows(layer, g)
-    batch = rows.shape[1]
+    chosen = rows.shape[1]
+    batch = chosen if batch is None else batch
     rows = rows.flatten(1, 2)
-    return rows.mT @ rows * batch
+    return rows.mT @ rows * (batch * batch / chosen)
 
 
 def batch_of(layer: Layer, x: Tensor) -> int:
@@ -104,13 +122,27 @@ def batch_of(layer: Layer, x: Tensor) -> int:
     return 1 if x.dim() <= unbatched else x.shape[0]
 
 
-def to_matrix(layer: Layer, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return weight and bias, or their gradients, as (groups, out / groups, features)."""
+def to_matrix(
+    layer: Layer, weight: Tensor, bias: Tensor | None, out: Tensor | None = None
+) -> Tensor:
+    """Return weight and bias, or their gradients, as (groups, out / groups, features).
+
+    Args:
+        layer: the layer they belong to.
+        weight: its weight or the weight's gradient.
+        bias: its bias or the bias's gradient, None if it has no column.
+        out: matrix to write into, or None for a new one.
+    """
     groups = groups_of(layer)
     matrix = weight.reshape(groups, weight.shape[0] // groups, -1)
     if bias is None:
-        return matrix
-    return torch.cat([matrix, bias.reshape(groups, -1, 1)], dim=-1)
+        return matrix if out is None else out.copy_(matrix)
+    column = bias.reshape(groups, -1, 1)
+    if out is None:
+        return torch.cat([matrix, column], dim=-1)
+    out[..., :-1].copy_(matrix)
+    out[..., -1:].copy_(column)
+    return out
 
 
 def from_matrix(layer: Layer, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -123,6 +155,13 @@ def from_matrix(layer: Layer, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
 def at_least_float32(x: Tensor) -> Tensor:
     """Return ``x`` in float32 if it is of half precision; products of halves overflow."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _images_at_a_time(layer: nn.Conv2d, x: Tensor) -> int:
+    """Return how many images' patches fit into about 16 MB of float32."""
+    patch = x.shape[1] * layer.kernel_size[0] * layer.kernel_size[1]
+    locations = max(1, x.shape[2] * x.shape[3] // (layer.stride[0] * layer.stride[1]))
+    return max(1, 2**22 // (patch * locations))
 
 
 def _linear_rows(x: Tensor) -> Tensor:

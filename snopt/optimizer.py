@@ -47,6 +47,7 @@ class SNOpt(Optimizer):
             paper's is ``uniform(0.01)``.
         scope: ``"all"``, or ``"ode"`` to precondition only layers inside an ODE.
         time_correlation: see :class:`snopt.Preconditioner`.
+        curvature_batch: rows of the batch used for the factors; None means all.
         base: optimizer class for the step itself; None means SGD.
         params: parameters or parameter groups to train; None means all of the model.
         base_options: further arguments of the base optimizer, such as ``nesterov`` or ``betas``.
@@ -68,6 +69,7 @@ class SNOpt(Optimizer):
         quadrature: Quadrature | None = None,
         scope: str = "all",
         time_correlation: str = "full",
+        curvature_batch: int | None = None,
         base: Callable[..., Optimizer] | None = None,
         params: Iterable[Any] | None = None,
         **base_options: Any,
@@ -83,6 +85,7 @@ class SNOpt(Optimizer):
             quadrature=quadrature,
             scope=scope,
             time_correlation=time_correlation,
+            curvature_batch=curvature_batch,
             params=[p for group in groups for p in group["params"]],
         )
         if base is None:

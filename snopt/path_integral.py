@@ -139,7 +139,8 @@ class _BackwardSolve:
             z = [part.detach().requires_grad_(True) for part in parts[:n]]
             time = torch.full((), t, dtype=y.dtype, device=y.device)
             out = self.problem.func(time, self.problem.pack(z))
-        outputs = (out,) if isinstance(out, Tensor) else tuple(out)
+            # Under autocast a field may answer in half precision.
+            outputs = [o.to(y.dtype) for o in ((out,) if isinstance(out, Tensor) else out)]
         inputs: list[Any] = [*z, *wanted, *recording.edges]
         pairs = [(o, adj) for o, adj in zip(outputs, parts[n:], strict=True) if o.requires_grad]
         products: Sequence[Tensor | None] = [None] * len(inputs)

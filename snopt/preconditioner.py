@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snopt.curvature import Collector
+from snopt.eigenbasis import eigenbases
 from snopt.kronecker import TIME_CORRELATION, KroneckerPair
 from snopt.layers import SUPPORTED, Layer, from_matrix, has_bias, to_matrix
 from snopt.quadrature import Quadrature, gauss_legendre
@@ -47,6 +48,8 @@ class Preconditioner:
             ``gauss_legendre(4)``.
         scope: ``"all"``, or ``"ode"`` for layers inside an ODE solve only.
         time_correlation: ``"full"`` or ``"none"``, see :meth:`KroneckerPair.refresh`.
+        curvature_batch: rows of the batch from which the factors are made, evenly spaced; None
+            means all of them.
         params: the parameters that may be preconditioned; None means all of the model.
 
     Raises:
@@ -64,13 +67,15 @@ class Preconditioner:
         quadrature: Quadrature | None = None,
         scope: str = "all",
         time_correlation: str = "full",
+        curvature_batch: int | None = None,
         params: Iterable[Tensor] | None = None,
     ) -> None:
         """Find the layers and wait for the first backward pass."""
         check_model(model)
         check_range(eps=eps, alpha=alpha)
-        if isinstance(update_freq, bool) or not isinstance(update_freq, int) or update_freq < 1:
-            raise ValueError(f"update_freq must be an integer of at least 1, got {update_freq!r}")
+        _check_count("update_freq", update_freq)
+        if curvature_batch is not None:
+            _check_count("curvature_batch", curvature_batch)
         _check_choice("scope", scope, SCOPES)
         _check_choice("time_correlation", time_correlation, TIME_CORRELATION)
         if quadrature is not None and not callable(quadrature):
@@ -91,7 +96,10 @@ class Preconditioner:
                 " base optimizer alone"
             )
         self._collector = Collector(
-            keys, gauss_legendre(4) if quadrature is None else quadrature, scope
+            keys,
+            gauss_legendre(4) if quadrature is None else quadrature,
+            scope,
+            max_rows=curvature_batch,
         )
         self._collector.arm()
 
@@ -126,7 +134,7 @@ class Preconditioner:
             if bias is not None:
                 bias_grad = torch.zeros_like(bias) if bias.grad is None else bias.grad
             G = block.pair.precondition(
-                to_matrix(block.layer, weight.grad, bias_grad),
+                to_matrix(block.layer, weight.grad, bias_grad, block.pair.buffer()),
                 eps=group.get("damping", self.eps),
                 alpha=group.get("alpha", self.alpha),
             )
@@ -170,9 +178,10 @@ class Preconditioner:
 
     def _refresh(self) -> None:
         sums = self._collector.sums
-        for name, block in self._blocks.items():
-            if name in sums:
-                block.pair.refresh(sums[name].factors(), self.time_correlation)
+        due = [(b.pair, sums[n].factors()) for n, b in self._blocks.items() if n in sums]
+        bases = eigenbases([M for _, factors in due for M in (factors.A, factors.B)])
+        for i, (pair, factors) in enumerate(due):
+            pair.refresh(factors, self.time_correlation, (bases[2 * i], bases[2 * i + 1]))
         self._warn_of_missing(sums.keys())
         self._collector.clear()
 
@@ -208,6 +217,11 @@ def check_range(*, eps: float, alpha: float) -> None:
         raise ValueError(f"eps (damping) must be greater than 0, got {eps!r}")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha (decay of the second moment) must lie in [0, 1], got {alpha!r}")
+
+
+def _check_count(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import torch
 from snopt_cases import assert_close
 
 from snopt.curvature import Factors
-from snopt.kronecker import KroneckerPair, eigenbasis
+from snopt.eigenbasis import eigenbases, eigenbasis
 
 
 def random_factors(groups=1, features=4, out=3, weight=1.0, batch=5):
@@ -82,7 +82,7 @@ def test_a_factor_that_is_not_finite_keeps_the_previous_basis():
     pair = KroneckerPair()
     good = random_factors()
     pair.refresh(good)
-    before = pair.precondition(random_gradient(good), eps=0.1, alpha=1.0)
+    before = pair.precondition(random_gradient(good), eps=0.1, alpha=1.0).clone()
     bad = Factors(A=good.A * float("nan"), B=good.B, weight=1.0, batch=5)
     assert not pair.refresh(bad)
     assert pair.failures == 1
@@ -119,6 +119,40 @@ def test_eigh_that_always_fails_counts_and_keeps(monkeypatch):
     assert not pair.refresh(random_factors(features=4))
     assert pair.failures == 1
     assert pair.state_dict()["U_A"] is basis
+
+
+def test_matrices_of_one_size_are_decomposed_together(monkeypatch):
+    true_eigh, shapes = torch.linalg.eigh, []
+
+    def watched(matrix):
+        shapes.append(tuple(matrix.shape))
+        return true_eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", watched)
+    first, second = random_factors(groups=2, features=4), random_factors(features=4, out=4)
+    matrices = [first.A, first.B, second.A, second.B]
+    bases = eigenbases(matrices)
+    assert shapes == [(4, 4, 4), (2, 3, 3)]
+    for M, (values, vectors) in zip(matrices, bases, strict=True):
+        assert_close(vectors @ torch.diag_embed(values) @ vectors.mT, M, rtol=1e-12)
+
+
+def test_one_bad_matrix_does_not_spoil_the_others_of_its_size():
+    good = random_factors(features=4, out=4)
+    bases = eigenbases([good.A, good.B * float("inf")])
+    assert bases[0] is not None
+    assert bases[1] is None
+
+
+def test_the_gradient_may_lie_in_the_pairs_own_buffer():
+    factors = random_factors()
+    pair, other = KroneckerPair(), KroneckerPair()
+    pair.refresh(factors)
+    other.refresh(factors)
+    G = random_gradient(factors)
+    for _ in range(2):
+        expected = other.precondition(G, eps=0.1, alpha=0.5)
+        assert torch.equal(pair.precondition(pair.buffer().copy_(G), eps=0.1, alpha=0.5), expected)
 
 
 def test_state_round_trip_continues_exactly():

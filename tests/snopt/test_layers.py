@@ -105,6 +105,15 @@ def test_linear_rows_reproduce_the_weight_gradient(shape):
     assert_close(gradient, expected, rtol=1e-12)
 
 
+def test_many_images_are_taken_some_at_a_time(monkeypatch):
+    torch.manual_seed(3)
+    conv = nn.Conv2d(4, 6, 3, padding=1, groups=2).double()
+    x = torch.randn(7, 4, 6, 6, dtype=torch.float64)
+    whole = layers.input_factor(conv, x)
+    monkeypatch.setattr(layers, "_images_at_a_time", lambda layer, x: 2)
+    assert_close(layers.input_factor(conv, x), whole, rtol=1e-12)
+
+
 def test_unbatched_image_is_one_row():
     conv = nn.Conv2d(2, 3, 3)
     x, g = torch.randn(2, 5, 5), torch.randn(3, 3, 3)

@@ -357,7 +357,7 @@ def test_convolutions_train_in_and_outside_an_ode():
         loss = (model(x) - x.mean((1, 2, 3)).unsqueeze(1)).square().mean()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
     assert len(optimizer.curvature) == 3
 
@@ -410,6 +410,7 @@ def test_layer_that_never_received_data_is_named_once():
         ({"alpha": 1.5}, ValueError, r"alpha.*\[0, 1\]"),
         ({"update_freq": 0}, ValueError, "update_freq.*at least 1"),
         ({"update_freq": 2.5}, ValueError, "update_freq.*integer"),
+        ({"curvature_batch": 0}, ValueError, "curvature_batch.*at least 1"),
         ({"scope": "inside"}, ValueError, "scope must be one of all, ode"),
         ({"time_correlation": "half"}, ValueError, "time_correlation must be one of full, none"),
         ({"quadrature": 4}, TypeError, "quadrature must be a rule"),
@@ -464,6 +465,45 @@ def test_block_and_function_forms_agree():
 def test_bad_blocks(args, kwargs, error, message):
     with pytest.raises(error, match=message):
         ODEBlock(*args, **kwargs)
+
+
+def test_curvature_batch_takes_evenly_spaced_rows():
+    """On a batch of eight copies of two samples, half the rows say all that the whole says."""
+    x, y = batch(n=2)
+    data = (x.repeat_interleave(8, 0), y.repeat_interleave(8, 0))
+    factors = {}
+    for rows in (None, 8, 100):
+        model = make()
+        optimizer = SNOpt(model, lr=0.1, curvature_batch=rows)
+        backward(model, data)
+        optimizer.step()
+        factors[rows] = {
+            n: optimizer.curvature[m] for n, m in model.named_modules() if isinstance(m, nn.Linear)
+        }
+    for name, whole in factors[None].items():
+        for rows in (8, 100):
+            assert_close(factors[rows][name].A, whole.A, rtol=1e-10)
+            assert_close(factors[rows][name].B, whole.B, rtol=1e-10)
+            assert factors[rows][name].batch == 16
+
+
+@pytest.mark.parametrize("gradient", ["adjoint", "direct", "checkpoint"])
+def test_autocast_around_the_whole_step(gradient):
+    """backward() under autocast too: factors and bases stay float32, the weights finite."""
+    model = make(gradient=gradient).float()
+    optimizer = SNOpt(model, lr=0.05, update_freq=2)
+    x, y = batch()
+    losses = []
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x.float()), y)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    for pair in optimizer.curvature.values():
+        assert {pair.A.dtype, pair.B.dtype, pair.S.dtype} == {torch.float32}
 
 
 def test_uniform_quadrature_and_autocast():
