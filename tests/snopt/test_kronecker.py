@@ -8,6 +8,7 @@ from snopt_cases import assert_close
 
 from snopt.curvature import Factors
 from snopt.eigenbasis import eigenbases, eigenbasis
+from snopt.kronecker import KroneckerPair
 
 
 def random_factors(groups=1, features=4, out=3, weight=1.0, batch=5):

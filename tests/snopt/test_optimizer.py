@@ -495,7 +495,7 @@ def test_autocast_around_the_whole_step(gradient):
     x, y = batch()
     losses = []
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        for _ in range(6):
+        for _ in range(40):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(x.float()), y)
             loss.backward()
