@@ -1,0 +1,64 @@
+"""The README's example runs as it stands, and what it names exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+class Field(torch.nn.Module):
+    """What the README leaves to its reader: any module with ``forward(t, z)``."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+
+    def forward(self, t, z):
+        return torch.tanh(self.layer(z))
+
+
+def test_the_example_trains_a_model():
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 2, generator=generator)
+    y = (x[:, 0] > x[:, 1]).long()
+    losses = []
+    true_loss = torch.nn.functional.cross_entropy
+
+    def watched(*args):
+        losses.append(true_loss(*args))
+        return losses[-1]
+
+    torch.manual_seed(0)
+    namespace = {"Field": Field, "loader": [(x, y)] * 150}
+    torch.nn.functional.cross_entropy = watched
+    try:
+        exec(compile(example, "README.md", "exec"), namespace)  # noqa: S102
+    finally:
+        torch.nn.functional.cross_entropy = true_loss
+    assert losses[-1].item() < 0.8 * losses[0].item()
+    assert len(namespace["optimizer"].curvature) == 2
+
+
+def test_the_tables_name_what_exists():
+    for group in ("task", "optimizer"):
+        rows = re.search(rf"\| `{group}=` \|.*?\n\n", README, re.S).group(0)
+        first_cells = [line.split("|")[1] for line in rows.strip().splitlines()[2:]]
+        for name in re.findall(r"`([a-z_]+)`", " ".join(first_cells)):
+            assert (ROOT / "configs" / group / f"{name}.yaml").is_file(), name
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    rows = re.search(r"\| `make …` \|.*?\n\n", README, re.S).group(0)
+    first_cells = [line.split("|")[1] for line in rows.strip().splitlines()[2:]]
+    for target in re.findall(r"`([a-z0-9-]+)`", " ".join(first_cells)):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_links_and_pictures_exist():
+    for link in re.findall(r"\]\(([^)]+)\)", README):
+        if not link.startswith("http"):
+            assert (ROOT / link).exists(), link
