@@ -83,8 +83,8 @@ class ODEBlock(nn.Module):
             "atol": atol,
             "options": options,
             "engine": engine,
-            "memory": StepMemory() if reuse_step else None,
         }
+        self.memory = StepMemory() if reuse_step else None
         self.adjoint: dict[str, Any] = {
             "adjoint_rtol": adjoint_rtol,
             "adjoint_atol": adjoint_atol,
@@ -119,14 +119,13 @@ class ODEBlock(nn.Module):
         # Times in half precision could not tell the solver's steps apart.
         dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
         times = times.to(first.device, dtype)
+        own: dict[str, Any] = {"nfe": self.nfe, "memory": self.memory}
         if self.gradient == "adjoint":
-            solution = odeint_adjoint(
-                self.func, y0, times, **self.solver, **self.adjoint, nfe=self.nfe
-            )
+            solution = odeint_adjoint(self.func, y0, times, **self.solver, **self.adjoint, **own)
         elif self.gradient == "direct":
-            solution = odeint(self.func, y0, times, **self.solver, nfe=self.nfe)
+            solution = odeint(self.func, y0, times, **self.solver, **own)
         else:
-            problem = make_problem(self.func, y0, times, **self.solver, nfe=self.nfe)
+            problem = make_problem(self.func, y0, times, **self.solver, **own)
             solution = checkpointed(problem, y0, times)
         if self.return_all:
             return solution

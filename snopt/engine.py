@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from snopt.curvature import inside_solve
 from snopt.runge_kutta import Control, Field, Step, Stepper
@@ -28,15 +28,33 @@ _ADAPTIVE_OPTIONS = frozenset(
         "max_num_steps",
     }
 )
+_KINDS = ("forward", "backward")
 _GRID_OPTIONS = frozenset({"step_size", "interp", "norm", "max_num_steps"})
 
 
-@dataclass
-class StepMemory:
-    """Last step sizes of an ODE block, to start the next solve with; None: choose anew."""
+class StepMemory(nn.Module):
+    """Last step sizes of an ODE block, to start the next solve with.
 
-    forward: float | None = None
-    backward: float | None = None
+    A module, so that a model's ``state_dict`` has them and a resumed run repeats an unbroken one.
+
+    Attributes:
+        sizes: buffer, (2,): forward and backward step, NaN where a solve is to choose anew.
+    """
+
+    def __init__(self) -> None:
+        """Remember nothing yet."""
+        super().__init__()
+        self.sizes: Tensor
+        self.register_buffer("sizes", torch.full((2,), math.nan, dtype=torch.float64))
+
+    def recall(self, kind: str) -> float | None:
+        """Return the last step of a ``"forward"`` or ``"backward"`` solve, or None."""
+        size = float(self.sizes[_KINDS.index(kind)])
+        return size if math.isfinite(size) else None
+
+    def keep(self, kind: str, size: float | None) -> None:
+        """Remember the last step of a solve."""
+        self.sizes[_KINDS.index(kind)] = math.nan if size is None else size
 
 
 @dataclass(frozen=True)
@@ -226,7 +244,7 @@ def forward_steps(
         y,
         kind="forward",
         evaluations=lambda: calls,
-        first_step=None if memory is None else memory.forward,
+        first_step=None if memory is None else memory.recall("forward"),
         differentiable=differentiable,
     )
     tableau = TABLEAUX[settings.method]
@@ -243,7 +261,7 @@ def forward_steps(
             y = step.y1
         start = end
     if memory is not None:
-        memory.forward = stepper.dt
+        memory.keep("forward", stepper.dt)
     if not bool(torch.isfinite(y.detach()).all()):
         raise stepper.failure(
             "non-finite state",

@@ -92,7 +92,7 @@ class _BackwardSolve:
             self.solution[0],
             kind="backward",
             evaluations=lambda: self.calls,
-            first_step=None if problem.memory is None else problem.memory.backward,
+            first_step=None if problem.memory is None else problem.memory.recall("backward"),
         )
         for i in range(len(times) - 1, 0, -1):
             z = [part[i] for part in self.solution]
@@ -123,7 +123,7 @@ class _BackwardSolve:
             # Moving the start moves the whole solution along F: dΦ/dt0 = -a(t0)ᵀ F(t0, z(t0)).
             grad_t[0] = -self._time_product(times[0], [part[0] for part in self.solution], a)
         if problem.memory is not None:
-            problem.memory.backward = stepper.dt
+            problem.memory.keep("backward", stepper.dt)
         a = [adj + g[0] for adj, g in zip(a, grad_solution, strict=True)]
         return a, grad_t, self.Q_u
 

@@ -218,7 +218,8 @@ def test_one_synchronisation_for_each_step():
             return -z + torch.sin(z)
 
     z0, t = initial_state("tensor").detach(), times_for("forward", 2)
-    memory, nfe = StepMemory(forward=0.01), NFE()
+    memory, nfe = StepMemory(), NFE()
+    memory.keep("forward", 0.01)
     with torch.no_grad(), _CountSyncs() as mode:
         snopt.odeint(Autonomous(), z0, t, rtol=1e-9, atol=1e-10, nfe=nfe, memory=memory)
     steps = (nfe.forward - 1) // 6
@@ -333,6 +334,16 @@ def test_reused_steps_save_evaluations_and_keep_the_tolerance():
     assert counts[1].forward < counts[0].forward
     assert counts[1].backward < counts[0].backward
     assert_close(ends[1], ends[0], rtol=1e-5)
+
+
+def test_a_saved_block_continues_with_its_step_size():
+    torch.manual_seed(0)
+    field, z0 = make_field("tensor"), initial_state("tensor").detach()
+    first, second = (ODEBlock(field, rtol=1e-6, atol=1e-7, reuse_step=True) for _ in range(2))
+    first(z0)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second(z0), first(z0))
+    assert "memory.sizes" not in ODEBlock(field).state_dict()
 
 
 def test_products_are_taken_only_where_they_count():

@@ -491,6 +491,7 @@ def test_curvature_batch_takes_evenly_spaced_rows():
 def test_autocast_around_the_whole_step(gradient):
     """backward() under autocast too: factors and bases stay float32, the weights finite."""
     model = make(gradient=gradient).float()
+    model.ode.solver.update(rtol=1e-2, atol=1e-2)  # no less: the field answers in bfloat16
     optimizer = SNOpt(model, lr=0.05, update_freq=2)
     x, y = batch()
     losses = []
@@ -508,6 +509,7 @@ def test_autocast_around_the_whole_step(gradient):
 
 def test_uniform_quadrature_and_autocast():
     model = make().float()
+    model.ode.solver.update(rtol=1e-2, atol=1e-2)
     optimizer = SNOpt(model, lr=0.05, quadrature=uniform(0.25), update_freq=2)
     x, y = batch()
     for _ in range(3):
