@@ -1,0 +1,83 @@
+"""Measure the library: python scripts/benchmark.py [engine|optimizer|memory|all] [--only NAME].
+
+engine: a forward and backward pass by every way to get the gradient, and by its evaluations alone.
+optimizer: a step of SNOpt against SGD and Adam. memory: peak memory, each in its own process.
+Writes <output>/{engine,optimizer,memory}.json after every workload, and a picture of each. Exit
+status: 0 done, 2 wrong input or a failed workload, 130 interrupted (finished workloads are kept).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from experiments.benchmark.run import DRAW, MAX_SECONDS, PROCESSES, REPEATS, Plan, run
+from experiments.device import choose_device
+from experiments.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    made = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    made.add_argument("benchmark", nargs="?", default="all", help=f"{', '.join(DRAW)} or all")
+    made.add_argument("--only", action="append", default=[], help="one workload (repeatable)")
+    made.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    made.add_argument("--threads", type=_positive, help="CPU threads; torch's choice if not given")
+    made.add_argument("--repeats", type=_positive, default=REPEATS, help="rounds of every timing")
+    made.add_argument(
+        "--processes", type=_positive, default=PROCESSES, help="processes for each memory value"
+    )
+    made.add_argument(
+        "--max-seconds", type=float, default=MAX_SECONDS, help="of rounds for each workload"
+    )
+    made.add_argument("--output", type=Path, default=Path("results/benchmarks"), help="folder")
+    made.add_argument("--draw", action="store_true", help="only draw again from what is there")
+    return made
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def main() -> int:
+    """Run the command line and return its exit status."""
+    options = parser().parse_args()
+    benchmarks = tuple(DRAW) if options.benchmark == "all" else (options.benchmark,)
+    try:
+        if options.draw:
+            for benchmark in benchmarks:
+                DRAW[benchmark](options.output)
+            return 0
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        plan = Plan(
+            benchmarks=benchmarks,
+            only=options.only,
+            device=choose_device(options.device),
+            repeats=options.repeats,
+            processes=options.processes,
+            max_seconds=options.max_seconds,
+            folder=options.output,
+        )
+        for path in run(plan, lambda line: print(line, flush=True)):
+            print(path)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; finished workloads are kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
