@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 PINS   = $(shell grep -E '^(torch|torchvision)==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lint format test test-slow reproduce-figure-1 search sync pre-commit clean
+.PHONY: help venv lint format test test-slow reproduce-figure-1 reproduce-figure-7 benchmark search sync pre-commit clean
 
 help: ## Show the targets and the variables
 	@echo "Targets:"
@@ -58,6 +58,13 @@ test-slow: $(STAMP) ## The slow tests only
 reproduce-figure-1: $(STAMP) ## Figure 1: run what is missing, then draw results/figure-1/
 	$(BIN)/python scripts/reproduce.py figure-1 --profile $(PROFILE) --seeds $(SEEDS) \
 		--data-dir $(DATA_DIR) --output-dir $(OUTPUT_DIR) --jobs $(JOBS)
+
+reproduce-figure-7: $(STAMP) ## Figure 7: measure what is missing, then draw results/figure-7/
+	$(BIN)/python scripts/reproduce.py figure-7 --profile $(PROFILE) --seeds $(SEEDS) \
+		--data-dir $(DATA_DIR) --output-dir $(OUTPUT_DIR)
+
+benchmark: $(STAMP) ## Time and memory of the library, write results/benchmarks/
+	$(BIN)/python scripts/benchmark.py all
 
 search: $(STAMP) ## Redo the small equal search behind figure 1, write results/search/ and configs/experiment/
 	$(BIN)/python scripts/search.py figure-1 --data-dir $(DATA_DIR) --output-dir $(OUTPUT_DIR) --jobs $(JOBS)

@@ -16,10 +16,12 @@ from experiments.config import load_config, resolve
 from experiments.errors import ConfigError, DataError, RecordError
 from experiments.execute import PlannedRun, Say, execute, places, planned
 from experiments.explain import options
-from experiments.figures import figure_1
+from experiments.figures import figure_1, figure_7
 from experiments.summary import finished
 
 TARGETS = {figure_1.NAME: figure_1}
+# Figures from measurements of their own, without training runs.
+MEASURED = {figure_7.NAME: figure_7}
 """What can be reproduced, by name."""
 
 SEEDS = (0, 1, 2)
@@ -87,7 +89,8 @@ def plan(request: Request) -> dict[str, list[PlannedRun]]:
         ConfigError: unknown target, profile or override, or seeds that are not all different.
     """
     if request.target not in TARGETS:
-        raise ConfigError(f"unknown target {request.target!r}; valid: {', '.join(TARGETS)}")
+        valid = ", ".join((*TARGETS, *MEASURED))
+        raise ConfigError(f"unknown target {request.target!r}; valid: {valid}")
     figure = TARGETS[request.target]
     if request.profile not in figure.PROFILES:
         valid = ", ".join(figure.PROFILES)
@@ -169,6 +172,18 @@ def reproduce(request: Request, say: Say, train: Sequence[str] | None = None) ->
         RecordError: a run failed, so the figure cannot be drawn; all such runs are named.
         KeyboardInterrupt: stopped; what is done is kept.
     """
+    if request.target in MEASURED:
+        MEASURED[request.target].reproduce(
+            profile=request.profile,
+            seeds=request.seeds,
+            overrides=request.overrides,
+            data_dir=request.data_dir,
+            output_dir=request.output_dir,
+            folder=request.folder,
+            command=request.command,
+            say=say,
+        )
+        return request.folder
     runs = [run for group in available(plan(request), say).values() for run in group]
     failures = execute(runs, request.jobs, say, train)
     if failures:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from experiments.errors import UserError
-from experiments.reproduce import SEEDS, TARGETS, Request, reproduce
+from experiments.reproduce import MEASURED, SEEDS, TARGETS, Request, reproduce
 
 
 def parse(arguments: list[str] | None = None) -> Request:
@@ -22,7 +22,7 @@ def parse(arguments: list[str] | None = None) -> Request:
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("target", help=f"one of: {', '.join(TARGETS)}")
+    parser.add_argument("target", help=f"one of: {', '.join((*TARGETS, *MEASURED))}")
     parser.add_argument("overrides", nargs="*", help="changes to every run, such as device=cpu")
     parser.add_argument("--profile", default="embedded", help="embedded or paper")
     parser.add_argument("--seeds", type=_seeds, default=SEEDS, help="such as 0,1,2")

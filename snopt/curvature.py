@@ -91,12 +91,15 @@ def inside_solve() -> Iterator[None]:
 
 @contextmanager
 def record_uses(recording: Recording) -> Iterator[None]:
-    """Let the hooks write the uses of layers into ``recording``."""
+    """Let the hooks write the uses of layers into ``recording``, in a solve's evaluation."""
+    before = _where.recording
     _where.recording = recording
+    _where.solve_depth += 1
     try:
         yield
     finally:
-        _where.recording = None
+        _where.recording = before
+        _where.solve_depth -= 1
 
 
 def backward_pass() -> int:

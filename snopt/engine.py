@@ -75,7 +75,7 @@ class Layout:
     def split(self, y: Tensor) -> list[Tensor]:
         """Return views of a vector, (n,) or (T, n), as parts: (…) or (T, …)."""
         lead = y.shape[:-1]
-        pieces = torch.split(y, self.sizes, dim=-1)
+        pieces = y.split_with_sizes(self.sizes, -1)
         return [p.view(*lead, *shape) for p, shape in zip(pieces, self.shapes, strict=True)]
 
     def twice(self) -> Layout:
@@ -108,7 +108,7 @@ def rms_norm(layout: Layout) -> Callable[[Tensor], Tensor]:
         if len(layout.sizes) == 1:
             length: Tensor = torch.linalg.vector_norm(e)
             return length / math.sqrt(e.numel())
-        pieces = torch.split(e, layout.sizes)
+        pieces = e.split_with_sizes(layout.sizes)
         norms = [torch.linalg.vector_norm(p) / math.sqrt(p.numel()) for p in pieces]
         return torch.stack(norms).max()
 

@@ -45,8 +45,7 @@ def input_rows(layer: Layer, x: Tensor) -> Tensor:
     Returns:
         Tensor of shape (groups, batch, shared, in / groups × kernel [+ 1]), at least float32.
     """
-    x = at_least_float32(x.detach())
-    rows = _patches(layer, x) if isinstance(layer, nn.Conv2d) else _linear_rows(x)
+    rows = _rows(layer, at_least_float32(x.detach()))
     if has_bias(layer):
         rows = torch.cat([rows, rows.new_ones(*rows.shape[:-1], 1)], dim=-1)
     return rows
@@ -78,20 +77,29 @@ def input_factor(layer: Layer, x: Tensor) -> Tensor:
     Returns:
         Tensor of shape (groups, features, features).
     """
-    if not isinstance(layer, nn.Conv2d):
-        rows = input_rows(layer, x).flatten(1, 2)
-        return rows.mT @ rows / max(1, rows.shape[1])
-    # Patches are many times the size of their image: only some images' at a time.
+    chunks = torch.split(x, _images_at_a_time(layer, x)) if _is_image_batch(layer, x) else (x,)
+    square: Tensor | None = None
     total: Tensor | None = None
     count = 0
-    for some in torch.split(x, _images_at_a_time(layer, x)) if x.dim() == 4 else (x,):
-        rows = input_rows(layer, some).flatten(1, 2)
+    for chunk in chunks:
+        rows = _rows(layer, at_least_float32(chunk.detach())).flatten(1, 2)
         count += rows.shape[1]
-        square = rows.mT @ rows
-        total = square if total is None else total.add_(square)
-    if total is None:
-        raise ValueError("a batch of no images has no factor")
-    return total / count
+        if square is None or total is None:
+            square, total = rows.mT @ rows, rows.sum(1, keepdim=True)
+        else:
+            square.baddbmm_(rows.mT, rows)
+            total += rows.sum(1, keepdim=True)
+    if square is None or total is None or count == 0:
+        raise ValueError("a batch of no rows has no factor")
+    if not has_bias(layer):
+        return square.div_(count)
+    # The input of the bias is 1: its row and column are the means.
+    groups, features, _ = square.shape
+    factor = square.new_ones(groups, features + 1, features + 1)
+    torch.div(square, count, out=factor[:, :-1, :-1])
+    factor[:, -1:, :-1] = total.div_(count)
+    factor[:, :-1, -1:] = total.mT
+    return factor
 
 
 def output_factor(layer: Layer, g: Tensor, batch: int | None = None) -> Tensor:
@@ -157,11 +165,26 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _images_at_a_time(layer: nn.Conv2d, x: Tensor) -> int:
-    """Return how many images' patches fit into about 16 MB of float32."""
-    patch = x.shape[1] * layer.kernel_size[0] * layer.kernel_size[1]
+def _rows(layer: Layer, x: Tensor) -> Tensor:
+    return _patches(layer, x) if isinstance(layer, nn.Conv2d) else _linear_rows(x)
+
+
+def _is_image_batch(layer: Layer, x: Tensor) -> bool:
+    return isinstance(layer, nn.Conv2d) and x.dim() == 4
+
+
+def _images_at_a_time(layer: Layer, x: Tensor) -> int:
+    """Return how many images to cut into patches at a time.
+
+    Patches are many times the size of their image. About 1 MB of them in float32 keeps the peak
+    low; no fewer rows than half a factor's size keeps the products from being all additions.
+    """
+    if not isinstance(layer, nn.Conv2d):
+        return len(x)
+    features = x.shape[1] * layer.kernel_size[0] * layer.kernel_size[1]
     locations = max(1, x.shape[2] * x.shape[3] // (layer.stride[0] * layer.stride[1]))
-    return max(1, 2**22 // (patch * locations))
+    rows = max(2**18 // features, features // 2)
+    return max(1, rows // locations)
 
 
 def _linear_rows(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from snopt.curvature import Collector, Recording, inside_solve, record_uses
+from snopt.curvature import Collector, Recording, record_uses
 
 # Nodes in the order of the solve, each with the collectors that want it and their weights.
 Plan: TypeAlias = list[tuple[float, list[tuple[Collector, float]]]]
@@ -48,7 +48,7 @@ def collect_node(
         is_tuple: whether ``func`` wants the state as a tuple.
     """
     recording = Recording([collector for collector, _ in takers])
-    with torch.enable_grad(), inside_solve(), record_uses(recording):
+    with torch.enable_grad(), record_uses(recording):
         z = tuple(part.detach().requires_grad_(True) for part in z)
         out = func(t, z if is_tuple else z[0])
     outputs = tuple(out) if is_tuple else (out,)

@@ -134,8 +134,8 @@ class _BackwardSolve:
         parts = self.layout.split(y)
         n = len(self.state.sizes)
         wanted = self.params if stage >= 0 and self.tableau.needs_product(stage) else []
-        recording = Recording(self.at_ends if self._is_at_an_end(stage) else [])
-        with torch.enable_grad(), inside_solve(), record_uses(recording):
+        recording = Recording(self.at_ends if self._is_at_an_end(stage) else ())
+        with torch.enable_grad(), record_uses(recording):
             z = [part.detach().requires_grad_(True) for part in parts[:n]]
             time = torch.full((), t, dtype=y.dtype, device=y.device)
             out = self.problem.func(time, self.problem.pack(z))

@@ -42,19 +42,24 @@ class Stages:
 class _Buffer(Stages):
     def __init__(self, K: Tensor) -> None:
         self._K = K
+        # Views are made once: small solves are otherwise spent on making them.
+        self._first = [K[:count].T for count in range(K.shape[0] + 1)]
+        self._places: list[list[Tensor]] = [[] for _ in K]
 
     def __setitem__(self, i: int, parts: Sequence[Tensor]) -> None:
-        row, start = self._K[i], 0
-        for part in parts:
-            row[start : start + part.numel()].view(part.shape).copy_(part)
-            start += part.numel()
+        places = self._places[i]
+        if not places:
+            pieces = self._K[i].split_with_sizes([part.numel() for part in parts])
+            places.extend(p.view(part.shape) for p, part in zip(pieces, parts, strict=True))
+        for place, part in zip(places, parts, strict=True):
+            place.copy_(part)
 
     def __getitem__(self, i: int) -> Tensor:
         return self._K[i]
 
     def combine(self, y: Tensor, weights: tuple[float, ...], dt: float) -> Tensor:
         vector = _as_tensor(weights, y.dtype, y.device)
-        return torch.addmv(y, self._K[: len(weights)].T, vector, alpha=dt)
+        return torch.addmv(y, self._first[len(weights)], vector, alpha=dt)
 
     def hand_on(self) -> None:
         self._K[0].copy_(self._K[-1])

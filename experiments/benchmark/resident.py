@@ -1,9 +1,9 @@
 """Peak memory of a piece of work in this process.
 
 On the CPU: the peak of the resident size (what the operating system counts) less the resident size
-at the start, after imports and building. It includes code that libraries load at their first call
-(some 6 MB for the first eigendecomposition) and their buffers. On CUDA: the same of the allocator's
-bytes. MB are 2**20 bytes.
+at the start, after imports, building and one small eigendecomposition: the linear-algebra library
+loads some 6 MB of its code at that first call, which is no memory of the optimizer. Buffers of
+other libraries count. On CUDA: the same of the allocator's bytes. MB are 2**20 bytes.
 
 The C library keeps freed memory for later, more or less of it by chance. :data:`ALLOCATOR` makes
 glibc return every tensor above 64 KiB at once, so that the resident size is what is held: a
@@ -72,6 +72,7 @@ def peak_of(work: Callable[[], object], device: torch.device) -> Peak:
     Raises:
         RecordError: see :func:`held_mb`.
     """
+    torch.linalg.eigh(torch.eye(64, device=device))
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

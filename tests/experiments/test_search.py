@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from experiments.config import load_config, resolve
 from experiments.environment import REPOSITORY
@@ -239,4 +240,6 @@ def test_searched_settings_name_the_record_they_come_from() -> None:
         if claim is None:
             continue
         chosen = json.loads((REPOSITORY / claim[1]).read_text())["chosen"]["params"]
-        assert yaml.safe_load(text)["optimizer"] == chosen
+        assert OmegaConf.create(yaml.safe_load(text)["optimizer"]) == OmegaConf.from_dotlist(
+            [f"{key}={value}" for key, value in chosen.items()]
+        )

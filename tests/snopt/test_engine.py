@@ -153,7 +153,7 @@ def test_step_sequences_are_torchdiffeqs_but_for_the_last(method, kind, directio
         {"min_step": 0.1},
         {"norm": lambda y: y.abs().max()},
     ],
-    ids=str,
+    ids=["first_step", "max_step", "factors", "min_step", "norm"],
 )
 def test_options_of_step_size_control(options):
     field, z0, t = make_field("tensor"), initial_state("tensor").detach(), times_for("forward", 2)
@@ -365,6 +365,7 @@ def test_products_are_taken_only_where_they_count():
         ("rk4", {"grid_constructor": lambda f, y, t: t}, torch.float32, False),
         ("dopri5", {}, torch.bfloat16, False),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_the_engine_takes(method, options, dtype, expected):
     solve = Settings(1e-3, 1e-3, method, options)
