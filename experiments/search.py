@@ -2,7 +2,9 @@
 
 Every optimizer gets the same number of trials on every data set: quasi-random points of its space
 (``configs/search/<optimizer>.yaml``), one short run each with a seed that the figure does not use.
-A trial is scored by a validation value at a fixed number of training seconds, the same for all.
+A trial is scored by a validation value at a fixed number of training seconds, the same for all. The
+best few are repeated with further seeds and judged by their worst: one lucky seed of a setting at
+the edge of stability must not win.
 Trials are ordinary run records, so a search that was stopped goes on where it was; what it found is
 written to ``results/search/`` and the winner into the experiment file.
 """
@@ -119,19 +121,17 @@ def plan(request: Request, protocol: Protocol) -> list[Trials]:
     """
     where = (*places(request.data_dir, request.output_dir), "tracking=none")
     trials = []
-    for dataset, seconds in protocol.max_seconds.items():
-        limits = (f"trainer.max_seconds={seconds}", "trainer.epochs=null", "trainer.max_steps=null")
+    for dataset in protocol.max_seconds:
         for optimizer in protocol.optimizers:
             name = protocol.space_of(dataset, optimizer)
             space = load_space(request.configs_dir / "search" / f"{name}.yaml")
             points = sample(space, protocol.trials, protocol.sampler_seed)
             runs = []
             for point in points:
-                chosen = [f"optimizer.{key}={value}" for key, value in point.items()]
                 runs += planned(
                     f"{request.target}/{dataset}-{optimizer}",
                     *(dataset, optimizer, [protocol.seed]),
-                    [*limits, *chosen, *request.overrides],
+                    trial_overrides(request, protocol, dataset, point),
                     where,
                 )
             trials.append(Trials(dataset, optimizer, space, points, runs))
@@ -158,13 +158,13 @@ def search(request: Request, say: Say, train: Sequence[str] | None = None) -> li
     ordered = []
     for dataset in protocol.max_seconds:
         ordered += interleave([t.runs for t in all_trials if t.dataset == dataset])
-    failures = execute(ordered, request.jobs, say, train)
-    if failures:
-        lines = "".join(f"\n  {name}: {reason}" for name, reason in failures.items())
-        raise RecordError(f"nothing is chosen, {len(failures)} trials failed:{lines}")
+    _execute(ordered, request, say, train)
+    finals = [plan_finals(request, protocol, trials) for trials in all_trials]
+    groups = [[run for runs in final.values() for run in runs] for final in finals]
+    _execute([run for group in groups for run in group], request, say, train)
     written = []
-    for trials in all_trials:
-        outcome = judge(trials, protocol)
+    for trials, final in zip(all_trials, finals, strict=True):
+        outcome = judge(trials, protocol, final)
         path = request.results_dir / "search" / trials.dataset / f"{trials.optimizer}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(outcome, indent=2, ensure_ascii=False) + "\n", "utf-8")
@@ -176,6 +176,48 @@ def search(request: Request, say: Say, train: Sequence[str] | None = None) -> li
     return written
 
 
+def _execute(
+    runs: Sequence[PlannedRun], request: Request, say: Say, train: Sequence[str] | None
+) -> None:
+    failures = execute(list(runs), request.jobs, say, train)
+    if failures:
+        lines = "".join(f"\n  {name}: {reason}" for name, reason in failures.items())
+        raise RecordError(f"nothing is chosen, {len(failures)} trials failed:{lines}")
+
+
+def plan_finals(
+    request: Request, protocol: Protocol, trials: Trials
+) -> dict[int, list[PlannedRun]]:
+    """Return the repetitions of the best trials with the final seeds, by place of the trial."""
+    scores = _scores(trials.runs, protocol, trials.dataset)
+    ranked = sorted(range(len(scores)), key=lambda place: scores[place])
+    best = [place for place in ranked[: protocol.finalists] if math.isfinite(scores[place])]
+    if not protocol.final_seeds:
+        return {place: [] for place in best}
+    where = (*places(request.data_dir, request.output_dir), "tracking=none")
+    return {
+        place: planned(
+            f"{request.target}/{trials.dataset}-{trials.optimizer}",
+            *(trials.dataset, trials.optimizer, protocol.final_seeds),
+            trial_overrides(request, protocol, trials.dataset, trials.points[place]),
+            where,
+        )
+        for place in best
+    }
+
+
+def trial_overrides(request: Request, protocol: Protocol, dataset: str, point: Params) -> list[str]:
+    """Return what a trial changes in the experiment: its limits and its settings."""
+    limits = [f"trainer.max_seconds={protocol.max_seconds[dataset]}"]
+    limits += ["trainer.epochs=null", "trainer.max_steps=null"]
+    return [*limits, *(f"optimizer.{k}={v}" for k, v in point.items()), *request.overrides]
+
+
+def _scores(runs: Sequence[PlannedRun], protocol: Protocol, dataset: str) -> list[float]:
+    seconds = protocol.max_seconds[dataset]
+    return [score(summarise(run.folder), protocol.criterion, seconds) for run in runs]
+
+
 def _experiment_file(request: Request, trials: Trials) -> Path:
     name = f"{trials.dataset}-{trials.optimizer}.yaml"
     path = request.configs_dir / "experiment" / request.target / name
@@ -184,8 +226,16 @@ def _experiment_file(request: Request, trials: Trials) -> Path:
     return path
 
 
-def judge(trials: Trials, protocol: Protocol) -> dict[str, Any]:
+def judge(
+    trials: Trials, protocol: Protocol, finals: Mapping[int, Sequence[PlannedRun]] | None = None
+) -> dict[str, Any]:
     """Score finished trials and return the record of the search, ready for JSON.
+
+    Args:
+        trials: the trials of one optimizer on one data set.
+        protocol: what is equal for all.
+        finals: repetitions of the finalists with further seeds, by place; the finalist whose worst
+            seed is best is chosen. None: the best trial.
 
     Raises:
         RecordError: a trial did not finish, or all diverged.
@@ -193,19 +243,28 @@ def judge(trials: Trials, protocol: Protocol) -> dict[str, Any]:
     seconds = protocol.max_seconds[trials.dataset]
     read = [summarise(run.folder) for run in trials.runs]
     scores = [score(run, protocol.criterion, seconds) for run in read]
-    best = choose(scores)
+    final_scores = {
+        place: _scores(runs, protocol, trials.dataset) for place, runs in (finals or {}).items()
+    }
+    worst = [
+        max(value, *final_scores[place]) if final_scores.get(place) else value
+        for place, value in enumerate(scores)
+    ]
+    standing = [worst[p] if not finals or p in finals else math.inf for p in range(len(worst))]
+    best = choose(standing)
     entries = [
         {
             "params": point,
             # JSON has no infinity
             "score": value if math.isfinite(value) else None,
+            **_final_entry(final_scores.get(place), value),
             "state": run.state,
             "steps": max((int(row["step"]) for row in run.metrics), default=0),
             "hash": run.digest,
             "seconds": run.status.get("seconds"),
             "threads": run.status.get("threads"),
         }
-        for point, value, run in zip(trials.points, scores, read, strict=True)
+        for place, (point, value, run) in enumerate(zip(trials.points, scores, read, strict=True))
     ]
     return {
         "dataset": trials.dataset,
@@ -217,6 +276,17 @@ def judge(trials: Trials, protocol: Protocol) -> dict[str, Any]:
         "trials": entries,
         "git": {"commit": git_commit(), "dirty": git_dirty()},
         "versions": versions(),
+    }
+
+
+def _final_entry(values: Sequence[float] | None, first: float) -> dict[str, Any]:
+    """Return the scores of a finalist's further seeds and its worst, ready for JSON."""
+    if not values:
+        return {}
+    worst = max(first, *values)
+    return {
+        "final_scores": [v if math.isfinite(v) else None for v in values],
+        "worst": worst if math.isfinite(worst) else None,
     }
 
 

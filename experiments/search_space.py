@@ -28,6 +28,8 @@ class Protocol:
         optimizers: optimizer names.
         max_seconds: seconds of the training clock of a trial, by data set.
         spaces: name of the search space by data set and optimizer, where it is not the optimizer's.
+        finalists: how many of the best trials are repeated with ``final_seeds``.
+        final_seeds: further seeds; a finalist is judged by its worst seed.
     """
 
     trials: int
@@ -37,6 +39,8 @@ class Protocol:
     optimizers: tuple[str, ...]
     max_seconds: dict[str, float]
     spaces: dict[str, dict[str, str]] = field(default_factory=dict)
+    finalists: int = 1
+    final_seeds: tuple[int, ...] = ()
 
     def space_of(self, dataset: str, optimizer: str) -> str:
         """Return the name of the search space: a file in ``configs/search/``."""
@@ -51,7 +55,9 @@ def load_protocol(path: Path) -> Protocol:
     """
     content = _load(path)
     try:
-        protocol = Protocol(**{**content, "optimizers": tuple(content["optimizers"])})
+        lists = {"optimizers": (), "final_seeds": (), **content}
+        tuples = {key: tuple(lists[key]) for key in ("optimizers", "final_seeds")}
+        protocol = Protocol(**{**content, **tuples})
     except (TypeError, KeyError) as error:
         raise ConfigError(f"{path}: {error}") from None
     if protocol.trials < 1:
