@@ -130,7 +130,7 @@ class _Adjoint(torch.autograd.Function):
         with torch.no_grad():
             solution = solve_forward(problem, parts, t)
         ctx.problem, ctx.n_state = problem, n_state
-        ctx.autocast = autocast_state(t.device.type)
+        ctx.autocast = autocast_state(parts[0].device.type)
         ctx.save_for_backward(t, *solution, *params)
         return solution
 

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snopt.curvature import Collector, armed_collectors
-from snopt.nodes import collect_node, plan_nodes
+from snopt.curvature import Collector, all_or_nothing, armed_collectors
+from snopt.nodes import collect_node, leaves_no_trace, plan_nodes
 from snopt.path_integral import integrate_on_engine
 from snopt.problem import Problem
 from snopt.solve import FIXED_GRID, NFE, Settings, solve, user_callbacks
@@ -240,7 +240,11 @@ def collect_without_gradient(
         return
     nfe = NFE()
     try:
-        with torch.no_grad():
+        with (
+            torch.no_grad(),
+            all_or_nothing(collectors),
+            leaves_no_trace(problem.func, t.device),
+        ):
             integrate_backward(
                 replace(problem, nfe=nfe, memory=None),
                 t,

@@ -101,7 +101,7 @@ class ODEBlock(nn.Module):
 
         Args:
             y0: state at the first time, a tensor or a tuple of tensors. Half precision is
-                integrated in float32.
+                integrated in float32, and the result of a half-precision field cast back to it.
             t: times to use instead of the block's own; a tensor may require a gradient.
 
         Returns:
@@ -119,27 +119,51 @@ class ODEBlock(nn.Module):
         # Times in half precision could not tell the solver's steps apart.
         dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
         times = times.to(first.device, dtype)
+        func, half = self.func, _half_precision(self.func)
+        if half is not None and not torch.is_autocast_enabled(first.device.type):
+            func = _InHalfPrecision(self.func, half)
         own: dict[str, Any] = {"nfe": self.nfe, "memory": self.memory}
         if self.gradient == "adjoint":
-            solution = odeint_adjoint(self.func, y0, times, **self.solver, **self.adjoint, **own)
+            solution = odeint_adjoint(func, y0, times, **self.solver, **self.adjoint, **own)
         elif self.gradient == "direct":
-            solution = odeint(self.func, y0, times, **self.solver, **own)
+            solution = odeint(func, y0, times, **self.solver, **own)
         else:
-            problem = make_problem(self.func, y0, times, **self.solver, **own)
+            problem = make_problem(func, y0, times, **self.solver, **own)
             solution = checkpointed(problem, y0, times)
         if self.return_all:
             return solution
         # A copy: an in-place activation behind the block must not write into the solution that the
         # backward solve starts from.
         if isinstance(solution, tuple):
-            return tuple(part[-1].clone() for part in solution)
-        return solution[-1].clone()
+            return tuple(part[-1].to(half or part.dtype, copy=True) for part in solution)
+        return solution[-1].to(half or solution.dtype, copy=True)
 
     def extra_repr(self) -> str:
         """Return times, gradient mode and solver for ``print(block)``."""
         times = ", ".join(f"{x:g}" for x in self.t.tolist())
         solver = ", ".join(f"{k}={v}" for k, v in self.solver.items() if v is not None)
         return f"t=({times}), gradient={self.gradient}, {solver}"
+
+
+class _InHalfPrecision(nn.Module):
+    """A field of half-precision parameters for a state in float32."""
+
+    def __init__(self, func: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.func, self.dtype = func, dtype
+
+    def forward(self, t: Tensor, y: State) -> Any:
+        """Return F in the field's own precision; the solver brings it back to the state's."""
+        if isinstance(y, tuple):
+            return self.func(t.to(self.dtype), tuple(part.to(self.dtype) for part in y))
+        return self.func(t.to(self.dtype), y.to(self.dtype))
+
+
+def _half_precision(func: nn.Module) -> torch.dtype | None:
+    """Return the dtype of a field whose parameters are of half precision, else None."""
+    first = next(func.parameters(), None)
+    halves = (torch.float16, torch.bfloat16)
+    return first.dtype if first is not None and first.dtype in halves else None
 
 
 def _times(t: Sequence[float] | Tensor) -> Tensor:

@@ -19,7 +19,9 @@ from torch.autograd.function import once_differentiable
 from snopt.autocast import autocast_state
 from snopt.backward import collect_without_gradient
 from snopt.curvature import inside_solve
-from snopt.engine import Layout, forward_steps
+from snopt.engine import forward_steps
+from snopt.evaluate import evaluate_field
+from snopt.layout import Layout
 from snopt.problem import Problem, make_problem
 from snopt.runge_kutta import Step, take_step
 from snopt.solve import NFE, State
@@ -76,6 +78,8 @@ def checkpointed(
     problem: Problem, y0: State, t: Tensor, adjoint_params: Iterable[Tensor] | None = None
 ) -> State:
     """Return the solution of ``problem``, differentiable step by step."""
+    if t.numel() < 2:
+        raise ValueError("checkpoints need at least two times")
     if not problem.engine[0]:
         raise ValueError(
             "gradient by checkpoints needs the project's own engine: one of the methods"
@@ -135,7 +139,7 @@ class _Checkpoint(torch.autograd.Function):
                 records.append(_Record(step.t0, step.t1, step.y0, k0, inside))
                 rows.extend(step.interpolate(times[i], cubic=_cubic(problem)) for i in inside)
         solution = tuple(layout.split(torch.stack(rows)))
-        ctx.autocast = autocast_state(t.device.type)
+        ctx.autocast = autocast_state(parts[0].device.type)
         ctx.problem, ctx.layout, ctx.records, ctx.times = problem, layout, records, times
         ctx.save_for_backward(t, *solution, *params)
         return solution
@@ -232,12 +236,9 @@ class _Replay:
 
     def _field(self, _stage: int, t: float, y: Tensor) -> tuple[Sequence[Tensor], None]:
         self.problem.nfe.add("backward")
-        time = torch.full((), t, dtype=y.dtype, device=y.device)
+        problem, layout = self.problem, self.layout
         with inside_solve():
-            out = self.problem.func(time, self.problem.pack(self.layout.split(y)))
-            parts = (out,) if isinstance(out, Tensor) else tuple(out)
-            # Under autocast a field may answer in half precision.
-            return [part.to(y.dtype) for part in parts], None
+            return evaluate_field(problem.func, problem.pack, layout, t, layout.split(y)), None
 
     def _flat(self, t: float, y: Tensor) -> Tensor:
         parts, _ = self._field(0, t, y)

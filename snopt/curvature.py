@@ -82,10 +82,13 @@ _armed: weakref.WeakSet[Collector] = weakref.WeakSet()
 @contextmanager
 def inside_solve() -> Iterator[None]:
     """Mark evaluations of the field as the solver's own: they are not uses of a layer."""
+    before = _where.recording
+    _where.recording = None  # a solve within the evaluation at a node is no use of a layer either
     _where.solve_depth += 1
     try:
         yield
     finally:
+        _where.recording = before
         _where.solve_depth -= 1
 
 
@@ -149,11 +152,25 @@ class Accumulator:
         self.weight += weight
         self.rows[task] = max(rows, self.rows.get(task, 0))
 
+    def merge(self, other: Accumulator) -> None:
+        """Add another accumulator's sums."""
+        if other.A is None or other.B is None:
+            return
+        if self.A is None or self.B is None:
+            self.A, self.B = other.A, other.B
+        else:
+            self.A += other.A
+            self.B += other.B
+        self.weight += other.weight
+        for task, rows in other.rows.items():
+            self.rows[task] = max(rows, self.rows.get(task, 0))
+
     def factors(self) -> Factors:
         """Return the factors for the mean loss over all rows of all backward passes since.
 
         With k passes of equal size (gradient accumulation) the per-sample gradient is k times what
-        one pass alone would say, and A and the weight are means over the passes.
+        one pass alone would say, and A and the weight are means over the passes. Several losses of
+        one batch belong into one ``backward()``: of two passes the second is taken for other rows.
         """
         if self.A is None or self.B is None:
             raise ValueError("the layer received no data")
@@ -222,6 +239,7 @@ class Collector:
         self.sums: dict[str, Accumulator] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._generation = 0
+        self._held: list[list[Tensor]] = []  # inputs that tensor hooks wait with
 
     @property
     def armed(self) -> bool:
@@ -231,6 +249,7 @@ class Collector:
     def arm(self) -> None:
         """Forget what was gathered and record the forward passes made from now on."""
         self.clear()
+        self._release()
         self._generation += 1
         if not self._handles:
             hook = _Hook(self)
@@ -244,7 +263,14 @@ class Collector:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._release()
         _armed.discard(self)
+
+    def _release(self) -> None:
+        """Let go of layer inputs: autograd keeps a hook, and what it holds, as long as the loss."""
+        for held in self._held:
+            held.clear()
+        self._held = []
 
     def clear(self) -> None:
         """Forget what was gathered, for instance from a backward pass whose gradient was zeroed."""
@@ -272,24 +298,47 @@ class Collector:
         if self.scope == "ode" or _where.solve_depth > 0 or backward_pass() != -1:
             return
         if torch.is_grad_enabled() and output.requires_grad:
-            output.register_hook(self._on_gradient(layer, x.detach()))  # type: ignore[no-untyped-call]
+            held = [x.detach()]
+            self._held.append(held)
+            output.register_hook(self._on_gradient(layer, held))  # type: ignore[no-untyped-call]
 
-    def _on_gradient(self, layer: nn.Module, x: Tensor) -> Callable[[Tensor], None]:
+    def _on_gradient(self, layer: nn.Module, held: list[Tensor]) -> Callable[[Tensor], None]:
         generation = self._generation
 
         def hook(g: Tensor) -> None:
             # Grad mode is on in passes made with create_graph=True: those belong to a quantity
             # that is itself part of the loss (a trace, a penalty), not to the loss.
             stale = generation != self._generation or not self.armed
-            if not stale and not torch.is_grad_enabled():
-                self.add(layer, x, g, 1.0, backward_pass())
+            if not stale and held and not torch.is_grad_enabled():
+                self.add(layer, held[0], g, 1.0, backward_pass())
 
         return hook
 
 
+@contextmanager
+def all_or_nothing(collectors: Sequence[Collector]) -> Iterator[None]:
+    """Keep what is gathered inside only if nothing fails: half a path is no integral."""
+    before = [collector.sums for collector in collectors]
+    for collector in collectors:
+        collector.sums = {}
+    try:
+        yield
+    except BaseException:
+        for collector, sums in zip(collectors, before, strict=True):
+            collector.sums = sums
+        raise
+    for collector, sums in zip(collectors, before, strict=True):
+        for key, gathered in collector.sums.items():
+            sums.setdefault(key, Accumulator()).merge(gathered)
+        collector.sums = sums
+
+
 def armed_collectors(func: object) -> list[Collector]:
-    """Return the armed collectors that watch a layer of ``func`` (any layer if it is no module)."""
-    if not _armed:
+    """Return the armed collectors that watch a layer of ``func`` (any layer if it is no module).
+
+    None within another solve: the backward pass of an ODE inside a vector field belongs to a stage.
+    """
+    if not _armed or _where.solve_depth > 0:
         return []
     if not isinstance(func, nn.Module):
         return list(_armed)

@@ -44,7 +44,9 @@ def odeint(
     Args:
         func: vector field F(t, y) -> dy/dt.
         y0: state at ``t[0]``, a tensor of any shape or a tuple of tensors.
-        t: output times, (T,), strictly increasing or strictly decreasing.
+        t: output times, (T,), strictly increasing or strictly decreasing. A gradient to ``t`` is
+            that of torchdiffeq's interpolation, which on fixed grids and with bosh3 or dopri8 is
+            far from dΦ/dt; the adjoint's is F(t_i, z(t_i))ᵀ Φ_z.
         rtol: relative tolerance.
         atol: absolute tolerance.
         method: any torchdiffeq method; None means ``"dopri5"``.

@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from snopt.curvature import inside_solve
+from snopt.evaluate import evaluate_field
+from snopt.layout import Layout
 from snopt.runge_kutta import Control, Field, Step, Stepper
-from snopt.solve import Settings, State, solver_error, user_callbacks
+from snopt.solve import (
+    CONTROL_OPTIONS,
+    GRID_OPTIONS,
+    Settings,
+    State,
+    solver_error,
+    user_callbacks,
+)
 from snopt.tableau import TABLEAUX, Tableau
 
 ENGINES = ("auto", "torchdiffeq")
-_ADAPTIVE_OPTIONS = frozenset(
-    {
-        "norm",
-        "first_step",
-        "min_step",
-        "max_step",
-        "safety",
-        "ifactor",
-        "dfactor",
-        "max_num_steps",
-    }
-)
 _KINDS = ("forward", "backward")
-_GRID_OPTIONS = frozenset({"step_size", "interp", "norm", "max_num_steps"})
 
 
 class StepMemory(nn.Module):
@@ -57,32 +52,6 @@ class StepMemory(nn.Module):
         self.sizes[_KINDS.index(kind)] = math.nan if size is None else size
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Parts of a state within one flat vector."""
-
-    shapes: tuple[torch.Size, ...]
-    sizes: list[int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Count the entries of each part."""
-        object.__setattr__(self, "sizes", [shape.numel() for shape in self.shapes])
-
-    def flatten(self, parts: Sequence[Tensor]) -> Tensor:
-        """Return the parts as one vector, a copy."""
-        return torch.cat([part.reshape(-1) for part in parts])
-
-    def split(self, y: Tensor) -> list[Tensor]:
-        """Return views of a vector, (n,) or (T, n), as parts: (…) or (T, …)."""
-        lead = y.shape[:-1]
-        pieces = y.split_with_sizes(self.sizes, -1)
-        return [p.view(*lead, *shape) for p, shape in zip(pieces, self.shapes, strict=True)]
-
-    def twice(self) -> Layout:
-        """Return the layout of two such states, one after the other."""
-        return Layout(self.shapes * 2)
-
-
 def takes(settings: Settings, func: object, parts: Sequence[Tensor]) -> bool:
     """Return whether the engine can do a solve exactly as asked; torchdiffeq does the others.
 
@@ -92,7 +61,7 @@ def takes(settings: Settings, func: object, parts: Sequence[Tensor]) -> bool:
     tableau = TABLEAUX.get(settings.method)
     if tableau is None or not all(part.numel() for part in parts):
         return False
-    known = _ADAPTIVE_OPTIONS if tableau.adaptive else _GRID_OPTIONS
+    known = CONTROL_OPTIONS if tableau.adaptive else GRID_OPTIONS
     if not known.issuperset(settings.options):
         return False
     dtypes = {part.dtype for part in parts}
@@ -227,10 +196,7 @@ def forward_steps(
         calls += 1
         count()
         with inside_solve():
-            out = func(torch.full((), t, dtype=y.dtype, device=y.device), pack(layout.split(y)))
-            parts = (out,) if isinstance(out, Tensor) else tuple(out)
-            # Under autocast a field may answer in half precision.
-            return [part.to(y.dtype) for part in parts], None
+            return evaluate_field(func, pack, layout, t, layout.split(y)), None
 
     user_norm = settings.options.get("norm")
     norm = (

@@ -153,9 +153,14 @@ def to_matrix(
     return out
 
 
+def weight_columns(layer: Layer) -> int:
+    """Return the columns of the layer's matrix without the bias."""
+    return layer.weight[0].numel()
+
+
 def from_matrix(layer: Layer, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the inverse of :func:`to_matrix`: weight- and bias-shaped tensors."""
-    if not has_bias(layer):
+    if matrix.shape[-1] == weight_columns(layer):
         return matrix.reshape(layer.weight.shape), None
     return matrix[..., :-1].reshape(layer.weight.shape), matrix[..., -1].reshape(-1)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from snopt.curvature import Collector, Recording, record_uses
 
@@ -48,17 +49,31 @@ def collect_node(
         is_tuple: whether ``func`` wants the state as a tuple.
     """
     recording = Recording([collector for collector, _ in takers])
-    with torch.enable_grad(), record_uses(recording):
+    with torch.enable_grad(), leaves_no_trace(func, z[0].device), record_uses(recording):
         z = tuple(part.detach().requires_grad_(True) for part in z)
         out = func(t, z if is_tuple else z[0])
-    outputs = tuple(out) if is_tuple else (out,)
-    pairs = [(o, adj) for o, adj in zip(outputs, a, strict=True) if o.requires_grad]
-    if not recording.uses or not pairs:
-        return
-    recording.gradients = torch.autograd.grad(
-        [o for o, _ in pairs],
-        recording.edges,
-        [adj for _, adj in pairs],
-        allow_unused=True,
-    )
+        outputs = tuple(out) if is_tuple else (out,)
+        pairs = [(o, adj) for o, adj in zip(outputs, a, strict=True) if o.requires_grad]
+        if not recording.uses or not pairs:
+            return
+        recording.gradients = torch.autograd.grad(
+            [o for o, _ in pairs],
+            recording.edges,
+            [adj for _, adj in pairs],
+            allow_unused=True,
+        )
     recording.give(dict(takers))
+
+
+@contextmanager
+def leaves_no_trace(func: object, device: torch.device) -> Iterator[None]:
+    """Undo what one more evaluation of a field changes: random generators, running statistics."""
+    buffers = list(func.buffers()) if isinstance(func, nn.Module) else []
+    before = [(buffer, buffer.clone()) for buffer in buffers]
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+    with torch.no_grad():
+        for buffer, value in before:
+            # Past autograd, which may have saved the buffer: it gets the value that it had then.
+            buffer.data.copy_(value)

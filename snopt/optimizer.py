@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -30,6 +31,11 @@ class SNOpt(Optimizer):
 
     The loss must be the mean over the batch: per-sample gradients are recovered by multiplying with
     the batch size. After :meth:`step`, ``.grad`` holds the preconditioned gradient.
+
+    With loss scaling call ``scaler.step(optimizer)`` as usual; after an ``unscale_`` of your own
+    (for clipping) the scale is no longer known, so set ``optimizer.loss_scale =
+    scaler.get_scale()`` before ``scaler.step``. An SNOpt cannot be copied or pickled, since it
+    holds hooks on its model: make a new one and load its ``state_dict``.
 
     ``param_groups`` hold the base optimizer's settings and, per group, ``damping`` (the argument
     ``eps``; another name because Adam's groups have an ``eps`` of their own) and ``alpha``.
@@ -95,6 +101,13 @@ class SNOpt(Optimizer):
         if weight_decay:
             base_options["weight_decay"] = weight_decay
         self.base = base(groups, lr=lr, **base_options)
+        closure = inspect.signature(self.base.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise ValueError(
+                f"{type(self.base).__name__} evaluates the loss more than once in a step and"
+                " cannot be the base optimizer"
+            )
+        self.loss_scale: float | None = None
         super().__init__(
             self.base.param_groups, {**self.base.defaults, "damping": eps, "alpha": alpha}
         )
@@ -123,9 +136,43 @@ class SNOpt(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.preconditioner.step(self.param_groups)
+        scale = 1.0
+        if hasattr(self, "found_inf"):  # torch.amp.GradScaler is stepping us
+            if bool(self.found_inf):
+                self.preconditioner.clear()
+                return loss
+            scale = self._unscale()
+        self.preconditioner.step(self.param_groups, loss_scale=scale)
         self.base.step()
         return loss
+
+    def _unscale(self) -> Any:
+        """Return the scaler's scale; divide the gradients by it unless that has been done."""
+        scale = getattr(self, "grad_scale", None)
+        if scale is None:
+            if self.loss_scale is None and self.preconditioner.due:
+                raise RuntimeError(
+                    "the gradients were unscaled before step(), so the scale of the curvature is"
+                    " unknown: set optimizer.loss_scale = scaler.get_scale() before scaler.step()"
+                )
+            return 1.0 if self.loss_scale is None else self.loss_scale
+        grads = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
+        torch._foreach_div_(grads, scale)
+        return scale
+
+    # Tells GradScaler to hand us the scale instead of unscaling: the curvature needs it too.
+    _step_supports_amp_scaling = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Refuse to be copied or pickled.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            "SNOpt cannot be copied or pickled: it holds hooks on its model; make a new one for the"
+            " copied model and use state_dict() and load_state_dict()"
+        )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, and the curvature gathered with them."""

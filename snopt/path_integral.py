@@ -17,14 +17,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from snopt.curvature import Collector, Recording, inside_solve, record_uses
-from snopt.engine import Layout, make_stepper, rms_norm, steps_between
-from snopt.nodes import Plan, collect_node, plan_nodes
+from snopt.engine import make_stepper, rms_norm, steps_between
+from snopt.evaluate import evaluate_field
+from snopt.layout import Layout
+from snopt.nodes import Plan, collect_node, leaves_no_trace, plan_nodes
 from snopt.problem import Problem
 from snopt.quadrature import StepEnds
 from snopt.runge_kutta import Step
@@ -107,7 +110,7 @@ class _BackwardSolve:
             ):
                 self._add_products(step)
                 waiting, is_last = len(plan), step.t1 == times[i - 1]
-                plan = self._collect(step, plan)
+                plan = self._collect(step, plan, is_last=is_last)
                 if self.at_ends:
                     owed = self._collect_ends(step, owed, is_last=is_last)
                 if waiting > len(plan) and is_last and not self.tableau.adaptive:
@@ -135,24 +138,23 @@ class _BackwardSolve:
         n = len(self.state.sizes)
         wanted = self.params if stage >= 0 and self.tableau.needs_product(stage) else []
         recording = Recording(self.at_ends if self._is_at_an_end(stage) else ())
+        # Inside the marks to the end: the backward pass through a field that solves an ODE itself
+        # is the solver's evaluation too.
         with torch.enable_grad(), record_uses(recording):
             z = [part.detach().requires_grad_(True) for part in parts[:n]]
-            time = torch.full((), t, dtype=y.dtype, device=y.device)
-            out = self.problem.func(time, self.problem.pack(z))
-            # Under autocast a field may answer in half precision.
-            outputs = [o.to(y.dtype) for o in ((out,) if isinstance(out, Tensor) else out)]
-        inputs: list[Any] = [*z, *wanted, *recording.edges]
-        pairs = [(o, adj) for o, adj in zip(outputs, parts[n:], strict=True) if o.requires_grad]
-        products: Sequence[Tensor | None] = [None] * len(inputs)
-        if pairs:
-            # retain_graph: a field may hold a graph made before the solve.
-            products = torch.autograd.grad(
-                [o for o, _ in pairs],
-                inputs,
-                [adj for _, adj in pairs],
-                allow_unused=True,
-                retain_graph=True,
-            )
+            outputs = evaluate_field(self.problem.func, self.problem.pack, self.state, t, z)
+            inputs: list[Any] = [*z, *wanted, *recording.edges]
+            pairs = [(o, adj) for o, adj in zip(outputs, parts[n:], strict=True) if o.requires_grad]
+            products: Sequence[Tensor | None] = [None] * len(inputs)
+            if pairs:
+                # retain_graph: a field may hold a graph made before the solve.
+                products = torch.autograd.grad(
+                    [o for o, _ in pairs],
+                    inputs,
+                    [adj for _, adj in pairs],
+                    allow_unused=True,
+                    retain_graph=True,
+                )
         adjoint = [
             torch.zeros_like(part) if p is None else p.neg()
             for part, p in zip(parts[:n], products[:n], strict=True)
@@ -173,13 +175,17 @@ class _BackwardSolve:
             if pairs:
                 torch._foreach_add_([q for q, _ in pairs], [p for _, p in pairs], alpha=dt * weight)
 
-    def _collect(self, step: Step, plan: Plan) -> Plan:
+    def _collect(self, step: Step, plan: Plan, *, is_last: bool) -> Plan:
         """Give the collectors what lies in this step; return the nodes still to come."""
         ahead = 0
-        down = step.t1 < step.t0
-        while ahead < len(plan) and (plan[ahead][0] >= step.t1) == down:
+        sign = 1.0 if step.t1 > step.t0 else -1.0
+        while ahead < len(plan) and sign * (plan[ahead][0] - step.t1) <= 0:
             node, takers = plan[ahead]
-            self._collect_at(node, step.interpolate(node), takers)
+            # On a grid the last step's interpolant needs an evaluation that the solve does not.
+            extra = is_last and not self.tableau.adaptive
+            with leaves_no_trace(self.problem.func, step.y0.device) if extra else nullcontext():
+                state = step.interpolate(node)
+            self._collect_at(node, state, takers)
             ahead += 1
         return plan[ahead:]
 
@@ -220,9 +226,7 @@ class _BackwardSolve:
         """Return aᵀ F(t, z), a scalar."""
         self.problem.nfe.add("backward")
         with inside_solve():
-            time = torch.full((), t, dtype=z[0].dtype, device=z[0].device)
-            out = self.problem.func(time, self.problem.pack(list(z)))
-        outputs = (out,) if isinstance(out, Tensor) else tuple(out)
+            outputs = evaluate_field(self.problem.func, self.problem.pack, self.state, t, z)
         return torch.stack([(o * adj).sum() for o, adj in zip(outputs, a, strict=True)]).sum()
 
     def _norm(self) -> Callable[[Tensor], Tensor]:

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from snopt.curvature import Collector
 from snopt.eigenbasis import eigenbases
 from snopt.kronecker import TIME_CORRELATION, KroneckerPair
-from snopt.layers import SUPPORTED, Layer, from_matrix, has_bias, to_matrix
+from snopt.layers import (
+    SUPPORTED,
+    Layer,
+    from_matrix,
+    groups_of,
+    to_matrix,
+    weight_columns,
+)
 from snopt.quadrature import Quadrature, gauss_legendre
 
 SCOPES = ("all", "ode")
@@ -114,31 +121,37 @@ class Preconditioner:
         return sum(b.pair.failures for b in self._blocks.values())
 
     @torch.no_grad()
-    def step(self, param_groups: Sequence[Mapping[str, Any]] = ()) -> None:
+    def step(
+        self, param_groups: Sequence[Mapping[str, Any]] = (), *, loss_scale: float | Tensor = 1.0
+    ) -> None:
         """Refresh the factors if it is time, then precondition the gradients in place.
 
         Args:
             param_groups: groups whose ``damping`` and ``alpha`` override the defaults for the
                 layers whose weight they hold.
+            loss_scale: what the loss was multiplied with for the backward pass (loss scaling in
+                half precision) and the gradients have been divided by since.
         """
         if self._collector.armed:
-            self._refresh()
+            self._refresh(loss_scale)
         own = {id(p): group for group in param_groups for p in group["params"]}
         for block in self._blocks.values():
             weight = block.layer.weight
-            bias = block.layer.bias if has_bias(block.layer) else None
             if weight.grad is None or not block.pair.ready:
                 continue
             group = own.get(id(weight), {})
+            eps, alpha = group.get("damping", self.eps), group.get("alpha", self.alpha)
+            check_range(eps=eps, alpha=alpha)
+            # The factors say whether the bias has a column; it may have been frozen or freed since.
+            matrix = block.pair.buffer()
+            bias = block.layer.bias if matrix.shape[-1] > weight_columns(block.layer) else None
             bias_grad = None
             if bias is not None:
                 bias_grad = torch.zeros_like(bias) if bias.grad is None else bias.grad
-            G = block.pair.precondition(
-                to_matrix(block.layer, weight.grad, bias_grad, block.pair.buffer()),
-                eps=group.get("damping", self.eps),
-                alpha=group.get("alpha", self.alpha),
+            G = to_matrix(block.layer, weight.grad, bias_grad, matrix)
+            weight_part, bias_part = from_matrix(
+                block.layer, block.pair.precondition(G, eps=eps, alpha=alpha)
             )
-            weight_part, bias_part = from_matrix(block.layer, G)
             weight.grad.copy_(weight_part)
             if bias is not None and bias.grad is not None and bias_part is not None:
                 bias.grad.copy_(bias_part)
@@ -166,7 +179,17 @@ class Preconditioner:
                 f"the state is another model's; layers that only one has: {', '.join(missing)}"
             )
         for name, block in self._blocks.items():
-            block.pair.load_state_dict(state["layers"][name], block.layer.weight.device)
+            saved, weight = state["layers"][name], block.layer.weight
+            if saved["S"] is not None:
+                groups, out, columns = saved["S"].shape
+                fits = (groups * out, columns) in _matrix_shapes(block.layer)
+                if not fits or groups != groups_of(block.layer):
+                    raise ValueError(
+                        f"the state's layer {name} is of another size: its matrix has"
+                        f" {groups * out} × {columns} entries, this model's"
+                        f" {weight.shape[0]} × {weight_columns(block.layer)} and a bias"
+                    )
+            block.pair.load_state_dict(saved, weight.device)
         self.steps = int(state["steps"])
         self._arm_if_due()
 
@@ -176,9 +199,16 @@ class Preconditioner:
         else:
             self._collector.disarm()
 
-    def _refresh(self) -> None:
+    @property
+    def due(self) -> bool:
+        """Whether the coming step refreshes the factors."""
+        return self._collector.armed
+
+    def _refresh(self, loss_scale: float | Tensor) -> None:
         sums = self._collector.sums
         due = [(b.pair, sums[n].factors()) for n, b in self._blocks.items() if n in sums]
+        for _, factors in due:
+            factors.B.div_(loss_scale**2)
         bases = eigenbases([M for _, factors in due for M in (factors.A, factors.B)])
         for i, (pair, factors) in enumerate(due):
             pair.refresh(factors, self.time_correlation, (bases[2 * i], bases[2 * i + 1]))
@@ -200,6 +230,12 @@ class Preconditioner:
             RuntimeWarning,
             stacklevel=5,
         )
+
+
+def _matrix_shapes(layer: Layer) -> list[tuple[int, int]]:
+    """Return the shapes that the layer's matrix may have, without and with a bias."""
+    rows, columns = layer.weight.shape[0], weight_columns(layer)
+    return [(rows, columns), (rows, columns + 1)] if layer.bias is not None else [(rows, columns)]
 
 
 def check_model(model: object) -> None:

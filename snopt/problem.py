@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from snopt.engine import ENGINES, StepMemory, takes
-from snopt.solve import NFE, Settings, State, check_problem
+from snopt.solve import NFE, Settings, State, check_options, check_problem, check_tolerances
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,9 @@ def make_problem(
     norm = adjoint_options.get("norm")
     if not (norm is None or norm == "seminorm" or callable(norm)):
         raise ValueError(f'adjoint norm must be a function or "seminorm", got {norm!r}')
+    check_tolerances(rtol, atol)
+    check_options(method, options or {}, "options")
+    check_options(adjoint_method, adjoint_options, "adjoint_options")
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
     forward = Settings(rtol, atol, method, dict(options or {}))

@@ -98,7 +98,7 @@ class Step:
             end = x * x * (-5 + x * (14 - x * 8))
             # The weight of y0 is that of the quartic plus that of the middle, which starts from y0.
             base = torch.lerp(self.y0, self.y1, end)
-            return self.stages.combine(base, tuple(weights), dt)
+            return self.stages.combine_once(base, tuple(weights), dt)
         if not cubic:
             return torch.lerp(self.y0, self.y1, x)
         rise = x * x * (3 - 2 * x)
@@ -155,7 +155,7 @@ class Stepper:
             last = proposed * (1 + 1e-9) >= remaining
             dt = remaining if last else proposed
             end = t1 if last else t + sign * dt
-            if end == t or not dt > 0:
+            if end == t or not dt > 1e-16 * abs(t1 - t0):
                 state_finite = bool(torch.isfinite(y).all())
                 why = why_stuck(state_finite=state_finite, field_finite=math.isfinite(ratio))
                 raise self.failure(*why, t, dt)

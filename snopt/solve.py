@@ -29,6 +29,23 @@ FIXED_GRID = frozenset(
     }
 )
 METHODS = ADAPTIVE | FIXED_GRID | {"scipy_solver"}
+# Options of step-size control and of fixed grids that both engines know ...
+CONTROL_OPTIONS = frozenset(
+    {
+        "norm",
+        "first_step",
+        "min_step",
+        "max_step",
+        "safety",
+        "ifactor",
+        "dfactor",
+        "max_num_steps",
+    }
+)
+GRID_OPTIONS = frozenset({"step_size", "interp", "norm", "max_num_steps"})
+# ... and those that torchdiffeq alone knows.
+_ADAMS = frozenset({"max_order", "max_iters", "implicit"})
+_SCIPY = frozenset({"solver", "min_step", "max_step", "norm", "max_num_steps"})
 DEFAULT_METHOD = "dopri5"
 # torchdiffeq's own limit is 2³¹ - 1: a field that turned stiff would run for days.
 DEFAULT_MAX_NUM_STEPS = 10_000
@@ -245,6 +262,9 @@ def check_problem(y0: State, t: Tensor, method: str | None, event_fn: object) ->
                 f"{name} has dtype {part.dtype}: an ODE state must be of floating point; convert"
                 " it, for example with .float()"
             )
+    if any(part.numel() == 0 for part in parts):
+        shapes = ", ".join(str(tuple(part.shape)) for part in parts)
+        raise ValueError(f"the state is empty (shape {shapes}): there is nothing to integrate")
     if not isinstance(t, Tensor) or t.dim() != 1 or not t.is_floating_point() or t.numel() == 0:
         what = f"{t.dtype} tensor of shape {tuple(t.shape)}" if isinstance(t, Tensor) else repr(t)
         raise TypeError(f"t must be a 1-d floating point tensor of times, got {what}")
@@ -258,6 +278,41 @@ def check_problem(y0: State, t: Tensor, method: str | None, event_fn: object) ->
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; valid ones: {', '.join(sorted(METHODS))}")
     return method
+
+
+def check_options(method: str, options: Mapping[str, Any], name: str) -> None:
+    """Raise ValueError for an option that the method does not have, or an impossible step size."""
+    if method in ADAPTIVE:
+        known = CONTROL_OPTIONS | {"step_t", "jump_t", "dtype"}
+    elif method in FIXED_GRID:
+        known = GRID_OPTIONS | {"grid_constructor", "perturb"}
+        known |= _ADAMS if method.endswith("adams") else frozenset()
+    else:
+        known = _SCIPY
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"unknown solver option {option!r} in {name} of {method}; valid ones:"
+                f" {', '.join(sorted(known))}"
+            )
+    step = options.get("step_size")
+    if step is not None:
+        try:
+            size = float(step)
+        except (TypeError, ValueError):
+            size = math.nan
+        if not (math.isfinite(size) and size > 0):
+            raise ValueError(f"step_size in {name} must be a number above 0, got {step!r}")
+
+
+def check_tolerances(rtol: Any, atol: Any) -> None:
+    """Raise ValueError unless tolerances are numbers, none below 0 and not all 0."""
+    if isinstance(rtol, Tensor) or isinstance(atol, Tensor):
+        return
+    pairs = [list(t) if isinstance(t, (tuple, list)) else [t] for t in (rtol, atol)]
+    values = [*pairs[0], *pairs[1]]
+    if not all(isinstance(v, (int, float)) and v >= 0 for v in values) or not any(values):
+        raise ValueError(f"tolerances must be above 0, got rtol={rtol!r}, atol={atol!r}")
 
 
 def check_monotonic(times: list[float]) -> None:

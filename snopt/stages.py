@@ -34,6 +34,10 @@ class Stages:
         """Return ``y + dt Σ_j weights[j] k_j`` over the first ``len(weights)`` stages."""
         raise TypeError("use Stages.like")
 
+    def combine_once(self, y: Tensor, weights: tuple[float, ...], dt: float) -> Tensor:
+        """Return the same for weights that will not come again, such as an interpolant's."""
+        return self.combine(y, weights, dt)
+
     def hand_on(self) -> None:
         """Make the last stage the first one of the next step."""
         raise TypeError("use Stages.like")
@@ -59,6 +63,10 @@ class _Buffer(Stages):
 
     def combine(self, y: Tensor, weights: tuple[float, ...], dt: float) -> Tensor:
         vector = _as_tensor(weights, y.dtype, y.device)
+        return torch.addmv(y, self._first[len(weights)], vector, alpha=dt)
+
+    def combine_once(self, y: Tensor, weights: tuple[float, ...], dt: float) -> Tensor:
+        vector = torch.tensor(weights, dtype=y.dtype, device=y.device)
         return torch.addmv(y, self._first[len(weights)], vector, alpha=dt)
 
     def hand_on(self) -> None:
@@ -88,6 +96,7 @@ class _Recorded(Stages):
         self._k[0] = self._k[-1]
 
 
+# A tableau has some ten rows; the tableaux' rows alone come here.
 @functools.lru_cache(maxsize=512)
 def _as_tensor(weights: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(weights, dtype=dtype, device=device)

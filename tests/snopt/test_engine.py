@@ -22,6 +22,7 @@ import snopt
 from snopt import NFE, ODEBlock
 from snopt.engine import StepMemory, takes
 from snopt.solve import Settings
+from snopt.stages import _as_tensor
 from snopt.tableau import TABLEAUX
 
 ADAPTIVE = [name for name, tableau in TABLEAUX.items() if tableau.adaptive]
@@ -344,6 +345,15 @@ def test_a_saved_block_continues_with_its_step_size():
     second.load_state_dict(first.state_dict())
     assert torch.equal(second(z0), first(z0))
     assert "memory.sizes" not in ODEBlock(field).state_dict()
+
+
+def test_output_times_do_not_push_tableaux_out_of_the_cache():
+    field, z0 = make_field("tensor"), initial_state("tensor").detach()
+    with torch.no_grad():
+        snopt.odeint(field, z0, times_for("forward", 2))
+        before = _as_tensor.cache_info().currsize
+        snopt.odeint(field, z0, times_for("forward", 200))
+    assert _as_tensor.cache_info().currsize == before
 
 
 def test_products_are_taken_only_where_they_count():

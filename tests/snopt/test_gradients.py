@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import pytest
 import torch
@@ -210,7 +211,20 @@ def test_field_that_ignores_part_of_its_inputs():
     solution[-1].sum().backward()
     assert_close(solution[-1].detach(), torch.full((3, 1), 3.0).double(), rtol=1e-12)
     assert float(field.rate.grad) == pytest.approx(6.0)
-    assert field.unused.grad is None or not bool(field.unused.grad.any())
+    assert torch.equal(field.unused.grad, torch.zeros(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("odeint", [snopt.odeint_adjoint, snopt.odeint, snopt.odeint_checkpoint])
+def test_a_state_without_axes(odeint):
+    class Decay(torch.nn.Module):
+        def forward(self, t, z):
+            return -z
+
+    z0 = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    solution = odeint(Decay(), z0, torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert solution.shape == (2,)
+    solution[-1].backward()
+    assert z0.grad.item() == pytest.approx(math.exp(-1.0), rel=1e-6)
 
 
 @pytest.mark.parametrize("method", ADAPTIVE)

@@ -153,6 +153,24 @@ def test_solver_error_survives_pickling():
         (ONE, torch.tensor([0.0, 1.0, 0.5]), {}, ValueError, r"t\[1\] = 1 is followed by"),
         (ONE, torch.tensor([0.0, 0.0]), {}, ValueError, "strictly increasing"),
         (ONE, torch.tensor([0.0, torch.nan]), {}, ValueError, r"t\[1\] = nan"),
+        (torch.ones(0, 3), T, {}, ValueError, r"the state is empty \(shape \(0, 3\)\)"),
+        (ONE, T, {"rtol": 0.0, "atol": 0.0}, ValueError, "tolerances must be above 0"),
+        (ONE, T, {"rtol": "fine"}, ValueError, "tolerances must be above 0, got rtol='fine'"),
+        (ONE, T, {"options": {"stepsize": 0.1}}, ValueError, "unknown solver option 'stepsize'"),
+        (
+            ONE,
+            T,
+            {"method": "rk4", "options": {"step_size": -0.1}},
+            ValueError,
+            "step_size in options must be a number above 0, got -0.1",
+        ),
+        (
+            ONE,
+            T,
+            {"method": "euler", "options": {"step_size": "small"}},
+            ValueError,
+            "step_size in options must be a number above 0",
+        ),
         (ONE, T, {"method": "rk5"}, ValueError, "unknown method 'rk5'.*dopri5"),
         (ONE, T, {"event_fn": lambda t, y: y}, ValueError, "event_fn is not supported"),
     ],
@@ -160,6 +178,33 @@ def test_solver_error_survives_pickling():
 def test_bad_arguments(odeint, y0, t, kwargs, error, message):
     with pytest.raises(error, match=message):
         odeint(Explosive(), y0, t, **kwargs)
+
+
+@pytest.mark.parametrize("odeint", [*SOLVERS, snopt.odeint_checkpoint])
+def test_a_field_of_the_wrong_shape_is_named(odeint):
+    class Transposed(nn.Module):
+        def forward(self, t, z):
+            return z.T
+
+    with pytest.raises(ValueError, match=r"expected \(4, 3\), got \(3, 4\)"):
+        odeint(Transposed(), torch.ones(4, 3), T.float())
+
+    class Swapped(nn.Module):
+        def forward(self, t, state):
+            return state[1], state[0]
+
+    with pytest.raises(ValueError, match=r"expected \(4, 3\), \(4, 1\), got \(4, 1\), \(4, 3\)"):
+        odeint(Swapped(), (torch.ones(4, 3), torch.ones(4, 1)), T.float())
+
+
+def test_a_field_that_is_nan_from_the_start_fails_soon():
+    class Nan(nn.Module):
+        def forward(self, t, z):
+            return z * float("nan")
+
+    with pytest.raises(snopt.SolverError, match="not finite") as caught:
+        snopt.odeint(Nan(), ONE, T)
+    assert caught.value.nfe < 300
 
 
 def test_adjoint_specific_arguments():
