@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from snopt.adjoint import odeint_adjoint
 from snopt.checkpoint import checkpointed
+from snopt.checks import check_monotonic
 from snopt.direct import odeint
 from snopt.engine import StepMemory
 from snopt.layers import at_least_float32
 from snopt.problem import make_problem
-from snopt.solve import NFE, State, check_monotonic
+from snopt.solve import NFE, State
 
 GRADIENTS = ("adjoint", "direct", "checkpoint")
 

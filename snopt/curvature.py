@@ -18,14 +18,14 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from snopt.layers import Layer, batch_of, input_factor, output_factor
+from snopt.accumulator import Accumulator
 from snopt.quadrature import Quadrature
 
 
@@ -109,88 +109,6 @@ def backward_pass() -> int:
     """Return a number that identifies the backward pass now running, -1 outside one."""
     # torch has no public name for it; torch.utils.checkpoint relies on the same function.
     return int(torch._C._current_graph_task_id())
-
-
-@dataclass
-class Accumulator:
-    """Running sums of one layer's factors between two refreshes.
-
-    Attributes:
-        A: sum of weight × E[x xᵀ] over uses, (groups, features, features).
-        B: sum of weight × E[g gᵀ] over uses, (groups, out / groups, out / groups).
-        weight: sum of the weights: time inside an ODE, 1 for each use outside.
-        rows: rows that the layer saw, by backward pass.
-    """
-
-    A: Tensor | None = None
-    B: Tensor | None = None
-    weight: float = 0.0
-    rows: dict[int, int] = field(default_factory=dict)
-
-    def add(
-        self,
-        layer: Layer,
-        x: Tensor,
-        g: Tensor,
-        weight: float,
-        task: int,
-        max_rows: int | None = None,
-    ) -> None:
-        """Add one use of the layer: its input ``x`` and the gradient ``g`` at its output."""
-        rows = batch_of(layer, x)
-        if rows == 0:
-            return
-        if max_rows is not None and rows > max_rows:
-            chosen = torch.arange(max_rows, device=x.device) * rows // max_rows
-            x, g = x[chosen], g[chosen]
-        A, B = input_factor(layer, x), output_factor(layer, g, rows)
-        if self.A is None or self.B is None:
-            self.A, self.B = A.mul_(weight), B.mul_(weight)
-        else:
-            self.A.add_(A, alpha=weight)
-            self.B.add_(B, alpha=weight)
-        self.weight += weight
-        self.rows[task] = max(rows, self.rows.get(task, 0))
-
-    def merge(self, other: Accumulator) -> None:
-        """Add another accumulator's sums."""
-        if other.A is None or other.B is None:
-            return
-        if self.A is None or self.B is None:
-            self.A, self.B = other.A, other.B
-        else:
-            self.A += other.A
-            self.B += other.B
-        self.weight += other.weight
-        for task, rows in other.rows.items():
-            self.rows[task] = max(rows, self.rows.get(task, 0))
-
-    def factors(self) -> Factors:
-        """Return the factors for the mean loss over all rows of all backward passes since.
-
-        With k passes of equal size (gradient accumulation) the per-sample gradient is k times what
-        one pass alone would say, and A and the weight are means over the passes. Several losses of
-        one batch belong into one ``backward()``: of two passes the second is taken for other rows.
-        """
-        if self.A is None or self.B is None:
-            raise ValueError("the layer received no data")
-        passes = len(self.rows)
-        return Factors(
-            A=self.A / passes,
-            B=self.B * passes,
-            weight=self.weight / passes,
-            batch=sum(self.rows.values()),
-        )
-
-
-@dataclass(frozen=True)
-class Factors:
-    """One layer's factors ``A``, ``B`` as path integrals, total ``weight`` and ``batch`` rows."""
-
-    A: Tensor
-    B: Tensor
-    weight: float
-    batch: int
 
 
 class _Hook:

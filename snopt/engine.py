@@ -9,18 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snopt.checks import CONTROL_OPTIONS, GRID_OPTIONS
 from snopt.curvature import inside_solve
 from snopt.evaluate import evaluate_field
 from snopt.layout import Layout
 from snopt.runge_kutta import Control, Field, Step, Stepper
-from snopt.solve import (
-    CONTROL_OPTIONS,
-    GRID_OPTIONS,
-    Settings,
-    State,
-    solver_error,
-    user_callbacks,
-)
+from snopt.solve import Settings, State, solver_error, user_callbacks
 from snopt.tableau import TABLEAUX, Tableau
 
 ENGINES = ("auto", "torchdiffeq")

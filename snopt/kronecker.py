@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snopt.curvature import Factors
+from snopt.accumulator import Factors
 from snopt.eigenbasis import Basis, eigenbases, symmetric
 
 TIME_CORRELATION = ("full", "none")

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from snopt.checks import check_options, check_problem, check_tolerances
 from snopt.engine import ENGINES, StepMemory, takes
-from snopt.solve import NFE, Settings, State, check_options, check_problem, check_tolerances
+from snopt.solve import NFE, Settings, State
 
 
 @dataclass(frozen=True)

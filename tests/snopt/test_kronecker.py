@@ -6,7 +6,7 @@ import pytest
 import torch
 from snopt_cases import assert_close
 
-from snopt.curvature import Factors
+from snopt.accumulator import Factors
 from snopt.eigenbasis import eigenbases, eigenbasis
 from snopt.kronecker import KroneckerPair
 
