@@ -17,8 +17,10 @@ from omegaconf import OmegaConf
 from experiments.config import load_config, resolve
 from experiments.environment import REPOSITORY
 from experiments.errors import ConfigError, RecordError
+from experiments.execute import PlannedRun
 from experiments.explain import CONFIGS
-from experiments.search import Request, choose, plan, score, search, write_choice
+from experiments.search import Request, plan, search
+from experiments.search_outcome import Trials, choose, judge, score, write_choice
 from experiments.search_space import load_protocol, load_space, sample
 from experiments.summary import summarise
 from tests.experiments.figures.synthetic import write_record
@@ -126,6 +128,35 @@ def test_the_lowest_score_wins_and_all_diverged_is_an_error() -> None:
     assert choose([2.0, math.inf, 0.5, 0.5]) == 2
     with pytest.raises(RecordError, match="all 2 trials diverged"):
         choose([math.inf, math.inf])
+
+
+def test_finalists_are_judged_by_their_worst_seed(tmp_path: Path) -> None:
+    """Trial 0 is best on the first seed and bad on another; trial 2 was no finalist."""
+
+    def run(trial: int, seed: int, loss: float, state: str = "done") -> PlannedRun:
+        rows = [{"step": 1, "time/train_s": 1.0, "val/loss": loss}]
+        where = tmp_path / f"trial-{trial}"
+        folder = write_record(where, "digits", "adam", seed, rows=rows, state=state)
+        return PlannedRun("digits", "adam", seed, folder, (), ())
+
+    trials = Trials(
+        "digits",
+        "adam",
+        space={},
+        points=[{"lr": 0.1}, {"lr": 0.2}, {"lr": 0.3}],
+        runs=[run(0, 100, 0.10), run(1, 100, 0.20), run(2, 100, 0.21)],
+    )
+    finals = {
+        0: [run(0, 101, 0.1), run(0, 102, 0.9, "diverged")],
+        1: [run(1, 101, 0.25), run(1, 102, 0.15)],
+    }
+    outcome = judge(trials, PROTOCOL, finals)
+    assert outcome["chosen"]["params"] == {"lr": 0.2}
+    assert outcome["chosen"]["worst"] == 0.25
+    assert outcome["trials"][0]["final_scores"] == [0.1, None]
+    assert outcome["trials"][0]["worst"] is None
+    assert "worst" not in outcome["trials"][2]
+    assert judge(trials, PROTOCOL)["chosen"]["params"] == {"lr": 0.1}
 
 
 def test_a_choice_replaces_the_optimizer_block_only(tmp_path: Path) -> None:
