@@ -1,25 +1,40 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped.
 
-A file is a dict with ``model``, ``optimizer``, ``scheduler``, ``rng``, ``step``, ``clock`` (what
-the records promise), ``meter`` (training losses since the last logged line) and
-``run`` (the identity of the configuration and seed). ``torch.load(..., weights_only=True)`` reads
+A file is what ``torch.save`` makes of a dict with ``model``, ``optimizer``, ``scheduler``, ``rng``,
+``step``, ``clock`` (what the records promise), ``meter`` (training losses since the last logged
+line) and ``run`` (the identity of the configuration and seed), followed by its SHA-256: torch's own
+reader takes a flipped bit in a weight for a weight. ``torch.load(..., weights_only=True)`` reads
 it: loading a checkpoint never runs code from it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
-import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, Final
 
 import torch
 
-from experiments.errors import CheckpointError
+from experiments.errors import CheckpointError, one_line
 from experiments.files import write_whole
 
-KEYS = ("run", "model", "optimizer", "scheduler", "rng", "step", "clock", "meter")
+TYPES: Final[dict[str, type | tuple[type, ...]]] = {
+    "run": str,
+    "model": dict,
+    "optimizer": dict,
+    "scheduler": (dict, NoneType),
+    "rng": dict,
+    "step": int,
+    "clock": dict,
+    "meter": dict,
+}
+_MARK = b"\nSHA-256:"
+_TRAILER = len(_MARK) + hashlib.sha256().digest_size
+_ADVICE = "remove it to start this run from the beginning"
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -30,8 +45,10 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """
     # Serialised in memory: torch's writer turns a full disk into an error without a reason.
     buffer = io.BytesIO()
-    torch.save({key: state[key] for key in KEYS}, buffer)
-    write_whole(path, buffer.getvalue())
+    torch.save({key: state[key] for key in TYPES}, buffer)
+    content = buffer.getvalue()
+    # In the file itself: beside it, a crash between two renames could part the two.
+    write_whole(path, content + _MARK + hashlib.sha256(content).digest())
 
 
 def load_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
@@ -44,24 +61,77 @@ def load_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
     Raises:
         CheckpointError: the file is damaged, or belongs to another run.
     """
-    if not path.exists():
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    body = _verified(path, content)
     try:
         # To the CPU: generators must stay there, load_state_dict moves everything else.
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"cannot read {path} ({reason}); remove it to start this run from the beginning"
-        ) from error
-    missing = [key for key in KEYS if not isinstance(state, dict) or key not in state]
-    if missing:
-        raise CheckpointError(
-            f"{path} is no checkpoint of a run (without {', '.join(missing)}); remove it"
-        )
+        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a pickle made by somebody else leads to
+        raise CheckpointError(f"cannot read {path} ({one_line(error)}); {_ADVICE}") from error
+    with restoring(path, "file"):
+        if not isinstance(state, dict):
+            raise TypeError(f"it holds a {type(state).__name__}, not a dict")
+        same_keys(state, TYPES)
+        for key, kind in TYPES.items():
+            if not isinstance(state[key], kind):
+                raise TypeError(f"{key!r} is of type {type(state[key]).__name__}")
+        if state["step"] < 0:
+            raise ValueError(f"'step' is {state['step']}")
     if state["run"] != run:
         raise CheckpointError(
             f"{path} belongs to another configuration ({state['run']}, this one is {run}); "
             "remove it or put it back where it came from"
         )
-    return dict(state)
+    return state
+
+
+@contextmanager
+def restoring(path: Path, part: str) -> Iterator[None]:
+    """Turn what is raised inside into a CheckpointError that names file and part.
+
+    Args:
+        path: the checkpoint.
+        part: what is being restored, such as ``"model"``.
+
+    Raises:
+        CheckpointError: the part does not fit.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # load_state_dict raises whatever it stumbles over
+        raise CheckpointError(
+            f"{path} does not fit this run: {part}: {one_line(error)}; {_ADVICE}"
+        ) from error
+
+
+def same_keys(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise ValueError where two dicts have different keys, naming them."""
+    missing, unknown = expected.keys() - found.keys(), found.keys() - expected.keys()
+    told = [
+        f"{what} {', '.join(sorted(map(repr, keys)))}"
+        for what, keys in (("lacks", missing), ("has unknown", unknown))
+        if keys
+    ]
+    if told:
+        raise ValueError(f"it {' and '.join(told)}")
+
+
+def _verified(path: Path, content: bytes) -> bytes:
+    """Return the content without its trailer, if the two agree."""
+    body, trailer = content[:-_TRAILER], content[-_TRAILER:]
+    if trailer == _MARK + hashlib.sha256(body).digest():
+        return body
+    if not content:
+        reason = "it is empty"
+    elif trailer.startswith(_MARK):
+        reason = "its content does not match its SHA-256"
+    else:
+        reason = "it does not end in its SHA-256: cut off, or no checkpoint of a run"
+    raise CheckpointError(f"{path} is damaged ({reason}); {_ADVICE}")

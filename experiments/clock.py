@@ -10,6 +10,7 @@ At every moment exactly one account is open, so that no second is lost or counte
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -73,7 +74,14 @@ class Clock:
         return {**self.seconds(), "wall": self.wall()}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Add the seconds of an earlier process to those of this one."""
+        """Add the seconds of an earlier process to those of this one.
+
+        Raises:
+            ValueError: a number of seconds is missing, negative or not finite.
+        """
+        for name in (*ACCOUNTS, "wall"):
+            if not 0 <= state.get(name, math.nan) < math.inf:
+                raise ValueError(f"{name} is {state.get(name)!r} seconds")
         for account in ACCOUNTS:
             self._seconds[account] += state[account]
         self._wall_before += state["wall"]

@@ -28,3 +28,11 @@ class CheckpointError(UserError):
 
 class TrackingError(UserError):
     """The experiment tracker cannot be reached or refuses to log."""
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """Return the message of an exception in one line of ``limit`` characters at most."""
+    text = " ".join(str(error).split())
+    if isinstance(error, LookupError) or not text:  # a KeyError's message is the bare key
+        text = f"{type(error).__name__}: {text}".rstrip(": ")
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -13,14 +13,15 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 from omegaconf import OmegaConf
 
-from experiments.errors import RecordError
+from experiments.errors import RecordError, one_line
 from experiments.files import remove_leftovers, write_whole
+from experiments.values import is_number
 
 RUNNING: Final = "running"
 DONE: Final = "done"
@@ -30,6 +31,9 @@ INTERRUPTED: Final = "interrupted"
 STATES: Final = (RUNNING, DONE, DIVERGED, FAILED, INTERRUPTED)
 FINAL_STATES: Final = (DONE, DIVERGED)
 """States that the same configuration would reach again: such a run is skipped."""
+
+_RESTART = "add trainer.restart=true to run it from the beginning"
+_STATUS_TYPES: Final = {"starts": int, "history": list, "versions": dict}
 
 Row = dict[str, Any]
 
@@ -63,15 +67,24 @@ class Record:
             RecordError: the file is not a status.
         """
         try:
-            status = json.loads(self.status_path.read_text())
+            status = json.loads(self.status_path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
+        except NotADirectoryError as error:
+            raise RecordError(f"{self.folder} cannot be a folder: a file is in its way") from error
         except (OSError, ValueError) as error:
             raise RecordError(
-                f"cannot read {self.status_path}: {error}; remove the folder to run again"
+                f"cannot read {self.status_path}: {one_line(error)}; {_RESTART}"
             ) from error
         if not isinstance(status, dict) or status.get("state") not in STATES:
-            raise RecordError(f"{self.status_path} holds no state ({', '.join(STATES)})")
+            raise RecordError(
+                f"{self.status_path} holds no state ({', '.join(STATES)}); {_RESTART}"
+            )
+        for key, kind in _STATUS_TYPES.items():
+            if key in status and not isinstance(status[key], kind):
+                raise RecordError(
+                    f"{self.status_path} is damaged: {key} is {status[key]!r}; {_RESTART}"
+                )
         return status
 
     def write_status(self, state: str, **fields: Any) -> None:
@@ -89,7 +102,7 @@ class Record:
         """Return the lines of ``metrics.jsonl``, without a last line that was cut off.
 
         Raises:
-            RecordError: a line before the last one is damaged.
+            RecordError: the file cannot be read, or a line is damaged.
         """
         return read_metrics(self.metrics_path)
 
@@ -111,11 +124,32 @@ class Record:
                 f"cannot write {self.metrics_path}: {error.strerror or error}"
             ) from error
 
-    def truncate(self, step: int | None) -> list[Row]:
+    def sync(self) -> None:
+        """Make ``metrics.jsonl`` survive a power cut; before the checkpoint that goes on from it.
+
+        Raises:
+            RecordError: the disk refuses.
+        """
+        try:
+            with self.metrics_path.open("rb") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RecordError(
+                f"cannot write {self.metrics_path}: {error.strerror or error}"
+            ) from error
+
+    def truncate(self, step: int | None, last: int | None = None) -> list[Row]:
         """Cut ``metrics.jsonl`` back to a checkpoint at ``step`` and return what is kept.
 
         Lines past the checkpoint, and test results, will be written again by the resumed run; the
         file then reads like that of an unbroken one. None means there is no checkpoint.
+
+        Args:
+            step: step of the checkpoint.
+            last: step of the last line that was written before it; None if it is not known.
+
+        Raises:
+            RecordError: lines that the checkpoint goes on from are not there.
         """
         kept: list[Row] = []
         if step is not None:
@@ -124,8 +158,31 @@ class Record:
                 for row in self.rows()
                 if row["step"] <= step and not any(key.startswith("test/") for key in row)
             ]
+        if last is not None and (not kept or kept[-1]["step"] != last):
+            found = f"its last line is of step {kept[-1]['step']}" if kept else "it has none"
+            raise RecordError(
+                f"{self.metrics_path} lacks lines that {self.checkpoint_path.name} goes on from "
+                f"(they end with step {last}, {found}); put the file back, or {_RESTART}"
+            )
         write_whole(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
         return kept
+
+    def results(self) -> dict[str, float]:
+        """Return the test results of a complete record; nothing where the run diverged.
+
+        Raises:
+            RecordError: the record is complete by its status, but not by its metrics.
+        """
+        state, rows = self.state, self.rows()
+        last = rows[-1] if rows else {}
+        results = {key: value for key, value in last.items() if key.startswith("test/")}
+        lost = not self.metrics_path.exists()
+        if lost or (state == DONE and not results):
+            what = "is gone" if lost else "does not end in test results"
+            raise RecordError(
+                f"the run in {self.folder} is {state}, but its metrics.jsonl {what}; {_RESTART}"
+            )
+        return results
 
     def clear(self) -> None:
         """Forget everything but the lock, so that the run starts over."""
@@ -186,23 +243,33 @@ def read_metrics(path: Path) -> list[Row]:
     A last line without its end was cut off by a crash and is left out.
 
     Raises:
-        RecordError: another line is damaged.
+        RecordError: the file cannot be read, or another line is damaged.
     """
     try:
-        lines = path.read_text().splitlines()
+        *lines, rest = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise RecordError(f"cannot read {path}: {error.strerror or error}; {_RESTART}") from error
     rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or "step" not in row:
-                raise ValueError("no step")
-            rows.append(row)
+            rows.append(_row(line))
         except ValueError as error:
-            if number == len(lines):
-                break
             raise RecordError(
-                f"{path}, line {number} is damaged ({error}); remove the run's folder to run again"
+                f"{path}, line {number} is damaged ({one_line(error)}); {_RESTART}"
             ) from error
+    with suppress(ValueError):  # only the end of the line may be missing
+        rows.append(_row(rest))
     return rows
+
+
+def _row(line: bytes) -> Row:
+    """Parse a line; raise ValueError unless it is an object of numbers with a step."""
+    row = json.loads(line.decode("utf-8"))
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise ValueError("no step")
+    for key, value in row.items():
+        if not is_number(value) or not math.isfinite(value):
+            raise ValueError(f"{key} is {value!r}")
+    return row

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from experiments.build import build
+from experiments.build import Parts, build
 from experiments.clock import Clock
 from experiments.config import (
     Config,
@@ -31,7 +31,7 @@ from experiments.device import (
     synchroniser,
     torch_threads,
 )
-from experiments.environment import git_commit, git_dirty, versions
+from experiments.environment import differences, git_commit, git_dirty, versions
 from experiments.errors import RecordError, UserError
 from experiments.interrupts import Interrupted, Interrupts, catch_interrupts
 from experiments.progress import ProgressBar
@@ -89,15 +89,21 @@ def run(config: DictConfig | Mapping[str, Any]) -> RunResult:
     record = Record(run_folder(plain))
     progress = ProgressBar(settings.progress)
     tracker = make_tracker(plain, record.folder)
-    state = record.state
-    if state in FINAL_STATES and not settings.restart:
-        progress.say(f"{_title(plain)}: {state} already, skipped ({record.folder})")
-        return _recorded(record)
-    with record.locked(), catch_interrupts() as interrupts, torch_threads(settings.threads):
-        if settings.restart:
-            record.clear()
-        session = _Session(plain, settings, record, device, clock, tracker, progress)
-        return session.run(interrupts)
+    if not settings.restart and (complete := _complete(record)):
+        progress.say(f"{_title(plain)}: {complete.state} already, skipped ({record.folder})")
+        return complete
+    with torch_threads(settings.threads):
+        reset_peak_memory(device)
+        # Before the record is touched: what is refused here leaves nothing behind.
+        parts = build(plain, device)
+        with record.locked(), catch_interrupts() as interrupts:
+            if settings.restart:
+                record.clear()
+            elif complete := _complete(record):  # another process was faster
+                progress.say(f"{_title(plain)}: {complete.state} by now ({record.folder})")
+                return complete
+            session = _Session(plain, parts, settings, record, device, clock, tracker, progress)
+            return session.run(interrupts)
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,7 @@ class _Session:
     """One process working on one run: moves the record from state to state."""
 
     config: Config
+    parts: Parts
     settings: TrainerSettings
     record: Record
     device: torch.device
@@ -114,7 +121,6 @@ class _Session:
 
     def run(self, interrupts: Interrupts) -> RunResult:
         """Train and record the outcome, whatever it is."""
-        reset_peak_memory(self.device)
         self._start()
         try:
             with self.progress:
@@ -135,7 +141,7 @@ class _Session:
 
     def _train(self, interrupts: Interrupts) -> dict[str, float]:
         trainer = Trainer(
-            build(self.config, self.device),
+            self.parts,
             self.settings,
             seed=self.config["seed"],
             run=f"{identity(self.config)}-{self.config['seed']}",
@@ -149,20 +155,29 @@ class _Session:
 
     def _start(self) -> None:
         before = self.record.status() or {}
+        start: dict[str, Any] = {
+            "versions": versions(),
+            "git_commit": git_commit(),
+            "git_dirty": git_dirty(),
+            "device": describe(self.device),
+            "threads": torch.get_num_threads(),
+        }
+        now = _now()
         self.record.write_config(self.config)
         self.record.write_status(
             RUNNING,
             error=None,
-            versions=versions(),
-            git_commit=git_commit(),
-            git_dirty=git_dirty(),
-            device=describe(self.device),
-            threads=torch.get_num_threads(),
-            started_at=before.get("started_at", _now()),
+            **start,
+            started_at=before.get("started_at", now),
             starts=before.get("starts", 0) + 1,
+            # The fields above are of the last start; a result may come from several.
+            history=[*_history(before), {"started_at": now, **start}],
         )
+        title = _title(self.config)
         again = f" (was {before['state']})" if before else ""
-        self.progress.say(f"{_title(self.config)}: training{again} in {self.record.folder}")
+        self.progress.say(f"{title}: training{again} in {self.record.folder}")
+        if changes := differences(before, start):
+            self.progress.say(f"{title}: warning: since the last start {', '.join(changes)}")
 
     def _end(
         self, state: str, error: BaseException | None, results: Mapping[str, float] | None = None
@@ -188,13 +203,20 @@ class _Session:
         )
 
 
-def _recorded(record: Record) -> RunResult:
-    """Return the result of a run whose record is complete."""
+def _complete(record: Record) -> RunResult | None:
+    """Return the result of a run whose record is complete, or None where it is not."""
     status = record.status() or {}
-    rows = record.rows()
-    last = rows[-1] if rows else {}
-    results = {key: value for key, value in last.items() if key.startswith("test/")}
-    return RunResult(record.folder, status["state"], status.get("error"), True, results)
+    if status.get("state") not in FINAL_STATES:
+        return None
+    return RunResult(record.folder, status["state"], status.get("error"), True, record.results())
+
+
+def _history(status: Mapping[str, Any]) -> list[Any]:
+    """Return the earlier starts; a status without a list tells of the last one alone."""
+    if not status or "history" in status:
+        return list(status.get("history", []))
+    kept = ("started_at", "versions", "git_commit", "git_dirty", "device", "threads")
+    return [{key: status[key] for key in kept if key in status}]
 
 
 def _title(config: Config) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from experiments.build import Parts
-from experiments.checkpoint import load_checkpoint, save_checkpoint
+from experiments.checkpoint import load_checkpoint, restoring, same_keys, save_checkpoint
 from experiments.clock import EVALUATION, TRAIN, Clock
 from experiments.config import TrainerSettings
 from experiments.interrupts import Interrupted, Interrupts
@@ -52,6 +52,11 @@ class Meter:
         self.loss += loss
         for kind in KINDS:
             self.nfe[kind] += nfe[kind]
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``vars()`` of a meter."""
+        self.steps, self.loss = int(state["steps"]), float(state["loss"])
+        self.nfe = {kind: int(state["nfe"][kind]) for kind in KINDS}
 
     def means(self) -> dict[str, float]:
         """Return the means per step, named as in ``metrics.jsonl``; nothing without a step."""
@@ -117,7 +122,7 @@ class Trainer:
             SolverError: an ODE could not be solved.
             Interrupted: a signal arrived; a checkpoint has been written.
             CheckpointError: the checkpoint is damaged or of another configuration.
-            RecordError: the record cannot be written.
+            RecordError: the record cannot be written, or lacks what the checkpoint goes on from.
         """
         history = self._restore()
         self.tracker.start(history)
@@ -141,11 +146,23 @@ class Trainer:
             if not math.isfinite(value):
                 raise Diverged(f"the training loss is {value} at step {self.step + 1}")
             loss.backward()  # type: ignore[no-untyped-call]
-            parts.optimizer.step()
+            self._update()
             self.step += 1
             self._advance_schedule()
         after = nfe_counts(parts.model)
         self.meter.add(value, {kind: after[kind] - before[kind] for kind in KINDS})
+
+    def _update(self) -> None:
+        """Let the optimizer step; a step too large for its dtype is a divergence like any other."""
+        try:
+            self.parts.optimizer.step()
+        except RuntimeError as error:
+            if "without overflow" not in str(error):  # what torch says of a scalar past float32
+                raise
+            raise Diverged(
+                f"the optimizer's update overflows at step {self.step + 1}: its learning rate or "
+                "weight decay is too large"
+            ) from error
 
     def _after_step(self) -> None:
         """Log, validate and write a checkpoint where one of them is due."""
@@ -224,6 +241,7 @@ class Trainer:
     def _save(self) -> None:
         """Write a checkpoint of the state after :attr:`step` steps."""
         parts = self.parts
+        self.record.sync()
         state = {
             "run": self.run,
             "model": parts.model.state_dict(),
@@ -238,16 +256,26 @@ class Trainer:
 
     def _restore(self) -> list[dict[str, Any]]:
         """Continue from the checkpoint, if any; return the rows logged up to it."""
-        state = load_checkpoint(self.record.checkpoint_path, self.run)
+        path = self.record.checkpoint_path
+        state = load_checkpoint(path, self.run)
         if state is None:
             return self.record.truncate(None)
         parts = self.parts
-        parts.model.load_state_dict(state["model"])
-        parts.optimizer.load_state_dict(state["optimizer"])
-        if parts.scheduler:
-            parts.scheduler.load_state_dict(state["scheduler"])
+        with restoring(path, "model"):
+            parts.model.load_state_dict(state["model"])
+        with restoring(path, "optimizer"):
+            same_keys(state["optimizer"], parts.optimizer.state_dict())
+            parts.optimizer.load_state_dict(state["optimizer"])
+        with restoring(path, "scheduler"):
+            expected = parts.scheduler.state_dict() if parts.scheduler else {}
+            same_keys(state["scheduler"] or {}, expected)
+            if parts.scheduler:
+                parts.scheduler.load_state_dict(state["scheduler"])
+        with restoring(path, "meter"):
+            self.meter.load_state_dict(state["meter"])
+        with restoring(path, "clock"):
+            self.clock.load_state_dict(state["clock"])
+        with restoring(path, "rng"):
+            set_rng_state(state["rng"])
         self.step = state["step"]
-        self.meter = Meter(**state["meter"])
-        self.clock.load_state_dict(state["clock"])
-        set_rng_state(state["rng"])
-        return self.record.truncate(self.step)
+        return self.record.truncate(self.step, self.step - self.meter.steps)

@@ -15,7 +15,7 @@ import pytest
 
 from experiments.errors import RecordError
 from experiments.files import write_whole
-from experiments.records import DONE, RUNNING, Record
+from experiments.records import DIVERGED, DONE, RUNNING, Record
 
 
 @pytest.fixture
@@ -45,11 +45,27 @@ def test_status_keeps_fields_and_names_its_states(record):
         record.write_status("finished")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"state": "finished"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{",
+        b"[]",
+        b'{"state": "finished"}',
+        b'{"state": "don\xff"}',
+        b'{"state": "done", "starts": "two"}',
+        b'{"state": "done", "history": 3}',
+    ],
+)
 def test_a_damaged_status_is_named(record, content):
-    record.status_path.write_text(content)
+    record.status_path.write_bytes(content)
     with pytest.raises(RecordError, match=r"status\.json"):
         record.status()
+
+
+def test_a_file_in_the_way_of_the_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordError, match="cannot be a folder: a file is in its way"):
+        Record(tmp_path / "file" / "run").status()
 
 
 def test_a_full_disk_leaves_the_previous_file(tmp_path, full_disk):
@@ -94,6 +110,54 @@ def test_a_damaged_line_in_the_middle_is_an_error(record):
     record.metrics_path.write_text('{"step": 0}\n{"st\n{"step": 2}\n')
     with pytest.raises(RecordError, match="line 2 is damaged"):
         record.rows()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"step": 0, "note": "\xff"}', "utf-8"),
+        (b'{"step": "0"}', "no step"),
+        (b'{"step": 0, "val/loss": "low"}', "val/loss is 'low'"),
+        (b'{"step": 0, "val/loss": NaN}', "val/loss is nan"),
+        (b"[0]", "no step"),
+    ],
+)
+def test_a_line_that_no_run_writes_is_an_error(record, line, reason):
+    record.metrics_path.write_bytes(line + b"\n")
+    with pytest.raises(RecordError, match=rf"line 1 is damaged \(.*{reason}.*trainer.restart=true"):
+        record.rows()
+
+
+def test_metrics_that_are_a_folder_are_an_error(record):
+    record.metrics_path.mkdir()
+    with pytest.raises(RecordError, match=r"cannot read .*metrics.jsonl: Is a directory"):
+        record.rows()
+
+
+def test_lines_that_a_checkpoint_goes_on_from_must_be_there(record):
+    with pytest.raises(RecordError, match=r"end with step 4, it has none\); put the file back, or"):
+        record.truncate(5, 4)
+    record.append({"step": 0})
+    record.append({"step": 2})
+    with pytest.raises(RecordError, match="end with step 4, its last line is of step 2"):
+        record.truncate(5, 4)
+    assert [row["step"] for row in record.rows()] == [0, 2]
+    record.append({"step": 4})
+    assert [row["step"] for row in record.truncate(5, 4)] == [0, 2, 4]
+
+
+def test_results_of_a_record_that_is_not_whole(record):
+    record.write_status(DONE)
+    with pytest.raises(RecordError, match=r"is done, but its metrics.jsonl is gone"):
+        record.results()
+    record.append({"step": 0, "val/loss": 1.0})
+    with pytest.raises(RecordError, match=r"is done, but its metrics.jsonl does not end in test"):
+        record.results()
+    record.write_status(DIVERGED)
+    assert record.results() == {}
+    record.write_status(DONE)
+    record.append({"step": 0, "test/loss": 1.0})
+    assert record.results() == {"test/loss": 1.0}
 
 
 def test_truncate_forgets_what_the_resumed_run_writes_again(record):

@@ -10,15 +10,14 @@ import signal
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pytest
 import stand_ins
 import torch
+from inspect_runs import assert_same, assert_same_run, checkpoint, series, status
 from stand_ins import LAST_STEP, STEPS_PER_EPOCH, make_config, run_elsewhere
 
 from experiments import run as run_module
-from experiments.checkpoint import load_checkpoint
 from experiments.config import identity, run_folder
 from experiments.errors import CheckpointError, ConfigError, RecordError
 from experiments.interrupts import Interrupted
@@ -27,52 +26,6 @@ from experiments.run import run
 from experiments.seeding import epoch_order, seed_everything
 from experiments.solver import SolverSettings
 from experiments.tracking import NoTracker
-
-TIMES = ("time/train_s",)
-
-
-def checkpoint(config: dict[str, Any]) -> dict[str, Any]:
-    run_name = f"{identity(config)}-{config['seed']}"
-    state = load_checkpoint(run_folder(config) / "checkpoint.pt", run_name)
-    assert state is not None
-    return state
-
-
-def series(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows without times."""
-    rows = Record(run_folder(config)).rows()
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
-
-
-def assert_same(left: Any, right: Any, where: str = "checkpoint") -> None:
-    """Compare nested containers bit for bit."""
-    assert type(left) is type(right), where
-    if isinstance(left, torch.Tensor):
-        assert torch.equal(left, right), where
-    elif isinstance(left, dict):
-        assert left.keys() == right.keys(), where
-        for key in left:
-            assert_same(left[key], right[key], f"{where}.{key}")
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right), where
-        for index, pair in enumerate(zip(left, right, strict=True)):
-            assert_same(*pair, f"{where}[{index}]")
-    else:
-        assert left == right, where
-
-
-def assert_same_run(config: dict[str, Any], other: dict[str, Any]) -> None:
-    """Compare final weights, optimizer, generators and the logged series."""
-    assert series(config) == series(other)
-    left, right = checkpoint(config), checkpoint(other)
-    for key in ("model", "optimizer", "scheduler", "rng", "step", "meter"):
-        assert_same(left[key], right[key], key)
-
-
-def status(config: dict[str, Any]) -> dict[str, Any]:
-    found = Record(run_folder(config)).status()
-    assert found is not None
-    return found
 
 
 def test_a_done_run_leaves_a_whole_record(tmp_path):
@@ -287,6 +240,17 @@ def test_an_infinite_metric_is_diverged(tmp_path):
     result = run(config)
     assert result.state == "diverged"
     assert "is nan at step" in str(result.error) or "is inf at step" in str(result.error)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "snopt"])
+def test_an_update_past_float32_is_diverged(tmp_path, optimizer):
+    config = make_config(tmp_path, optimizer)
+    config["optimizer"]["lr"] = 1e300
+    result = run(config)
+    assert result.state == "diverged"
+    assert result.error == (
+        "the optimizer's update overflows at step 1: its learning rate or weight decay is too large"
+    )
 
 
 def test_a_solver_error_is_diverged_with_its_message(tmp_path, monkeypatch):
