@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from experiments.config import Config, TrainerSettings
 from experiments.data.splits import Splits
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, one_line
 from experiments.seeding import seed_everything
 from experiments.tasks.base import Task
 
@@ -95,7 +95,7 @@ def build_scheduler(
     """Build the learning-rate schedule and return it with its interval.
 
     Raises:
-        ConfigError: unknown argument or interval.
+        ConfigError: unknown argument or interval, or a schedule that cannot take a step.
     """
     if config is None:
         return None, INTERVALS[0]
@@ -105,6 +105,8 @@ def build_scheduler(
             f"optimizer.scheduler.interval must be {' or '.join(INTERVALS)}, got {interval!r}"
         )
     make = _factory("optimizer.scheduler", config, drop=("interval",))
+    _check_arguments("optimizer.scheduler", make, optimizer)
+    _rehearse(make, len(optimizer.param_groups))
     return _call("optimizer.scheduler", make, optimizer), interval
 
 
@@ -137,8 +139,9 @@ def _factory(group: str, config: Mapping[str, Any], drop: Iterable[str]) -> part
     try:
         made: partial[Any] = instantiate(node, _convert_="all")
     except HydraException as error:
-        reason = str(error.__cause__ or error).partition("\n")[0]
-        raise ConfigError(f"{group} cannot be built: {reason}") from error
+        raise ConfigError(
+            f"{group} cannot be built: {one_line(error.__cause__ or error)}"
+        ) from error
     return made
 
 
@@ -159,6 +162,21 @@ def _call(group: str, make: partial[Any], *positional: object) -> Any:
         return make(*positional)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{group}: {error}") from error
+
+
+def _rehearse(make: partial[Any], groups: int) -> None:
+    """Take one step of a schedule on an optimizer of its own.
+
+    Some schedules take any argument and fail an epoch later, or want the validation loss.
+    """
+    parameters = [{"params": [torch.zeros(1, requires_grad=True)]} for _ in range(groups)]
+    rehearsal = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+    try:
+        schedule = make(rehearsal)
+        rehearsal.step()
+        schedule.step()
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ConfigError(f"optimizer.scheduler: {one_line(error)}") from error
 
 
 def _moved(tensors: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:

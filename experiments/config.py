@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from experiments.errors import ConfigError
 from experiments.explain import compose, explain, suggestion
+from experiments.group_checks import check_dataset, check_optimizer
 from experiments.tasks.base import check_fit
+from experiments.values import check_number, check_whole
 
 Config = dict[str, Any]
 
@@ -27,8 +29,8 @@ Config = dict[str, Any]
 _NOT_IDENTITY = ("seed", "output_dir", "data_dir", "tracking", "device")
 _NOT_IDENTITY_TRAINER = ("progress", "threads", "checkpoint_every", "restart")
 _NOT_IDENTITY_DATASET = ("data_dir", "download")
+_HINTS = {"dataset.uea_name": ", a name in the UEA archive such as CharacterTrajectories"}
 _PARTS = ("task", "dataset", "model", "optimizer", "solver")
-_NOT_NEGATIVE = ("lr", "momentum", "weight_decay", "eps")
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,12 @@ class TrainerSettings:
                 )
         values: dict[str, Any] = {key: config.get(key) for key in known}
         for key in ("batch_size", "eval_batch_size", "eval_every", "log_every", "checkpoint_every"):
-            _check_whole("trainer." + key, values[key])
+            check_whole("trainer." + key, values[key])
         for key in ("epochs", "max_steps", "threads"):
             if values[key] is not None:
-                _check_whole("trainer." + key, values[key])
+                check_whole("trainer." + key, values[key])
         if values["max_seconds"] is not None:
-            _check_number("trainer.max_seconds", values["max_seconds"], positive=True)
+            check_number("trainer.max_seconds", values["max_seconds"], positive=True)
         if values["progress"] not in (True, False, None):
             raise ConfigError(
                 f"trainer.progress must be true, false or null (a bar on a terminal only), "
@@ -119,6 +121,10 @@ def resolve(config: DictConfig | Mapping[str, Any]) -> Config:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
+        if isinstance(error, MissingMandatoryValue):
+            raise ConfigError(
+                f"{key} has no value: add {key}=<value>{_HINTS.get(str(key), '')}"
+            ) from error
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"{key}: {reason}" if key else reason) from error
     assert isinstance(plain, dict)  # noqa: S101 (for the type checker: a DictConfig gives a dict)
@@ -140,9 +146,9 @@ def check_config(config: Config) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(config.get("device"))):
         raise ConfigError(f"device must be auto, cpu or cuda, got {config.get('device')!r}")
     TrainerSettings.from_config(config["trainer"])
-    for key in _NOT_NEGATIVE:
-        if key in config["optimizer"]:
-            _check_number(f"optimizer.{key}", config["optimizer"][key], positive=False)
+    check_optimizer(config["optimizer"])
+    check_dataset(config["dataset"])
+    _check_output_dir(config.get("output_dir"))
     _check_fit(config)
 
 
@@ -180,17 +186,15 @@ def _check_fit(config: Config) -> None:
         raise ConfigError(f"{error}. Or add task={other} to choose the other task") from None
 
 
-def _check_whole(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
-
-
-def _check_number(name: str, value: Any, *, positive: bool) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    # Comparisons with NaN are false, so it is refused as well.
-    if not number or not (value > 0 if positive else value >= 0) or value == float("inf"):
-        wanted = "above 0" if positive else "of at least 0"
-        raise ConfigError(f"{name} must be a number {wanted}, got {value!r}")
+def _check_output_dir(value: Any) -> None:
+    """Raise ConfigError where records would have to go into a file."""
+    if not isinstance(value, str | Path) or not str(value):
+        raise ConfigError(f"output_dir must be the path of a folder, got {value!r}")
+    for path in (Path(value), *Path(value).parents):
+        if path.is_dir():
+            return
+        if path.exists():
+            raise ConfigError(f"output_dir={value} must be a folder, but {path} is a file")
 
 
 def _without(group: Mapping[str, Any], keys: tuple[str, ...]) -> Config:

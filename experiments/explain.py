@@ -20,6 +20,9 @@ from experiments.errors import ConfigError
 CONFIGS: Final = Path(__file__).resolve().parents[1] / "configs"
 ROOT: Final = "train"
 
+# Groups that take keys which no file of configs/ has; what they take, the solver says.
+_OPEN = ("solver.options", "solver.adjoint_options")
+
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
     """Return the root configuration with overrides; Hydra's own exceptions pass through."""
@@ -52,8 +55,13 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     text = str(error)
     if missing := re.search(r"Could not (?:find|load) '([^'\n]+)'", text):
         return ConfigError(_unknown_option(missing[1], text))
+    if twice := re.search(r"An item is already at '([^']+)'", text):
+        return ConfigError(f"{twice[1]} is set already: change it without the +")
     if unknown := re.search(r"Could not (?:override|append to config|delete)\w* '([^']+)'", text):
-        return ConfigError(_unknown_key(unknown[1].partition("=")[0], overrides))
+        # Where a whole group is given, as in solver.options={step_size: 1}, the cause has the key.
+        full = re.search(r"full_key: (\S+)", str(error.__cause__))
+        key = full[1] if full else unknown[1].partition("=")[0]
+        return ConfigError(_unknown_key(key, overrides))
     if sweep := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return ConfigError(f"{sweep[1]} lists several values: add -m to run them all")
     if parse := re.search(r"Error parsing override '([^']*)'", text):
@@ -84,6 +92,8 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     config = OmegaConf.to_container(_without_broken(overrides), resolve=False)
     every = list(_flatten(config))
     parent, _, leaf = key.rpartition(".")
+    if parent in _OPEN:
+        return f"{key} is not among the configured ones: to add it, write +{key}=…"
     node: Any = config
     for name in filter(None, parent.split(".")):
         if not isinstance(node, Mapping) or name not in node:

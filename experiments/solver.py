@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from experiments.errors import ConfigError
-from snopt import ODEBlock
+from experiments.errors import ConfigError, one_line
+from experiments.values import check_flag, check_number, check_whole
+from snopt import ODEBlock, SolverError
 from snopt.block import GRADIENTS
 from snopt.engine import ENGINES
 from snopt.solve import METHODS
+
+_POSITIVE = ("step_size", "first_step", "max_step", "safety", "ifactor", "dfactor")
+_MOMENT = 1e-6  # so short that a wrong but possible step_size costs nothing
 
 
 @dataclass(frozen=True)
@@ -47,10 +53,11 @@ class SolverSettings:
     reuse_step: bool = False
 
     def __post_init__(self) -> None:
-        """Check names and tolerances.
+        """Check the values, then whether the library takes them together.
 
         Raises:
-            ConfigError: if the gradient mode or a method is unknown, or a tolerance not positive.
+            ConfigError: if a name is unknown, a number out of range, an option not one of the
+                method's, or the combination cannot be solved.
         """
         for key, value, valid in (
             ("gradient", self.gradient, GRADIENTS),
@@ -64,8 +71,12 @@ class SolverSettings:
                 )
         for key in ("rtol", "atol", "adjoint_rtol", "adjoint_atol"):
             tolerance = getattr(self, key)
-            if tolerance is not None and not tolerance > 0:
-                raise ConfigError(f"solver.{key} must be above 0, got {tolerance}")
+            if tolerance is not None or not key.startswith("adjoint"):
+                check_number(f"solver.{key}", tolerance, positive=True)
+        check_flag("solver.reuse_step", self.reuse_step)
+        _check_options("options", self.options)
+        _check_options("adjoint_options", self.adjoint_options)
+        self._rehearse()
 
     def block(self, func: nn.Module, t: Sequence[float] | Tensor = (0.0, 1.0)) -> ODEBlock:
         """Return an ODE block that integrates ``func`` over ``t`` with these settings."""
@@ -84,3 +95,53 @@ class SolverSettings:
             engine=self.engine,
             reuse_step=self.reuse_step,
         )
+
+    def _rehearse(self) -> None:
+        """Solve dy/dt = -w y for a moment: what the library refuses, it says before a run starts.
+
+        Raises:
+            ConfigError: with the library's reason.
+        """
+        try:
+            with warnings.catch_warnings(), torch.enable_grad():
+                warnings.simplefilter("ignore")  # the run itself will warn
+                state: Tensor = self.block(_Decay(), (0.0, _MOMENT))(torch.ones(1))
+                state.sum().backward()  # type: ignore[no-untyped-call]
+        except SolverError:
+            return  # a matter of numbers: possible for this solve and not for another
+        except Exception as error:
+            raise ConfigError(f"solver: {one_line(error, 500)}") from error
+
+
+class _Decay(nn.Module):
+    """F(t, y) = -w y; without random numbers, which belong to the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.ones(1))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return -self.rate * y
+
+
+def _check_options(name: str, options: object) -> None:
+    """Raise ConfigError for an option with a value that no method takes."""
+    if options is None:
+        return
+    if not isinstance(options, Mapping):
+        raise ConfigError(
+            f"solver.{name} must be a group such as {{step_size: 0.1}}, or null, got {options!r}"
+        )
+    for key, value in options.items():
+        where = f"solver.{name}.{key}"
+        if key in _POSITIVE:
+            check_number(where, value, positive=True)
+        elif key == "min_step":
+            check_number(where, value, positive=False)
+        elif key == "max_num_steps":
+            check_whole(where, value)
+        elif key == "norm" and name == "options" and not callable(value):
+            raise ConfigError(
+                f"{where} must be a function, got {value!r}; the seminorm belongs into "
+                "solver.adjoint_options"
+            )

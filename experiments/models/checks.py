@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from experiments.data.splits import DataInfo
 from experiments.errors import ConfigError
+from experiments.values import is_number
 
 
 def require_task(model: str, info: DataInfo, task: str) -> None:
@@ -26,7 +29,15 @@ def require_classes(model: str, info: DataInfo) -> int:
 
 
 def require_positive(model: str, **values: float) -> None:
-    """Raise ConfigError naming the first of ``values`` that is not above zero."""
+    """Raise ConfigError naming the first of ``values`` that is no number above zero."""
     for name, value in values.items():
-        if not value > 0:
-            raise ConfigError(f"model {model}: {name} must be above 0, got {value}")
+        if not is_number(value) or not 0 < value < math.inf:
+            raise ConfigError(f"model {model}: {name} must be above 0, got {value!r}")
+
+
+def require_whole(model: str, **values: int) -> None:
+    """Raise ConfigError naming the first of ``values`` that is no whole number above zero."""
+    require_positive(model, **values)
+    for name, value in values.items():
+        if not isinstance(value, int):
+            raise ConfigError(f"model {model}: {name} must be a whole number, got {value!r}")

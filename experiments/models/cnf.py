@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from experiments.data.splits import DataInfo
 from experiments.errors import ConfigError
 from experiments.models.augmented import AugmentedField
-from experiments.models.checks import require_positive, require_task
+from experiments.models.checks import require_positive, require_task, require_whole
 from experiments.models.concat_squash import ConcatSquashField
 from experiments.models.hyper_field import HyperField
 from experiments.models.trace import check_trace, draw_noise
@@ -152,7 +152,7 @@ class HyperCNF(CNF):
         Raises:
             ConfigError: if the data set is not one of points, or an argument is out of range.
         """
-        require_positive("HyperCNF", width=width, hidden=hidden)
+        require_whole("HyperCNF", width=width, hidden=hidden)
         dim = point_dim("HyperCNF", info)
         field = HyperField(dim, width=width, hidden=hidden)
         super().__init__([field], dim, solver, trace=trace, t1=t1)
@@ -188,7 +188,7 @@ class ConcatSquashCNF(CNF):
         Raises:
             ConfigError: if the data set is not one of points, or an argument is out of range.
         """
-        require_positive("ConcatSquashCNF", width=width, layers=layers)
+        require_whole("ConcatSquashCNF", width=width, layers=layers, blocks=blocks)
         dim = point_dim("ConcatSquashCNF", info)
         fields = [
             ConcatSquashField(dim, width=width, layers=layers, activation=activation)

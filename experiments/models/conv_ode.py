@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from experiments.data.splits import DataInfo
 from experiments.errors import ConfigError
-from experiments.models.checks import require_classes, require_positive, require_task
+from experiments.models.checks import require_classes, require_positive, require_task, require_whole
 from experiments.models.fields import ConvField
 from experiments.solver import SolverSettings
 
@@ -63,7 +63,8 @@ class ConvODE(nn.Module):
         """
         super().__init__()
         require_task("ConvODE", info, "image")
-        require_positive("ConvODE", width=width, t1=t1)
+        require_whole("ConvODE", width=width)
+        require_positive("ConvODE", t1=t1)
         if len(info.input_shape) != 3:
             raise ConfigError(
                 f"ConvODE needs input_shape (C, H, W), but data set '{info.name}' has "

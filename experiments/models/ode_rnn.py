@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from experiments.data.splits import DataInfo
 from experiments.errors import ConfigError, DataError
-from experiments.models.checks import require_classes, require_positive, require_task
+from experiments.models.checks import require_classes, require_task, require_whole
 from experiments.models.fields import MLPField
 from experiments.solver import SolverSettings
 
@@ -43,7 +43,7 @@ class ODERNN(nn.Module):
         """
         super().__init__()
         require_task("ODERNN", info, "time_series")
-        require_positive("ODERNN", hidden=hidden, layers=layers)
+        require_whole("ODERNN", hidden=hidden, layers=layers)
         shape = tuple(info.input_shape)
         if len(shape) != 2 or shape[1] < 3 or shape[1] % 2 == 0:
             raise ConfigError(

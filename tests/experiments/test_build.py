@@ -81,12 +81,25 @@ def test_snopt_on_a_model_without_supported_layers_is_a_config_error():
     [
         ({"_target_": "torch.optim.lr_scheduler.StepLR"}, "missing a required argument: 'step_s"),
         ({"_target_": "torch.optim.lr_scheduler.StepLR", "interval": "day"}, "epoch or step"),
+        ({"_target_": "torch.optim.lr_scheduler.Foo"}, "scheduler cannot be built: .*importable"),
+        ({"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": "a"}, "scheduler: .*'str'"),
+        ({"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 0}, "scheduler: .*by zero"),
+        ({"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau"}, "scheduler: .*'metrics'"),
     ],
 )
 def test_a_wrong_schedule_is_a_config_error(config, message):
     optimizer = torch.optim.SGD(model().parameters(), lr=0.1)
     with pytest.raises(ConfigError, match=message):
         build_scheduler(config, optimizer)
+
+
+def test_a_schedule_is_tried_on_another_optimizer():
+    optimizer = torch.optim.SGD(model().parameters(), lr=0.1)
+    config = {"_target_": "torch.optim.lr_scheduler.ExponentialLR", "gamma": 0.5}
+    schedule, _ = build_scheduler(config, optimizer)
+    assert schedule is not None
+    assert schedule.last_epoch == 0
+    assert optimizer.param_groups[0]["lr"] == 0.1
 
 
 def test_no_schedule_is_none():

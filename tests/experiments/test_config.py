@@ -75,6 +75,11 @@ def test_optimizer_configs_are_complete(name):
         (["seed.x=1"], r"seed is a single value \(0\)"),
         (["seed=1,2"], r"seed=1,2 lists several values: add -m"),
         (["seed==1"], r"cannot read the argument 'seed==1': .*key=value"),
+        (
+            ["solver.options={step_size: 1}"],
+            r"solver.options.step_size .* write \+solver.options.s",
+        ),
+        (["+model.t1=2"], r"model.t1 is set already: change it without the \+"),
         (["model=null"], r"model=null: a group needs the name of one of its options"),
         (["experiment=none/such"], r"experiment has no option 'none/such'; valid: "),
         (["hydra/launcher=joblab"], r"no option 'joblab' \(did you mean joblib\?\); valid: basic"),
@@ -106,6 +111,22 @@ def test_what_cannot_be_composed_is_one_line_with_the_valid_names(overrides, mes
         ("optimizer.lr", -1.0, r"optimizer.lr must be a number of at least 0, got -1.0"),
         ("optimizer.lr", "fast", "got 'fast'"),
         ("optimizer.weight_decay", -0.1, "optimizer.weight_decay must be"),
+        ("optimizer.betas", 3, "optimizer.betas must be 2 numbers from 0 to below 1, got 3"),
+        ("optimizer.betas", [0.9], r"got \[0.9\]"),
+        ("optimizer.betas", [0.9, 1.0], r"got \[0.9, 1.0\]"),
+        ("optimizer.betas", [0.9, "a"], r"got \[0.9, 'a'\]"),
+        ("optimizer.nesterov", "foo", "optimizer.nesterov must be true or false, got 'foo'"),
+        ("optimizer.scheduler", 3, "optimizer.scheduler must be a group of keys with a _target_"),
+        ("optimizer.ode", 3, "optimizer.ode must be a group of keys with a _target_, got 3"),
+        ("optimizer.ode", {"_target_": "x", "lr": -1}, "optimizer.ode.lr must be .* got -1"),
+        ("dataset.split_seed", "abc", "dataset.split_seed must be a whole number of at least 0"),
+        ("dataset.val_size", 0, "dataset.val_size must be a whole number of at least 1, got 0"),
+        ("dataset.std", 0, "dataset.std must be a number above 0"),
+        ("dataset.noise", -1, "dataset.noise must be a number of at least 0"),
+        ("dataset.download", "no", "dataset.download must be true or false"),
+        ("output_dir", None, "output_dir must be the path of a folder, got None"),
+        ("output_dir", __file__, "must be a folder, but .*test_config.py is a file"),
+        ("output_dir", f"{__file__}/x", "must be a folder, but .*test_config.py is a file"),
         ("seed", -1, "seed must be a whole number"),
         ("seed", 0.5, "seed must be a whole number"),
         ("device", "tpu", "device must be auto, cpu or cuda, got 'tpu'"),
@@ -121,8 +142,8 @@ def test_wrong_values_are_named(config, key, value, message):
 
 
 def test_a_missing_value_is_named():
-    with pytest.raises(ConfigError, match="uea_name"):
-        resolve(load_config(["task=time_series", "dataset=uea"]))
+    with pytest.raises(ConfigError, match=r"dataset\.uea_name has no value: add dataset"):
+        resolve(load_config(["task=time_series", "dataset=uea", "dataset.name=Nope"]))
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,10 @@ def states(tmp_path: Path) -> dict[str, str | None]:
         ("seed=1,2", "add -m"),
         ("tracking.mode=onlin", "tracking.mode"),
         ("+optimizer.foo=1", "foo"),
+        ("solver.rtol=abc", "solver.rtol must be a number above 0, got 'abc'"),
+        ("+solver.options.foo=1", "solver: unknown solver option 'foo'"),
+        ("+model.t1=abc", "model.t1 is set already"),
+        ("model.width=a", "model ConvODE: width must be above 0, got 'a'"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(command, capsys, argument, message):
@@ -78,6 +82,7 @@ def test_wrong_input_is_one_line_and_status_2(command, capsys, argument, message
     assert text.startswith("error: ")
     assert message in text
     assert len(text.splitlines()) == 1
+    assert states(Path()) == {}
 
 
 def test_wrong_input_of_a_sweep(command, capsys):
@@ -119,7 +124,7 @@ def test_a_sweep_goes_on_after_a_run_with_wrong_input(command, tmp_path, capsys)
     assert command(*QUICK, "-m", "optimizer=sgd", "trainer.batch_size=2000,64") == 2
     assert "error: trainer.batch_size=2000" in capsys.readouterr().err
     found = sorted(str(Record(f.parent).state) for f in tmp_path.rglob("status.json"))
-    assert found == ["done", "failed"]
+    assert found == ["done"]  # what was refused left nothing behind
 
 
 def test_a_parallel_sweep_trains_every_point(tmp_path):

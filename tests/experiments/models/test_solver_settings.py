@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 from experiments.errors import ConfigError
@@ -16,13 +17,44 @@ from experiments.solver import SolverSettings
         ({"engine": "x"}, "solver.engine: unknown value 'x'; valid ones: auto, torchdiffeq"),
         ({"method": "dopri6"}, "solver.method: unknown value 'dopri6'; valid ones: .*dopri5"),
         ({"adjoint_method": "x"}, "solver.adjoint_method: unknown value 'x'"),
-        ({"rtol": 0.0}, "solver.rtol must be above 0, got 0.0"),
-        ({"adjoint_atol": -1.0}, "solver.adjoint_atol must be above 0"),
+        ({"rtol": 0.0}, "solver.rtol must be a number above 0, got 0.0"),
+        ({"rtol": "abc"}, "solver.rtol must be a number above 0, got 'abc'"),
+        ({"atol": None}, "solver.atol must be a number above 0, got None"),
+        ({"adjoint_atol": -1.0}, "solver.adjoint_atol must be a number above 0"),
+        ({"reuse_step": "foo"}, "solver.reuse_step must be true or false, got 'foo'"),
+        ({"options": 3}, "solver.options must be a group .* or null, got 3"),
+        ({"options": {"step_size": 0}}, "solver.options.step_size must be a number above 0, got 0"),
+        ({"options": {"step_size": "abc"}}, "solver.options.step_size must be .* got 'abc'"),
+        ({"options": {"min_step": -1}}, "solver.options.min_step must be a number of at least 0"),
+        ({"options": {"max_num_steps": 1.5}}, "max_num_steps must be a whole number"),
+        ({"options": {"norm": "seminorm"}}, "seminorm belongs into solver.adjoint_options"),
+        ({"adjoint_options": {"norm": "foo"}}, "solver: adjoint norm must be"),
+        ({"options": {"foo": 1}}, "solver: unknown solver option 'foo' .*valid ones: .*first_step"),
+        ({"options": {"step_size": 0.1}}, "solver: unknown solver option 'step_size' .*dopri5"),
+        ({"method": "rk4", "options": {"step_size": 1}, "adjoint_method": "euler"}, "solver: adj"),
+        ({"gradient": "checkpoint", "engine": "torchdiffeq"}, "solver: gradient by checkpoints"),
+        (
+            {"gradient": "checkpoint", "method": "dopri8"},
+            "solver: gradient by checkpoints .*dopri8",
+        ),
     ],
 )
 def test_bad_settings_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         SolverSettings(**options)
+
+
+def test_settings_draw_no_random_number_and_take_no_time():
+    torch.manual_seed(0)
+    SolverSettings(method="rk4", options={"step_size": 1e-8})  # a solve over [0, 1] takes minutes
+    drawn = torch.rand(3)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(3))
+
+
+@pytest.mark.parametrize("options", [{"max_num_steps": 1}, {"first_step": 10.0, "max_step": 0.5}])
+def test_odd_but_possible_options_are_taken(options):
+    assert SolverSettings(options=options).options == options
 
 
 def test_every_setting_reaches_the_block():
