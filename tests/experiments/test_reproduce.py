@@ -255,7 +255,7 @@ def test_the_command_line_names_wrong_input_in_one_line(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 2
-    assert done.stderr == "error: unknown target 'figure-99'; valid: figure-1\n"
+    assert done.stderr == "error: unknown target 'figure-99'; valid: figure-1, figure-7\n"
 
 
 @pytest.mark.slow
