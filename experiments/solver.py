@@ -105,7 +105,9 @@ class SolverSettings:
         try:
             with warnings.catch_warnings(), torch.enable_grad():
                 warnings.simplefilter("ignore")  # the run itself will warn
-                state: Tensor = self.block(_Decay(), (0.0, _MOMENT))(torch.ones(1))
+                # The library's own block, also where a subclass makes blocks of another kind.
+                block = SolverSettings.block(self, _Decay(), (0.0, _MOMENT))
+                state: Tensor = block(torch.ones(1))
                 state.sum().backward()  # type: ignore[no-untyped-call]
         except SolverError:
             return  # a matter of numbers: possible for this solve and not for another
