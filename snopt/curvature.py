@@ -79,29 +79,29 @@ _where = _Where()
 _armed: weakref.WeakSet[Collector] = weakref.WeakSet()
 
 
-@contextmanager
-def inside_solve() -> Iterator[None]:
-    """Mark evaluations of the field as the solver's own: they are not uses of a layer."""
-    before = _where.recording
-    _where.recording = None  # a solve within the evaluation at a node is no use of a layer either
-    _where.solve_depth += 1
-    try:
-        yield
-    finally:
-        _where.recording = before
-        _where.solve_depth -= 1
+class inside_solve:  # noqa: N801 - used as a function
+    """Mark evaluations of the field as the solver's own: they are not uses of a layer.
 
+    Args:
+        recording: where the hooks are to write the uses of layers nevertheless, or None.
+    """
 
-@contextmanager
-def record_uses(recording: Recording) -> Iterator[None]:
-    """Let the hooks write the uses of layers into ``recording``, in a solve's evaluation."""
-    before = _where.recording
-    _where.recording = recording
-    _where.solve_depth += 1
-    try:
-        yield
-    finally:
-        _where.recording = before
+    # A class, not a generator: it is entered at every evaluation of a small field.
+    __slots__ = ("before", "recording")
+
+    def __init__(self, recording: Recording | None = None) -> None:
+        """Take effect on entering."""
+        self.recording = recording
+
+    def __enter__(self) -> None:
+        """Mark this thread; without a recording, one outside is masked too."""
+        self.before = _where.recording
+        _where.recording = self.recording
+        _where.solve_depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        """Restore what was before."""
+        _where.recording = self.before
         _where.solve_depth -= 1
 
 

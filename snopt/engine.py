@@ -13,7 +13,7 @@ from snopt.checks import CONTROL_OPTIONS, GRID_OPTIONS
 from snopt.curvature import inside_solve
 from snopt.evaluate import evaluate_field
 from snopt.layout import Layout
-from snopt.runge_kutta import Control, Field, Step, Stepper
+from snopt.runge_kutta import Control, Field, Step, Stepper, is_finite
 from snopt.solve import Settings, State, solver_error, user_callbacks
 from snopt.tableau import TABLEAUX, Tableau
 
@@ -222,7 +222,7 @@ def forward_steps(
         start = end
     if memory is not None:
         memory.keep("forward", stepper.dt)
-    if not bool(torch.isfinite(y.detach()).all()):
+    if not is_finite(y.detach()):
         raise stepper.failure(
             "non-finite state",
             "Check the input, the step size and the learning rate.",

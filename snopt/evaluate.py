@@ -34,7 +34,8 @@ def evaluate_field(
     first = parts[0]
     out = func(torch.full((), t, dtype=first.dtype, device=first.device), pack(parts))
     answer = (out,) if isinstance(out, Tensor) else tuple(out)
-    if tuple(part.shape for part in answer) != layout.shapes:
+    fits = len(answer) == len(layout.shapes)
+    if not fits or any(a.shape != s for a, s in zip(answer, layout.shapes, strict=True)):
         raise ValueError(
             "the vector field must answer with the shape of the state: expected"
             f" {_shapes(layout.shapes)}, got {_shapes([part.shape for part in answer])}"

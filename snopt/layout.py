@@ -26,6 +26,9 @@ class Layout:
 
     def split(self, y: Tensor) -> list[Tensor]:
         """Return views of a vector, (n,) or (T, n), as parts: (…) or (T, …)."""
+        if y.dim() == 1:  # at every evaluation
+            pieces = y.split_with_sizes(self.sizes) if len(self.sizes) > 1 else (y,)
+            return [p.view(shape) for p, shape in zip(pieces, self.shapes, strict=True)]
         lead = y.shape[:-1]
         pieces = y.split_with_sizes(self.sizes, -1)
         return [p.view((*lead, *shape)) for p, shape in zip(pieces, self.shapes, strict=True)]

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from snopt.curvature import Collector, Recording, record_uses
+from snopt.curvature import Collector, Recording, inside_solve
 
 # Nodes in the order of the solve, each with the collectors that want it and their weights.
 Plan: TypeAlias = list[tuple[float, list[tuple[Collector, float]]]]
@@ -49,7 +49,7 @@ def collect_node(
         is_tuple: whether ``func`` wants the state as a tuple.
     """
     recording = Recording([collector for collector, _ in takers])
-    with torch.enable_grad(), leaves_no_trace(func, z[0].device), record_uses(recording):
+    with torch.enable_grad(), leaves_no_trace(func, z[0].device), inside_solve(recording):
         z = tuple(part.detach().requires_grad_(True) for part in z)
         out = func(t, z if is_tuple else z[0])
         outputs = tuple(out) if is_tuple else (out,)

@@ -23,14 +23,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snopt.curvature import Collector, Recording, inside_solve, record_uses
+from snopt.curvature import Collector, Recording, inside_solve
 from snopt.engine import make_stepper, rms_norm, steps_between
 from snopt.evaluate import evaluate_field
 from snopt.layout import Layout
 from snopt.nodes import Plan, collect_node, leaves_no_trace, plan_nodes
 from snopt.problem import Problem
 from snopt.quadrature import StepEnds
-from snopt.runge_kutta import Step
+from snopt.runge_kutta import Step, is_finite
+from snopt.stages import Negated, Part
 from snopt.tableau import TABLEAUX
 
 Products = Sequence[Tensor | None]
@@ -79,6 +80,10 @@ class _BackwardSolve:
         self.at_nodes = [c for c in collectors if not isinstance(c.quadrature, StepEnds)]
         self.at_ends = [c for c in collectors if isinstance(c.quadrature, StepEnds)]
         self.calls = 0
+        self.end = self.times[0]
+        stages = range(self.tableau.stages)
+        self.products_at = [self.tableau.needs_product(i) and bool(self.params) for i in stages]
+        self.ends_at = [bool(self.at_ends) and self._is_at_an_end(i) for i in stages]
 
     def run(
         self, grad_solution: Sequence[Tensor], *, t_requires_grad: bool
@@ -103,6 +108,7 @@ class _BackwardSolve:
                 grad_t[i] = self._time_product(times[i], z, [g[i] for g in grad_solution])
             a = [adj + g[i] for adj, g in zip(a, grad_solution, strict=True)]
             y = self.layout.flatten([*z, *a])
+            self.end = times[i - 1]
             plan = plan_nodes(self.at_nodes, times[i], times[i - 1]) if self.at_nodes else []
             owed = 0.0
             for step in steps_between(
@@ -118,7 +124,7 @@ class _BackwardSolve:
                     problem.nfe.add("curvature")
                     problem.nfe.add("backward", -1)
                 y = step.y1
-            if not bool(torch.isfinite(y).all()):
+            if not is_finite(y):
                 why = ("non-finite state", "Check the input, the step size and the learning rate.")
                 raise stepper.failure(*why, times[i - 1], math.nan)
             a = self.layout.split(y)[len(state.sizes) :]
@@ -130,38 +136,42 @@ class _BackwardSolve:
         a = [adj + g[0] for adj, g in zip(a, grad_solution, strict=True)]
         return a, grad_t, self.Q_u
 
-    def _field(self, stage: int, t: float, y: Tensor) -> tuple[Sequence[Tensor], Any]:
+    def _field(self, stage: int, t: float, y: Tensor) -> tuple[Sequence[Part], Any]:
         """Return (F, -F_zᵀ a) by parts; keep the parameter products and the uses of layers."""
         self.calls += 1
-        self.problem.nfe.add("backward")
+        self.problem.nfe.backward += 1
         parts = self.layout.split(y)
         n = len(self.state.sizes)
-        wanted = self.params if stage >= 0 and self.tableau.needs_product(stage) else []
-        recording = Recording(self.at_ends if self._is_at_an_end(stage) else ())
+        wanted = self.params if stage >= 0 and self.products_at[stage] else []
+        if t == self.end and self.tableau.ends_on_a_stage and stage == self.tableau.stages - 1:
+            wanted = []  # a stage of weight 0 that there is no next step to hand on to
+        recording = Recording(self.at_ends) if stage >= 0 and self.ends_at[stage] else None
         # Inside the marks to the end: the backward pass through a field that solves an ODE itself
         # is the solver's evaluation too.
-        with torch.enable_grad(), record_uses(recording):
+        with torch.enable_grad(), inside_solve(recording):
             z = [part.detach().requires_grad_(True) for part in parts[:n]]
             outputs = evaluate_field(self.problem.func, self.problem.pack, self.state, t, z)
-            inputs: list[Any] = [*z, *wanted, *recording.edges]
-            pairs = [(o, adj) for o, adj in zip(outputs, parts[n:], strict=True) if o.requires_grad]
+            inputs: list[Any] = [*z, *wanted, *(recording.edges if recording else ())]
+            adjoints = parts[n:]
+            if all(o.requires_grad for o in outputs):
+                reached = outputs
+            else:  # a constant part of the field has no graph
+                live = [i for i, o in enumerate(outputs) if o.requires_grad]
+                reached, adjoints = [outputs[i] for i in live], [adjoints[i] for i in live]
             products: Sequence[Tensor | None] = [None] * len(inputs)
-            if pairs:
+            if reached:
                 # retain_graph: a field may hold a graph made before the solve.
                 products = torch.autograd.grad(
-                    [o for o, _ in pairs],
-                    inputs,
-                    [adj for _, adj in pairs],
-                    allow_unused=True,
-                    retain_graph=True,
+                    reached, inputs, adjoints, allow_unused=True, retain_graph=True
                 )
         adjoint = [
-            torch.zeros_like(part) if p is None else p.neg()
+            torch.zeros_like(part) if p is None else Negated(p)
             for part, p in zip(parts[:n], products[:n], strict=True)
         ]
-        recording.gradients = products[n + len(wanted) :]
+        if recording is not None:
+            recording.gradients = products[n + len(wanted) :]
         kept = (products[n : n + len(wanted)], recording)
-        return [*(o.detach() for o in outputs), *adjoint], kept
+        return [*[o.detach() for o in outputs], *adjoint], kept
 
     def _add_products(self, step: Step) -> None:
         """Add dt Σ b_i F_θᵀ a of an accepted step to Q_u."""
@@ -171,9 +181,12 @@ class _BackwardSolve:
         for weight, (products, _) in zip(self.tableau.b, step.kept, strict=True):
             if weight == 0:
                 continue
-            pairs = [(q, p) for q, p in zip(self.Q_u, products, strict=True) if p is not None]
-            if pairs:
-                torch._foreach_add_([q for q, _ in pairs], [p for _, p in pairs], alpha=dt * weight)
+            sums = self.Q_u
+            if any(p is None for p in products):  # parameters that the field does not use
+                used = [i for i, p in enumerate(products) if p is not None]
+                sums, products = [sums[i] for i in used], [products[i] for i in used]
+            if sums:
+                torch._foreach_add_(sums, products, alpha=dt * weight)
 
     def _collect(self, step: Step, plan: Plan, *, is_last: bool) -> Plan:
         """Give the collectors what lies in this step; return the nodes still to come."""

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from snopt.solve import too_many_steps, why_stuck
-from snopt.stages import Stages
+from snopt.stages import Part, Stages, join
 from snopt.tableau import Tableau
 
 # (stage, t, y) -> derivative by parts, and what the caller wants to keep of that stage. The stage
 # is the tableau's index, -1 for the probe that chooses the first step.
-Field = Callable[[int, float, Tensor], tuple[Sequence[Tensor], Any]]
+Field = Callable[[int, float, Tensor], tuple[Sequence[Part], Any]]
 # Raises the error of a solve that fails: (reason, advice, t, dt).
 Failure = Callable[[str, str, float, float], Exception]
 
@@ -147,6 +147,7 @@ class Stepper:
         sign = 1.0 if t1 > t0 else -1.0
         if self.dt is None:
             self.dt = self._initial_step(y, t0, stages[0], sign)
+        size = y.detach().abs()
         t, ratio = t0, self.dt  # a first step that is not finite tells of a field that is not
         while t != t1:
             proposed = min(max(self.dt, control.min_step), control.max_step)
@@ -156,16 +157,17 @@ class Stepper:
             dt = remaining if last else proposed
             end = t1 if last else t + sign * dt
             if end == t or not dt > 1e-16 * abs(t1 - t0):
-                state_finite = bool(torch.isfinite(y).all())
-                why = why_stuck(state_finite=state_finite, field_finite=math.isfinite(ratio))
+                why = why_stuck(
+                    state_finite=is_finite(y.detach()), field_finite=math.isfinite(ratio)
+                )
                 raise self.failure(*why, t, dt)
             if self.steps >= control.max_num_steps:
                 raise self.failure(*too_many_steps(control.max_num_steps), t, dt)
             self.steps += 1
             y1 = take_step(self.field, tableau, y, t, end, stages, kept)
             with torch.no_grad():
-                error = stages.combine(torch.zeros_like(y), tableau.error, dt)
-                scale = torch.maximum(y.abs(), y1.abs()).mul_(control.rtol).add_(control.atol)
+                error, size1 = stages.weighted(y, tableau.error, dt), y1.abs()
+                scale = torch.maximum(size, size1).mul_(control.rtol).add_(control.atol)
                 ratio = float(control.norm(error.div_(scale)))
             accepted = ratio <= 1 or dt <= control.min_step
             grown = dt * self._factor(ratio)
@@ -173,7 +175,7 @@ class Stepper:
             self.dt = max(grown, proposed) if last and accepted else grown
             if accepted:
                 yield Step(t, end, y, y1, stages, kept, tableau, lambda: stages[-1])
-                t, y = end, y1
+                t, y, size = end, y1, size1
                 stages.hand_on()
                 kept[0] = kept[-1]
 
@@ -190,7 +192,7 @@ class Stepper:
             def end_derivative(t1: float = t1, y1: Tensor = y1, ahead: list[Any] = ahead) -> Tensor:
                 if not ahead:
                     ahead.extend(self.field(0, t1, y1))
-                return torch.cat([part.reshape(-1) for part in ahead[0]])
+                return join(ahead[0])
 
             yield Step(t0, t1, y, y1, stages, kept, self.tableau, end_derivative)
             y = y1
@@ -214,13 +216,19 @@ class Stepper:
         d0, d1 = torch.stack([control.norm(y / scale), control.norm(f0 / scale)]).tolist()
         h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
         parts, _ = self.field(-1, t0 + sign * h0, torch.add(y, f0, alpha=sign * h0))
-        f1 = torch.cat([part.reshape(-1) for part in parts])
+        f1 = join(parts)
         d2 = float(control.norm((f1 - f0) / scale)) / h0 if h0 > 0 else math.nan
         if d1 <= 1e-15 and d2 <= 1e-15:
             h1 = max(1e-6, h0 * 1e-3)
         else:
             h1 = (0.01 / max(d1, d2)) ** (1 / self.tableau.order)
         return min(100 * h0, h1)
+
+
+def is_finite(y: Tensor) -> bool:
+    """Return whether all entries are finite: one pass, since extremes carry NaN and infinity."""
+    low, high = torch.aminmax(y)
+    return math.isfinite(float(low)) and math.isfinite(float(high))
 
 
 def take_step(

@@ -9,9 +9,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+
+
+class Negated(NamedTuple):
+    """A part that is to be stored with the other sign: one pass instead of two."""
+
+    value: Tensor
+
+
+Part: TypeAlias = Tensor | Negated
+
+
+def join(parts: Sequence[Part]) -> Tensor:
+    """Return parts as one new vector."""
+    plain = [-part.value if isinstance(part, Negated) else part for part in parts]
+    return torch.cat([part.reshape(-1) for part in plain])
 
 
 class Stages:
@@ -22,7 +38,7 @@ class Stages:
         """Return storage for ``count`` derivatives of a state like ``y``, (n,)."""
         return _Recorded(count) if differentiable else _Buffer(y.new_empty(count, y.numel()))
 
-    def __setitem__(self, i: int, parts: Sequence[Tensor]) -> None:
+    def __setitem__(self, i: int, parts: Sequence[Part]) -> None:
         """Store stage ``i``, given by parts that fill the vector one after the other."""
         raise TypeError("use Stages.like")
 
@@ -33,6 +49,11 @@ class Stages:
     def combine(self, y: Tensor, weights: tuple[float, ...], dt: float) -> Tensor:
         """Return ``y + dt Σ_j weights[j] k_j`` over the first ``len(weights)`` stages."""
         raise TypeError("use Stages.like")
+
+    def weighted(self, y: Tensor, weights: tuple[float, ...], dt: float) -> Tensor:
+        """Return ``dt Σ_j weights[j] k_j`` without a gradient, like ``y``."""
+        with torch.no_grad():
+            return self.combine(torch.zeros_like(y), weights, dt)
 
     def combine_once(self, y: Tensor, weights: tuple[float, ...], dt: float) -> Tensor:
         """Return the same for weights that will not come again, such as an interpolant's."""
@@ -50,13 +71,17 @@ class _Buffer(Stages):
         self._first = [K[:count].T for count in range(K.shape[0] + 1)]
         self._places: list[list[Tensor]] = [[] for _ in K]
 
-    def __setitem__(self, i: int, parts: Sequence[Tensor]) -> None:
+    def __setitem__(self, i: int, parts: Sequence[Part]) -> None:
         places = self._places[i]
         if not places:
-            pieces = self._K[i].split_with_sizes([part.numel() for part in parts])
-            places.extend(p.view(part.shape) for p, part in zip(pieces, parts, strict=True))
+            plain = [part.value if isinstance(part, Negated) else part for part in parts]
+            pieces = self._K[i].split_with_sizes([part.numel() for part in plain])
+            places.extend(p.view(part.shape) for p, part in zip(pieces, plain, strict=True))
         for place, part in zip(places, parts, strict=True):
-            place.copy_(part)
+            if isinstance(part, Negated):
+                torch.neg(part.value, out=place)
+            else:
+                place.copy_(part)
 
     def __getitem__(self, i: int) -> Tensor:
         return self._K[i]
@@ -64,6 +89,10 @@ class _Buffer(Stages):
     def combine(self, y: Tensor, weights: tuple[float, ...], dt: float) -> Tensor:
         vector = _as_tensor(weights, y.dtype, y.device)
         return torch.addmv(y, self._first[len(weights)], vector, alpha=dt)
+
+    def weighted(self, y: Tensor, weights: tuple[float, ...], dt: float) -> Tensor:
+        vector = _as_tensor(weights, y.dtype, y.device)
+        return torch.mv(self._first[len(weights)], vector).mul_(dt)
 
     def combine_once(self, y: Tensor, weights: tuple[float, ...], dt: float) -> Tensor:
         vector = torch.tensor(weights, dtype=y.dtype, device=y.device)
@@ -77,8 +106,8 @@ class _Recorded(Stages):
     def __init__(self, count: int) -> None:
         self._k: list[Tensor | None] = [None] * count
 
-    def __setitem__(self, i: int, parts: Sequence[Tensor]) -> None:
-        self._k[i] = torch.cat([part.reshape(-1) for part in parts])
+    def __setitem__(self, i: int, parts: Sequence[Part]) -> None:
+        self._k[i] = join(parts)
 
     def __getitem__(self, i: int) -> Tensor:
         k = self._k[i]
