@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 ROOT = Path(__file__).parents[1]
@@ -62,3 +63,23 @@ def test_links_and_pictures_exist():
     for link in re.findall(r"\]\(([^)]+)\)", README):
         if not link.startswith("http"):
             assert (ROOT / link).exists(), link
+
+
+def test_the_numbers_are_those_of_the_figures_data():
+    data = pd.read_csv(ROOT / "results" / "figure-1" / "data.csv")
+    table = re.search(r"<!-- figure-1 -->\n(.*?)<!-- /figure-1 -->", README, re.S).group(1)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert len(rows) == 6
+    names = {"digits": "digits", "JapaneseVowels": "japanese_vowels"}
+    for dataset, optimizer, accuracy, seconds, to_90 in rows:
+        own = data[data.dataset == names[dataset]]
+        own = own[own.optimizer == optimizer.split(",")[0].lower()]
+        measured = own.dropna(subset=["val_metric"])
+        last = measured.sort_values("step").groupby("seed").tail(1)
+        percent = 100 * last.val_metric
+        expected = f"{percent.median():.1f} % ({percent.min():.1f}–{percent.max():.1f})"
+        assert accuracy == expected, (dataset, optimizer)
+        assert seconds == f"{last.time_s.median():.1f} s"
+        reached = measured[measured.val_metric >= 0.9].groupby("seed").time_s.min()
+        wanted = f"{reached.median():.1f} s" if len(reached) == 3 else "not reached"
+        assert to_90 == wanted, (dataset, optimizer)
