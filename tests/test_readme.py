@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -67,8 +68,7 @@ def test_links_and_pictures_exist():
 
 def test_the_numbers_are_those_of_the_figures_data():
     data = pd.read_csv(ROOT / "results" / "figure-1" / "data.csv")
-    table = re.search(r"<!-- figure-1 -->\n(.*?)<!-- /figure-1 -->", README, re.S).group(1)
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    rows = cells("figure-1")
     assert len(rows) == 6
     names = {"digits": "digits", "JapaneseVowels": "japanese_vowels"}
     for dataset, optimizer, accuracy, seconds, to_90 in rows:
@@ -83,3 +83,30 @@ def test_the_numbers_are_those_of_the_figures_data():
         reached = measured[measured.val_metric >= 0.9].groupby("seed").time_s.min()
         wanted = f"{reached.median():.1f} s" if len(reached) == 3 else "not reached"
         assert to_90 == wanted, (dataset, optimizer)
+
+
+def cells(name):
+    """Return the body of the table between the marks ``<!-- name -->``, by row."""
+    table = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", README, re.S).group(1)
+    return [[c.strip() for c in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+
+
+def benchmark(name):
+    path = ROOT / "results" / "benchmarks" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["workloads"]
+
+
+def test_the_ratios_are_those_of_the_benchmarks():
+    engine = benchmark("engine")
+    assert [row[0] for row in cells("engine")] == [w["title"] for w in engine.values()]
+    for row, w in zip(cells("engine"), engine.values(), strict=True):
+        over = {name: v["over_floor"]["median"] for name, v in w["variants"].items()}
+        ratio = w["ratios"]["torchdiffeq_seminorm/snopt_adjoint"]["median"]
+        expected = [over["snopt_adjoint"], over["torchdiffeq_seminorm"]]
+        assert row[1:] == [*(f"{x:.2f}" for x in expected), f"{ratio:.1f}"]
+    optimizer, memory = benchmark("optimizer"), benchmark("memory")
+    for row, (name, w) in zip(cells("optimizer"), optimizer.items(), strict=True):
+        refresh = w["refresh"]["all"]["over_ordinary"]["median"]
+        average = w["average"]["all"]["100"]["over_sgd"]["median"]
+        peak = memory[name]["ratios"]["snopt/adam"]
+        assert row == [w["title"], f"{refresh:.2f}", f"{average:.3f}", f"{peak:.2f}"]
