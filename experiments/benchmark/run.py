@@ -118,6 +118,8 @@ def run(plan: Plan, say: Say) -> list[Path]:
         if store.path_of(plan.folder, benchmark) in written:
             DRAW[benchmark](plan.folder)
             written.append(plan.folder / f"{benchmark}.png")
+    if written:
+        written.append(store.write_provenance(plan.folder, list(DRAW)))
     if failures:
         raise RecordError(f"{len(failures)} workloads failed:\n  " + "\n  ".join(failures))
     return list(dict.fromkeys(written))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +70,21 @@ def save(folder: Path, benchmark: str, name: str, entry: Mapping[str, Any]) -> d
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(path_of(folder, benchmark), text)
     return results
+
+
+def write_provenance(folder: Path, benchmarks: Sequence[str]) -> Path:
+    """Write where every number in the folder comes from, workload by workload; return the file.
+
+    Raises:
+        RecordError: a result file is damaged, or the file cannot be written.
+    """
+    tables = {name: load(folder, name)["workloads"] for name in benchmarks}
+    origins = {
+        name: {workload: entry["origin"] for workload, entry in entries.items()}
+        for name, entries in tables.items()
+        if entries
+    }
+    content = {"command": "make benchmark", "origins": origins}
+    path = folder / "provenance.json"
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return path

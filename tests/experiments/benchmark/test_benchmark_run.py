@@ -65,6 +65,9 @@ def test_finished_workloads_are_kept_when_one_fails(
     assert list(results["workloads"]) == ["conv", "softplus", "ode_rnn", "mnist"]
     assert results["workloads"]["conv"]["origin"]["repeats"] == 3
     assert (tmp_path / "engine.png").stat().st_size > 10_000
+    origins = json.loads((tmp_path / "provenance.json").read_text())["origins"]
+    table = json.loads((tmp_path / "engine.json").read_text())["workloads"]
+    assert origins == {"engine": {name: entry["origin"] for name, entry in table.items()}}
     assert "    failed: out of memory" in said
 
 
