@@ -7,12 +7,10 @@ input or failed runs, 130 interrupted (the same command goes on from there).
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
-from experiments.errors import UserError
+from experiments.command import resumable
 from experiments.reproduce import MEASURED, SEEDS, TARGETS, Request, reproduce
 
 
@@ -39,24 +37,16 @@ def _seeds(text: str) -> tuple[int, ...]:
     return tuple(int(seed) for seed in text.split(","))
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> int:
     """Run the command line and return its exit status."""
-    signal.signal(signal.SIGTERM, _interrupt)
     request = parse()
-    try:
+
+    def work() -> str:
         folder = reproduce(request, lambda line: print(line, flush=True))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    print(f"{request.target}: {folder / 'figure.png'}, data.csv and provenance.json beside it")
-    return 0
+        picture = folder / "figure.png"
+        return f"{request.target}: {picture}, data.csv and provenance.json beside it"
+
+    return resumable(work)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,10 @@ interrupted (the same command goes on from there).
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
-from experiments.errors import UserError
+from experiments.command import resumable
 from experiments.search import Request, search
 
 
@@ -32,23 +30,15 @@ def parse(arguments: list[str] | None = None) -> Request:
     return Request(**vars(parser.parse_intermixed_args(arguments)))
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> int:
     """Run the command line and return its exit status."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        written = search(parse(), lambda line: print(line, flush=True))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    print(f"{len(written)} searches recorded; the winners are in configs/experiment/")
-    return 0
+    request = parse()
+
+    def work() -> str:
+        written = search(request, lambda line: print(line, flush=True))
+        return f"{len(written)} searches recorded; the winners are in configs/experiment/"
+
+    return resumable(work)
 
 
 if __name__ == "__main__":
