@@ -104,7 +104,7 @@ def plan(request: Request) -> dict[str, list[PlannedRun]]:
         if panel.dataset in options("dataset"):
             groups = [
                 planned(
-                    f"{request.target}/{panel.dataset}-{optimizer}",
+                    f"{panel.experiments or request.target}/{panel.dataset}-{optimizer}",
                     *(panel.dataset, optimizer, request.seeds, request.overrides, where),
                 )
                 for optimizer in figure.OPTIMIZERS

@@ -44,10 +44,18 @@ WINDOW = 10
 
 @dataclass(frozen=True)
 class Panel:
-    """A column of the figure: data set name in records, and its title."""
+    """A panel of a figure: data set name in records, its title, and where its runs are described.
+
+    Attributes:
+        dataset: data set name in records.
+        title: what the figure calls it.
+        experiments: folder below ``configs/experiment`` with ``<dataset>-<optimizer>.yaml``; empty:
+            the figure's own.
+    """
 
     dataset: str
     title: str
+    experiments: str = ""
 
 
 PROFILES: dict[str, tuple[Panel, ...]] = {
@@ -56,8 +64,8 @@ PROFILES: dict[str, tuple[Panel, ...]] = {
         Panel("japanese_vowels", "JapaneseVowels (time series)"),
     ),
     "paper": (
-        Panel("cifar10", "CIFAR-10 (images)"),
-        Panel("articulary_word_recognition", "ArticularyWordRecognition (time series)"),
+        Panel("cifar10", "CIFAR-10 (images)", "paper"),
+        Panel("articulary_word_recognition", "ArticularyWordRecognition (time series)", "paper"),
     ),
 }
 """What each profile shows."""
