@@ -90,3 +90,7 @@ class Factors:
     B: Tensor
     weight: float
     batch: int
+
+    def unscale(self, loss_scale: float | Tensor) -> None:
+        """Divide B, in place, by the square of what the loss was multiplied with."""
+        self.B.div_(loss_scale**2)

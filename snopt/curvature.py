@@ -140,6 +140,7 @@ class Collector:
         quadrature: rule for the nodes inside an ODE.
         scope: ``"all"``, or ``"ode"`` to ignore uses outside an ODE.
         max_rows: rows of a batch that factors are made from, evenly spaced; None means all.
+        accumulator: makes the running sums of one layer.
     """
 
     def __init__(
@@ -148,9 +149,11 @@ class Collector:
         quadrature: Quadrature,
         scope: str = "all",
         max_rows: int | None = None,
+        accumulator: Callable[[], Accumulator] = Accumulator,
     ) -> None:
         """Start disarmed and empty."""
         self.max_rows = max_rows
+        self.accumulator = accumulator
         self.layers = dict(layers)
         self.quadrature = quadrature
         self.scope = scope
@@ -199,7 +202,9 @@ class Collector:
         key = self.layers[layer]
         # Factors are summed in full precision even where backward() runs under autocast.
         with torch.autocast(x.device.type, enabled=False):
-            sums = self.sums.setdefault(key, Accumulator())
+            sums = self.sums.get(key)
+            if sums is None:
+                sums = self.sums[key] = self.accumulator()
             sums.add(layer, x, g, weight, task, self.max_rows)  # type: ignore[arg-type]
 
     def _saw(self, layer: nn.Module, x: Tensor, output: Tensor) -> None:
@@ -247,7 +252,10 @@ def all_or_nothing(collectors: Sequence[Collector]) -> Iterator[None]:
         raise
     for collector, sums in zip(collectors, before, strict=True):
         for key, gathered in collector.sums.items():
-            sums.setdefault(key, Accumulator()).merge(gathered)
+            if key in sums:
+                sums[key].merge(gathered)
+            else:
+                sums[key] = gathered
         collector.sums = sums
 
 

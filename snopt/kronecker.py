@@ -47,6 +47,12 @@ class KroneckerPair:
         return self._S is not None
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of the block's matrix, (groups, out / groups, features)."""
+        groups, out, features = _present(self._S).shape
+        return groups, out, features
+
+    @property
     def A(self) -> Tensor:  # noqa: N802 - the paper's symbol
         """Input-side factor ∫ E[x xᵀ] dt, (features, features); (groups, …) for grouped layers."""
         return _ungroup(_present(self._A))

@@ -1,0 +1,128 @@
+"""Which weight matrices of a model are preconditioned: one block for each."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from snopt.layers import SUPPORTED, Layer, from_matrix, to_matrix, weight_columns
+
+State = TypeVar("State")
+
+
+@dataclass
+class Block(Generic[State]):
+    """One weight matrix, the layer that owns it, and an optimizer's state for it.
+
+    Attributes:
+        name: the layer's name in the model.
+        layer: the first layer that holds the weight.
+        state: what the optimizer keeps for it.
+        warned: whether the user has been told that it received no data.
+    """
+
+    name: str
+    layer: Layer
+    state: State
+    warned: bool = False
+
+    def gradient(self, columns: int, out: Tensor | None = None) -> Tensor:
+        """Return the gradient as (groups, out / groups, columns).
+
+        Args:
+            columns: columns of the block's matrix; one more than the weight's if it has the bias's.
+            out: where to write it, or None.
+        """
+        weight = self.layer.weight
+        bias_grad = None
+        if columns > weight_columns(self.layer):
+            # The bias may have been frozen since the factors were made; its column is then zero.
+            bias = self.layer.bias
+            assert bias is not None  # noqa: S101 - the factors have a column for it
+            bias_grad = torch.zeros_like(bias) if bias.grad is None else bias.grad
+        assert weight.grad is not None  # noqa: S101 - the caller skips layers without
+        return to_matrix(self.layer, weight.grad, bias_grad, out)
+
+    def set_gradient(self, matrix: Tensor) -> None:
+        """Write a matrix like :meth:`gradient`'s into ``.grad``."""
+        weight_part, bias_part = from_matrix(self.layer, matrix)
+        assert self.layer.weight.grad is not None  # noqa: S101
+        self.layer.weight.grad.copy_(weight_part)
+        bias = self.layer.bias
+        if bias_part is not None and bias is not None and bias.grad is not None:
+            bias.grad.copy_(bias_part)
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """Return the shapes that the block's matrix may have, without and with a bias."""
+        rows, columns = self.layer.weight.shape[0], weight_columns(self.layer)
+        shapes = [(rows, columns)]
+        return shapes if self.layer.bias is None else [*shapes, (rows, columns + 1)]
+
+
+def check_model(model: object) -> None:
+    """Raise TypeError unless ``model`` is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            "the first argument must be the model (an nn.Module), not its parameters: the layers"
+            f" are what carries the curvature; got {type(model).__name__}"
+        )
+
+
+def find_blocks(
+    model: nn.Module, params: Iterable[Tensor] | None, make: Callable[[], State]
+) -> tuple[dict[str, Block[State]], dict[nn.Module, str]]:
+    """Return blocks by name, and the block's name for each layer; layers may share a weight.
+
+    Args:
+        model: the model.
+        params: the parameters that may be preconditioned; None means all of the model.
+        make: makes a block's state.
+
+    Raises:
+        TypeError: if ``model`` is no module.
+        ValueError: if a layer is lazy, or the model has no layer to precondition.
+    """
+    check_model(model)
+    allowed = None if params is None else {id(p) for p in params}
+    blocks: dict[str, Block[State]] = {}
+    owner: dict[int, str] = {}
+    keys: dict[nn.Module, str] = {}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, SUPPORTED):
+            continue
+        weight = layer.weight
+        if isinstance(weight, nn.parameter.UninitializedParameter):
+            raise ValueError(
+                f"layer {name!r} is lazy: run one forward pass before making the optimizer"
+            )
+        # A parametrized weight is computed, no parameter: it has no gradient of its own to replace.
+        if not isinstance(weight, nn.Parameter) or not weight.requires_grad:
+            continue
+        if allowed is not None and id(weight) not in allowed:
+            continue
+        name = name or type(layer).__name__
+        first = owner.setdefault(id(weight), name)
+        if first == name:
+            blocks[name] = Block(name, layer, make())
+        elif blocks[first].layer.bias is not layer.bias:
+            warnings.warn(
+                f"layers {first} and {name} share a weight but not a bias; only {first} gives"
+                " curvature",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+            continue
+        keys[layer] = first
+    if not blocks:
+        kinds = sorted({type(m).__name__ for m in model.modules() if not list(m.children())})
+        raise ValueError(
+            "no layer to precondition: the model has no nn.Linear or nn.Conv2d with a trainable"
+            f" weight among the parameters given (it is made of {', '.join(kinds)}); use the"
+            " base optimizer alone"
+        )
+    return blocks, keys

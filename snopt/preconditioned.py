@@ -1,0 +1,161 @@
+"""A layer-wise preconditioner and a base optimizer as one ``torch.optim.Optimizer``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from snopt.layerwise import Layerwise
+
+Method = TypeVar("Method", bound=Layerwise[Any])
+
+
+class PreconditionedOptimizer(Optimizer, Generic[Method]):
+    """Preconditions the gradients, then lets a base optimizer take the step.
+
+    The two share parameter groups and state: schedulers and checkpoints see what the base uses.
+    After :meth:`step`, ``.grad`` holds the preconditioned gradient.
+
+    Args:
+        preconditioner: the layer-wise method, on the same parameters.
+        base: the optimizer of the step itself, made with the parameter groups.
+        defaults: further settings of each parameter group, such as damping.
+
+    Raises:
+        ValueError: if the base optimizer evaluates the loss more than once in a step.
+    """
+
+    def __init__(
+        self, preconditioner: Method, base: Optimizer, defaults: Mapping[str, Any] | None = None
+    ) -> None:
+        """Share the base optimizer's parameter groups and state."""
+        self.preconditioner = preconditioner
+        self.base = base
+        closure = inspect.signature(base.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise ValueError(
+                f"{type(base).__name__} evaluates the loss more than once in a step and"
+                " cannot be the base optimizer"
+            )
+        self.loss_scale: float | None = None
+        super().__init__(base.param_groups, {**base.defaults, **(defaults or {})})
+        # One list and one state for both: schedulers and checkpoints see what the base uses.
+        self.base.param_groups = self.param_groups
+        self.state = self.base.state
+
+    @property
+    def curvature(self) -> Mapping[nn.Module, Any]:
+        """Layer → the method's state of it, for the layers that have some."""
+        return self.preconditioner.curvature
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Precondition the gradients and take the base optimizer's step.
+
+        Args:
+            closure: recomputes the loss and its gradients, and returns the loss.
+
+        Returns:
+            The closure's loss, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        scale = 1.0
+        if hasattr(self, "found_inf"):  # torch.amp.GradScaler is stepping us
+            if bool(self.found_inf):
+                self.preconditioner.clear()
+                return loss
+            scale = self._unscale()
+        self._take_step(scale)
+        return loss
+
+    def _take_step(self, loss_scale: float | Tensor) -> None:
+        """Precondition and step, with gradients that are there and unscaled."""
+        self.preconditioner.step(self.param_groups, loss_scale=loss_scale)
+        self.base.step()
+
+    def _unscale(self) -> Any:
+        """Return the scaler's scale; divide the gradients by it unless that has been done."""
+        scale = getattr(self, "grad_scale", None)
+        if scale is None:
+            if self.loss_scale is None and self.preconditioner.due:
+                raise RuntimeError(
+                    "the gradients were unscaled before step(), so the scale of the curvature is"
+                    " unknown: set optimizer.loss_scale = scaler.get_scale() before scaler.step()"
+                )
+            return 1.0 if self.loss_scale is None else self.loss_scale
+        grads = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
+        torch._foreach_div_(grads, scale)
+        return scale
+
+    # Tells GradScaler to hand us the scale instead of unscaling: the curvature needs it too.
+    _step_supports_amp_scaling = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Refuse to be copied or pickled.
+
+        Raises:
+            TypeError: always.
+        """
+        name = type(self).__name__
+        raise TypeError(
+            f"{name} cannot be copied or pickled: it holds hooks on its model; make a new one for"
+            " the copied model and use state_dict() and load_state_dict()"
+        )
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients, and the curvature gathered with them."""
+        super().zero_grad(set_to_none)
+        self.preconditioner.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the base optimizer's state with one more entry, ``"preconditioner"``."""
+        return {**super().state_dict(), "preconditioner": self.preconditioner.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from a state of :meth:`state_dict`.
+
+        Raises:
+            ValueError: if the state is another optimizer's or another model's.
+        """
+        if "preconditioner" not in state_dict:
+            name = type(self).__name__
+            raise ValueError(f"the state is not {name}'s: it has no entry 'preconditioner'")
+        own = {k: v for k, v in state_dict.items() if k != "preconditioner"}
+        self.preconditioner.load_state_dict(state_dict["preconditioner"])
+        self.base.load_state_dict(own)
+        self.param_groups = self.base.param_groups
+        self.state = self.base.state
+
+
+def as_groups(model: nn.Module, params: Iterable[Any] | None) -> list[dict[str, Any]]:
+    """Return parameters or parameter groups as groups, iterators made into lists.
+
+    Args:
+        model: the model.
+        params: parameters or groups; None means all parameters of the model.
+
+    Raises:
+        TypeError: if ``params`` mixes the two.
+    """
+    entries = list(model.parameters() if params is None else params)
+    groups = [e for e in entries if isinstance(e, dict)]
+    if not groups:
+        return [{"params": entries}]
+    if len(groups) < len(entries):
+        raise TypeError("params must hold either parameters or parameter groups, not both")
+    members = [g["params"] for g in groups]
+    lists = [[m] if isinstance(m, Tensor) else list(m) for m in members]
+    return [{**g, "params": m} for g, m in zip(groups, lists, strict=True)]
+
+
+def members(groups: Iterable[Mapping[str, Any]]) -> list[Tensor]:
+    """Return all parameters of parameter groups."""
+    return [p for group in groups for p in group["params"]]
