@@ -5,6 +5,7 @@ PYTHON     ?= python3.11## the interpreter that makes .venv
 PROFILE    ?= embedded## embedded: no network needed; paper: the published data sets and settings
 DATA_DIR   ?= data## where data sets lie, or are downloaded to
 OUTPUT_DIR ?= outputs## where run records are written
+X          ?=## figure-6: what the x-axis shows: time, steps or nfe
 SEEDS      ?= 0,1,2## seeds of every curve
 JOBS       ?= 1## runs at a time; more than one disturbs the clock that the figures show
 WORKERS    ?= 2## parallel workers of the tests
@@ -17,12 +18,13 @@ STAMP := $(VENV)/.installed
 PINS   = $(shell grep -E '^(torch|torchvision)==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lint format test test-slow reproduce-figure-1 reproduce-figure-7 benchmark search sync pre-commit clean
+.PHONY: help venv lint format test test-slow benchmark search sync pre-commit clean
 
 help: ## Show the targets and the variables
 	@echo "Targets:"
 	@grep -E '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' \
 		| awk -F '\t' '{printf "  %-20s %s\n", $$1, $$2}'
+	@echo "  reproduce-NAME       Run what is missing, then draw results/NAME/ (python scripts/reproduce.py --help lists the names)"
 	@echo "Variables (make TARGET NAME=value):"
 	@grep -E '^[A-Z_]+ *\?=.*## ' $(MAKEFILE_LIST) | sed -E 's/ *\?= */\t/; s/ *## /\t/' \
 		| awk -F '\t' '{printf "  %-20s %s (default: %s)\n", $$1, $$3, $$2}'
@@ -55,13 +57,10 @@ test: $(STAMP) ## The tests without the slow ones, one thread a worker
 test-slow: $(STAMP) ## The slow tests only
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
 
-reproduce-figure-1: $(STAMP) ## Figure 1: run what is missing, then draw results/figure-1/
-	$(BIN)/python scripts/reproduce.py figure-1 --profile $(PROFILE) --seeds $(SEEDS) \
-		--data-dir $(DATA_DIR) --output-dir $(OUTPUT_DIR) --jobs $(JOBS)
-
-reproduce-figure-7: $(STAMP) ## Figure 7: measure what is missing, then draw results/figure-7/
-	$(BIN)/python scripts/reproduce.py figure-7 --profile $(PROFILE) --seeds $(SEEDS) \
-		--data-dir $(DATA_DIR) --output-dir $(OUTPUT_DIR)
+# One rule for all figures and tables: scripts/reproduce.py knows their names.
+reproduce-%: $(STAMP)
+	$(BIN)/python scripts/reproduce.py $* --profile $(PROFILE) --seeds $(SEEDS) \
+		--data-dir $(DATA_DIR) --output-dir $(OUTPUT_DIR) --jobs $(JOBS) $(if $(X),--x $(X))
 
 benchmark: $(STAMP) ## Time and memory of the library, write results/benchmarks/
 	$(BIN)/python scripts/benchmark.py all

@@ -43,8 +43,8 @@ def main() -> int:
 
     def work() -> str:
         folder = reproduce(request, lambda line: print(line, flush=True))
-        picture = folder / "figure.png"
-        return f"{request.target}: {picture}, data.csv and provenance.json beside it"
+        made = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_file()))
+        return f"{request.target}: {folder}: {made}"
 
     return resumable(work)
 

@@ -240,7 +240,8 @@ def test_make_help_lists_every_target_and_variable() -> None:
     ).stdout
     makefile = (REPOSITORY / "Makefile").read_text()
     targets = re.findall(r"^([a-z][a-z0-9-]*):", makefile, flags=re.MULTILINE)
-    assert {"help", "venv", "lint", "test", "reproduce-figure-1", "search", "sync"} <= set(targets)
+    assert {"help", "venv", "lint", "test", "search", "sync"} <= set(targets)
+    assert "\n  reproduce-NAME " in text and "\nreproduce-%:" in makefile
     for target in targets:
         assert re.search(rf"^  {target} +\S", text, flags=re.MULTILINE), target
     for variable in ("PROFILE", "DATA_DIR", "SEEDS", "OUTPUT_DIR", "JOBS"):
@@ -255,7 +256,8 @@ def test_the_command_line_names_wrong_input_in_one_line(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 2
-    assert done.stderr == "error: unknown target 'figure-99'; valid: figure-1, figure-7\n"
+    assert done.stderr.startswith("error: unknown target 'figure-99'; valid: figure-1, figure-")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
