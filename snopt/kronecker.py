@@ -36,6 +36,7 @@ class KroneckerPair:
         self._U_A: Tensor | None = None
         self._U_B: Tensor | None = None
         self._S: Tensor | None = None
+        self._M: Tensor | None = None  # momentum of the gradient, where it is asked for
         self._work: tuple[Tensor, ...] = ()  # two buffers like S, kept from step to step
         self.weight = 0.0
         self.batch = 1
@@ -73,6 +74,7 @@ class KroneckerPair:
         factors: Factors,
         time_correlation: str = "full",
         bases: tuple[Basis | None, Basis | None] | None = None,
+        carry: bool = False,
     ) -> bool:
         """Take new factors and their eigenbases.
 
@@ -81,8 +83,9 @@ class KroneckerPair:
             time_correlation: what ∫A ⊗ ∫B assumes about contributions at different times.
                 ``"full"`` takes the product as it is, ``"none"`` divides it by the total time. They
                 agree where that is 1, and S corrects the scale after a few steps in any case.
-
             bases: eigenvalues and eigenvectors of A and B, where they are known already.
+            carry: whether to turn the running S into the new bases instead of starting it anew:
+                the diagonal of a matrix that is diagonal in the old bases.
 
         Returns:
             Whether the basis is new. If a factor is not finite or no eigendecomposition succeeds,
@@ -92,15 +95,32 @@ class KroneckerPair:
         if basis_A is None or basis_B is None:
             self.failures += 1
             return False
-        (lam_A, self._U_A), (lam_B, self._U_B) = basis_A, basis_B
-        self._A, self._B = symmetric(factors.A), symmetric(factors.B)
-        self.weight, self.batch = factors.weight, factors.batch
+        (lam_A, U_A), (lam_B, U_B) = basis_A, basis_B
         S = lam_B.clamp_min(0).unsqueeze(-1) * lam_A.clamp_min(0).unsqueeze(-2)
         if time_correlation == "none":
             S /= factors.weight
+        if carry and self._S is not None and self._S.shape == S.shape:
+            V, W = U_B.mT @ _present(self._U_B), U_A.mT @ _present(self._U_A)
+            S = V.square_() @ self._S @ W.square_().mT
+        self._U_A, self._U_B = U_A, U_B
+        self._A, self._B = symmetric(factors.A), symmetric(factors.B)
+        self.weight, self.batch = factors.weight, factors.batch
         self._S = S
         self._work = ()
         return True
+
+    def blend(self, factors: Factors, decay: float) -> Factors:
+        """Return the exponential average of the present factors and new ones.
+
+        Args:
+            factors: new factors.
+            decay: weight of the present ones, in [0, 1).
+        """
+        if self._A is None or self._B is None or decay == 0 or self._A.shape != factors.A.shape:
+            return factors
+        A = torch.lerp(factors.A, self._A.to(factors.A), decay)
+        B = torch.lerp(factors.B, self._B.to(factors.B), decay)
+        return Factors(A, B, factors.weight, factors.batch)
 
     def buffer(self) -> Tensor:
         """Return a matrix like S, kept from step to step, to write the gradient into."""
@@ -110,13 +130,26 @@ class KroneckerPair:
         return self._work[1]
 
     @torch.no_grad()
-    def precondition(self, G: Tensor, *, eps: float, alpha: float) -> Tensor:
-        """Return (S + ε)⁻¹ applied to a gradient, after adding the gradient to S.
+    def precondition(
+        self,
+        G: Tensor,
+        *,
+        eps: float,
+        alpha: float,
+        exponent: float = 1.0,
+        relative: bool = False,
+        momentum: float = 0.0,
+    ) -> Tensor:
+        """Return (S + ε)⁻ᵖ applied to a gradient, after adding the gradient to S.
 
         Args:
             G: gradient of the layer as (groups, out / groups, features).
             eps: damping ε > 0.
             alpha: decay α in [0, 1] of the second moment; 1 keeps S at λ_B λ_Aᵀ.
+            exponent: p in (0, 1]; 1 is Newton's, 1/2 scales like Adam in the eigenbasis.
+            relative: whether ε is meant in units of the mean of S.
+            momentum: μ in [0, 1) of M ← μ M + G, which is then preconditioned in place of G; S
+                takes G in any case.
 
         Returns:
             Tensor like ``G``, in its dtype; valid until the next call.
@@ -125,15 +158,34 @@ class KroneckerPair:
         other = self.buffer()
         R = self._work[0]
         # The gradient may have been written into the buffer by the caller: read it first.
+        if momentum > 0:
+            # M is kept in the layer's own coordinates, so that it outlives a change of bases.
+            if self._M is None or self._M.shape != S.shape:
+                self._M = torch.zeros_like(S)
+            self._M.mul_(momentum).add_(G)
         torch.matmul(U_B.mT, G.to(S.dtype), out=R)
         torch.matmul(R, U_A, out=other)
         R, other = other, R
-        torch.matmul(other, U_A, out=R)
         if alpha < 1:
             S.mul_(alpha).addcmul_(R, R, value=(1 - alpha) * self.batch)
-        R.div_(torch.add(S, eps, out=other))
+        if momentum > 0:
+            torch.matmul(U_B.mT, self._M, out=other)
+            torch.matmul(other, U_A, out=R)
+        torch.add(S, S.mean().mul_(eps) if relative else eps, out=other)
+        R.div_(other if exponent == 1 else other.pow_(exponent))
         torch.matmul(U_B, R, out=other)
         return torch.matmul(other, U_A.mT, out=R).to(G.dtype)
+
+    @torch.no_grad()
+    def quadratic(self, D: Tensor) -> Tensor:
+        """Return ⟨D, Q D⟩ with Q at S in the eigenbases, a scalar tensor.
+
+        Args:
+            D: a change of the layer's matrix, (groups, out / groups, features).
+        """
+        S, U_A, U_B = _present(self._S), _present(self._U_A), _present(self._U_B)
+        R = U_B.mT @ D.to(S.dtype) @ U_A
+        return R.square_().mul_(S).sum()
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue exactly."""
@@ -143,6 +195,7 @@ class KroneckerPair:
             "U_A": self._U_A,
             "U_B": self._U_B,
             "S": self._S,
+            "M": self._M,
             "weight": self.weight,
             "batch": self.batch,
             "failures": self.failures,
@@ -150,8 +203,8 @@ class KroneckerPair:
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Take over a state of :meth:`state_dict`, moved to ``device``."""
-        for name in ("A", "B", "U_A", "U_B", "S"):
-            value = state[name]
+        for name in ("A", "B", "U_A", "U_B", "S", "M"):
+            value = state.get(name)
             setattr(self, f"_{name}", None if value is None else value.to(device, copy=True))
         self._work = ()
         self.weight, self.batch = float(state["weight"]), int(state["batch"])
