@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from experiments.averaging import Averaging, build_averaging
 from experiments.config import Config, TrainerSettings
 from experiments.data.splits import Splits
 from experiments.errors import ConfigError, one_line
@@ -39,6 +40,7 @@ class Parts:
         optimizer: the optimizer over the model.
         scheduler: learning-rate schedule, or None.
         scheduler_interval: ``"epoch"`` or ``"step"``: when the schedule advances.
+        averaging: average of the model's weights; by default there is none.
     """
 
     task: Task
@@ -47,6 +49,7 @@ class Parts:
     optimizer: Optimizer
     scheduler: LRScheduler | None
     scheduler_interval: str
+    averaging: Averaging = field(default_factory=Averaging)
 
 
 def build(config: Config, device: torch.device) -> Parts:
@@ -58,11 +61,17 @@ def build(config: Config, device: torch.device) -> Parts:
     """
     task: Task = _factory("task", config["task"], drop=("name",))()
     loaded = _load_data(config["dataset"])
-    check_batch_size(TrainerSettings.from_config(config["trainer"]), loaded)
+    settings = TrainerSettings.from_config(config["trainer"])
+    check_batch_size(settings, loaded)
     solver = _call("solver", _factory("solver", config["solver"], drop=("name",)))
     make_model = _factory("model", config["model"], drop=("name", "task"))
     seed_everything(config["seed"])
     model: nn.Module = _call("model", make_model, loaded.info, solver).to(device)
+    # Before the optimizer: a copy of the model must not carry its hooks.
+    steps_per_epoch, last_step = settings.length(len(loaded.train[0]))
+    averaging = build_averaging(
+        config.get("averaging"), model, steps_per_epoch=steps_per_epoch, last_step=last_step
+    )
     optimizer = build_optimizer(config["optimizer"], model)
     scheduler, interval = build_scheduler(config["optimizer"].get("scheduler"), optimizer)
     data = Splits(
@@ -71,7 +80,7 @@ def build(config: Config, device: torch.device) -> Parts:
         val=_moved(loaded.val, device),
         test=_moved(loaded.test, device),
     )
-    return Parts(task, data, model, optimizer, scheduler, interval)
+    return Parts(task, data, model, optimizer, scheduler, interval, averaging)
 
 
 def build_optimizer(config: Mapping[str, Any], model: nn.Module) -> Optimizer:

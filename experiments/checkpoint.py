@@ -2,9 +2,10 @@
 
 A file is what ``torch.save`` makes of a dict with ``model``, ``optimizer``, ``scheduler``, ``rng``,
 ``step``, ``clock`` (what the records promise), ``meter`` (training losses since the last logged
-line) and ``run`` (the identity of the configuration and seed), followed by its SHA-256: torch's own
-reader takes a flipped bit in a weight for a weight. ``torch.load(..., weights_only=True)`` reads
-it: loading a checkpoint never runs code from it.
+line), ``run`` (the identity of the configuration and seed) and, where weights are averaged,
+``averaging``, followed by its SHA-256: torch's own reader takes a flipped bit in a weight for a
+weight. ``torch.load(..., weights_only=True)`` reads it: loading a checkpoint never runs code from
+it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ TYPES: Final[dict[str, type | tuple[type, ...]]] = {
     "clock": dict,
     "meter": dict,
 }
+OPTIONAL: Final[dict[str, type]] = {"averaging": dict}
+"""Parts that only some runs have."""
 _MARK = b"\nSHA-256:"
 _TRAILER = len(_MARK) + hashlib.sha256().digest_size
 _ADVICE = "remove it to start this run from the beginning"
@@ -45,7 +48,8 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """
     # Serialised in memory: torch's writer turns a full disk into an error without a reason.
     buffer = io.BytesIO()
-    torch.save({key: state[key] for key in TYPES}, buffer)
+    parts = [*TYPES, *(key for key in OPTIONAL if key in state)]
+    torch.save({key: state[key] for key in parts}, buffer)
     content = buffer.getvalue()
     # In the file itself: beside it, a crash between two renames could part the two.
     write_whole(path, content + _MARK + hashlib.sha256(content).digest())
@@ -76,9 +80,9 @@ def load_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
     with restoring(path, "file"):
         if not isinstance(state, dict):
             raise TypeError(f"it holds a {type(state).__name__}, not a dict")
-        same_keys(state, TYPES)
-        for key, kind in TYPES.items():
-            if not isinstance(state[key], kind):
+        same_keys({key: value for key, value in state.items() if key not in OPTIONAL}, TYPES)
+        for key, kind in {**TYPES, **OPTIONAL}.items():
+            if key in state and not isinstance(state[key], kind):
                 raise TypeError(f"{key!r} is of type {type(state[key]).__name__}")
         if state["step"] < 0:
             raise ValueError(f"'step' is {state['step']}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,6 +18,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from experiments.averaging import NONE, check_averaging
 from experiments.errors import ConfigError
 from experiments.explain import compose, explain, suggestion
 from experiments.group_checks import check_dataset, check_optimizer
@@ -96,6 +98,18 @@ class TrainerSettings:
             raise ConfigError("nothing ends this run: set trainer.epochs, max_steps or max_seconds")
         return cls(**values)
 
+    def length(self, examples: int) -> tuple[int, int | None]:
+        """Return the steps of an epoch and the last step of the run (None: time alone ends it).
+
+        Args:
+            examples: size of the training set.
+        """
+        per_epoch = math.ceil(examples / self.batch_size)
+        limits = [self.max_steps]
+        if self.epochs is not None:
+            limits.append(self.epochs * per_epoch)
+        return per_epoch, min((n for n in limits if n is not None), default=None)
+
 
 def load_config(overrides: Sequence[str] = ()) -> DictConfig:
     """Return ``configs/train.yaml`` with overrides as on the command line.
@@ -148,6 +162,7 @@ def check_config(config: Config) -> None:
     TrainerSettings.from_config(config["trainer"])
     check_optimizer(config["optimizer"])
     check_dataset(config["dataset"])
+    check_averaging(config.get("averaging"))
     _check_output_dir(config.get("output_dir"))
     _check_fit(config)
 
@@ -157,6 +172,8 @@ def identity(config: Config) -> str:
     kept = {key: value for key, value in config.items() if key not in _NOT_IDENTITY}
     kept["trainer"] = _without(config["trainer"], _NOT_IDENTITY_TRAINER)
     kept["dataset"] = _without(config["dataset"], _NOT_IDENTITY_DATASET)
+    if (kept.get("averaging") or {}).get("name") == NONE:
+        del kept["averaging"]  # as before there was a choice
     canonical = json.dumps(kept, sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

@@ -34,6 +34,7 @@ from experiments.device import (
 from experiments.environment import differences, git_commit, git_dirty, versions
 from experiments.errors import RecordError, UserError
 from experiments.interrupts import Interrupted, Interrupts, catch_interrupts
+from experiments.optimizers.evaluation import Diverged
 from experiments.progress import ProgressBar
 from experiments.records import (
     DIVERGED,
@@ -45,7 +46,7 @@ from experiments.records import (
     Record,
 )
 from experiments.tracking import Tracker, make_tracker
-from experiments.trainer import Diverged, Trainer
+from experiments.trainer import Trainer
 from snopt import SolverError
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,49 +20,15 @@ from experiments.checkpoint import load_checkpoint, restoring, same_keys, save_c
 from experiments.clock import EVALUATION, TRAIN, Clock
 from experiments.config import TrainerSettings
 from experiments.interrupts import Interrupted, Interrupts
+from experiments.meter import Meter
 from experiments.models.nfe import KINDS, nfe_counts
+from experiments.optimizers.evaluation import Diverged, Evaluation
+from experiments.optimizers.protocol import is_plain, metrics_of, protocol_of, take_step
 from experiments.progress import ProgressBar
 from experiments.records import Record
 from experiments.seeding import epoch_order, rng_state, set_rng_state
 from experiments.tracking import Tracker
-
-
-class Diverged(Exception):  # noqa: N818 (an outcome of an experiment, not a fault)
-    """A loss or metric is not finite; the message says which one and when."""
-
-
-@dataclass
-class Meter:
-    """Sums over the steps since the last logged line.
-
-    Attributes:
-        steps: number of steps.
-        loss: sum of their losses.
-        nfe: sums of their function evaluations, by kind.
-    """
-
-    steps: int = 0
-    loss: float = 0.0
-    nfe: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
-
-    def add(self, loss: float, nfe: Mapping[str, int]) -> None:
-        """Add one step."""
-        self.steps += 1
-        self.loss += loss
-        for kind in KINDS:
-            self.nfe[kind] += nfe[kind]
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``vars()`` of a meter."""
-        self.steps, self.loss = int(state["steps"]), float(state["loss"])
-        self.nfe = {kind: int(state["nfe"][kind]) for kind in KINDS}
-
-    def means(self) -> dict[str, float]:
-        """Return the means per step, named as in ``metrics.jsonl``; nothing without a step."""
-        if not self.steps:
-            return {}
-        counts = {f"nfe/{kind}": self.nfe[kind] / self.steps for kind in KINDS}
-        return {"train/loss": self.loss / self.steps, **counts}
+from snopt import SolverError
 
 
 class Trainer:
@@ -106,13 +71,11 @@ class Trainer:
         self.interrupts = interrupts
         self.step = 0
         self.meter = Meter()
-        self.steps_per_epoch = math.ceil(len(parts.data.train[0]) / settings.batch_size)
-        limits = [settings.max_steps]
-        if settings.epochs is not None:
-            limits.append(settings.epochs * self.steps_per_epoch)
-        self.last_step = min((n for n in limits if n is not None), default=None)
+        self.steps_per_epoch, self.last_step = settings.length(len(parts.data.train[0]))
         self._order_epoch = -1
         self._order = torch.empty(0)
+        self._protocol = protocol_of(parts.optimizer)
+        self._repeatable = not is_plain(parts.optimizer)
 
     def fit(self) -> dict[str, float]:
         """Train, from the checkpoint where there is one, and return the test results.
@@ -140,29 +103,17 @@ class Trainer:
         """One optimizer step; nothing but this is booked on ``train``."""
         parts, before = self.parts, nfe_counts(self.parts.model)
         with self.clock.booked_on(TRAIN):
-            parts.optimizer.zero_grad()
-            loss = parts.task.loss(parts.model, self._batch())
-            value = loss.item()
-            if not math.isfinite(value):
-                raise Diverged(f"the training loss is {value} at step {self.step + 1}")
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._update()
+            evaluation = Evaluation(
+                *(parts.task, parts.model, self._batch(), parts.optimizer),
+                step=self.step + 1,
+                repeatable=self._repeatable,
+            )
+            value = take_step(self._protocol, parts.optimizer, evaluation)
             self.step += 1
             self._advance_schedule()
+            parts.averaging.update(parts.model, self.step)
         after = nfe_counts(parts.model)
         self.meter.add(value, {kind: after[kind] - before[kind] for kind in KINDS})
-
-    def _update(self) -> None:
-        """Let the optimizer step; a step too large for its dtype is a divergence like any other."""
-        try:
-            self.parts.optimizer.step()
-        except RuntimeError as error:
-            if "without overflow" not in str(error):  # what torch says of a scalar past float32
-                raise
-            raise Diverged(
-                f"the optimizer's update overflows at step {self.step + 1}: its learning rate or "
-                "weight decay is too large"
-            ) from error
 
     def _after_step(self) -> None:
         """Log, validate and write a checkpoint where one of them is due."""
@@ -194,7 +145,7 @@ class Trainer:
             scheduler.step()
 
     def _evaluate(self, split: str) -> dict[str, float]:
-        """Return loss and metric on a split, named ``<split>/…``."""
+        """Return loss and metric on a split, named ``<split>/…``; an average's ``<split>_avg/…``."""
         parts = self.parts
         tensors: tuple[Tensor, ...] = getattr(parts.data, split)
         with self.clock.booked_on(EVALUATION):
@@ -203,7 +154,22 @@ class Trainer:
         for key, value in named.items():
             if not math.isfinite(value):
                 raise Diverged(f"{key} is {value} at step {self.step}")
-        return named
+        return {**named, **self._evaluate_averaged(split, tensors)}
+
+    def _evaluate_averaged(self, split: str, tensors: tuple[Tensor, ...]) -> dict[str, float]:
+        """Return the results of the averaged weights, if there are any that can be evaluated.
+
+        An average far from its weights may have a field that is too stiff; the run goes on.
+        """
+        parts, size = self.parts, self.settings.eval_batch_size
+        if parts.averaging.model is None:
+            return {}
+        with self.clock.booked_on(EVALUATION):
+            try:
+                results = parts.task.evaluate(parts.averaging.model, tensors, size)
+            except SolverError:
+                return {}
+        return {f"{split}_avg/{k}": v for k, v in results.items() if math.isfinite(v)}
 
     def _log(self, results: Mapping[str, float]) -> None:
         """Write one line to the record and to its mirror."""
@@ -212,6 +178,7 @@ class Trainer:
             "epoch": self.step // self.steps_per_epoch,
             "time/train_s": self.clock.seconds()[TRAIN],
             **self.meter.means(),
+            **(metrics_of(self.parts.optimizer) if self.meter.steps else {}),
             **results,
         }
         self.meter = Meter()
@@ -252,6 +219,8 @@ class Trainer:
             "clock": self.clock.state_dict(),
             "meter": vars(self.meter),
         }
+        if (averages := parts.averaging.state_dict()) is not None:
+            state["averaging"] = averages
         save_checkpoint(self.record.checkpoint_path, state)
 
     def _restore(self) -> list[dict[str, Any]]:
@@ -271,6 +240,8 @@ class Trainer:
             same_keys(state["scheduler"] or {}, expected)
             if parts.scheduler:
                 parts.scheduler.load_state_dict(state["scheduler"])
+        with restoring(path, "averaging"):
+            parts.averaging.load_state_dict(state.get("averaging"))
         with restoring(path, "meter"):
             self.meter.load_state_dict(state["meter"])
         with restoring(path, "clock"):

@@ -1,0 +1,1 @@
+"""How optimizers are driven, and thin adapters around those of libraries."""

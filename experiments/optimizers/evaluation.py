@@ -1,0 +1,152 @@
+"""The training loss of one batch, as often as an optimizer asks for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from experiments.seeding import rng_state, set_rng_state
+from experiments.tasks.base import Batch, Task
+from snopt import SolverError
+
+PENALTY: Final = 1e6
+"""Loss of a trial point that cannot be evaluated, in units of max(1, |loss at the start|).
+
+Finite, and its square too: line searches interpolate with it in float32.
+"""
+
+
+class Diverged(Exception):  # noqa: N818 (an outcome of an experiment, not a fault)
+    """A loss or metric is not finite; the message says which one and when."""
+
+
+class Evaluation:
+    """The loss of one batch at the present weights; called, a closure in the sense of torch.
+
+    The first evaluation draws random numbers (dropout, the noise of a trace) as any forward pass
+    does. All later ones see the very same numbers, start from the same buffers, and leave both as
+    they found them, so that an optimizer compares one function at different weights, and the run's
+    random stream does not depend on how often it looks.
+
+    Args:
+        task: gives the loss.
+        model: what is trained.
+        batch: the batch.
+        optimizer: whose gradients are reset before each evaluation.
+        step: number of the step, for messages.
+        repeatable: whether there may be a second evaluation; without, nothing is put aside.
+
+    Attributes:
+        first: the loss of the first evaluation, that is at the weights before the step.
+        count: evaluations so far.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        model: nn.Module,
+        batch: Batch,
+        optimizer: Optimizer,
+        *,
+        step: int = 1,
+        repeatable: bool = True,
+    ) -> None:
+        """Evaluate nothing yet."""
+        self.task = task
+        self.model = model
+        self.batch = batch
+        self.optimizer = optimizer
+        self.step = step
+        self.first: float | None = None
+        self.count = 0
+        self._start = _State(model) if repeatable else None
+
+    def __call__(self) -> Tensor:
+        """Compute loss and gradients at the present weights, into ``.grad``; return the loss.
+
+        Returns:
+            The loss, detached. A later evaluation whose ODE cannot be solved, or whose loss is not
+            finite, returns a large number with zero gradients: a trial point that a line search is
+            to turn down.
+
+        Raises:
+            Diverged: the loss of the first evaluation is not finite.
+            SolverError: the ODE of the first evaluation could not be solved.
+        """
+        trial = self.first is not None
+        with torch.enable_grad():
+            self.optimizer.zero_grad()
+            try:
+                with self._same_start():
+                    loss = self._forward()
+                    if not trial or math.isfinite(loss.item()):
+                        loss.backward()  # type: ignore[no-untyped-call]
+                        return loss.detach()
+            except SolverError:
+                if not trial:
+                    raise
+        return self._refused()
+
+    @torch.enable_grad()
+    def loss(self) -> Tensor:
+        """Return the loss with its graph; ``.grad`` is left alone.
+
+        Raises:
+            Diverged: the loss is not finite.
+            SolverError: an ODE could not be solved.
+        """
+        with self._same_start():
+            loss = self._forward()
+        if not math.isfinite(loss.item()):
+            raise Diverged(f"the training loss is {loss.item()} within step {self.step}")
+        return loss
+
+    def _forward(self) -> Tensor:
+        self.count += 1
+        loss = self.task.loss(self.model, self.batch)
+        if self.first is None:
+            value = loss.item()
+            if not math.isfinite(value):
+                raise Diverged(f"the training loss is {value} at step {self.step}")
+            self.first = value
+        return loss
+
+    def _refused(self) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=False)
+        like = next(self.model.parameters())
+        return like.new_tensor(PENALTY * max(1.0, abs(self.first or 0.0)))
+
+    @contextmanager
+    def _same_start(self) -> Iterator[None]:
+        """Give a repeated evaluation the random numbers and buffers that the first one had."""
+        if self.first is None:
+            yield
+            return
+        if self._start is None:
+            raise RuntimeError("this evaluation was made for one look at the loss, not for more")
+        now = _State(self.model)
+        self._start.restore()
+        try:
+            yield
+        finally:
+            now.restore()
+
+
+class _State:
+    """Random generators and buffers (running statistics, remembered step sizes) of a moment."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.rng = rng_state()
+        self.buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        set_rng_state(self.rng)
+        for buffer, value in self.buffers:
+            buffer.copy_(value)
