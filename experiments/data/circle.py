@@ -1,4 +1,4 @@
-"""Points in the plane drawn from known densities; so far two noisy rings ("Circle")."""
+"""Points in the plane drawn from known densities: two noisy rings ("Circle") and a few more."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from experiments.data.densities import checkerboard, eight_gaussians, moons, pinwheel
 from experiments.data.splits import SPLIT_NAMES, DataInfo, Splits
 from experiments.data.validate import validate
 from experiments.errors import ConfigError
@@ -41,7 +42,13 @@ def rings(generator: np.random.Generator, count: int, noise: float) -> NDArray[n
     return np.asarray(points + noise * generator.standard_normal((count, 2)), dtype=np.float64)
 
 
-SAMPLERS: dict[str, Sampler] = {"rings": rings}
+SAMPLERS: dict[str, Sampler] = {
+    "rings": rings,
+    "pinwheel": pinwheel,
+    "eight_gaussians": eight_gaussians,
+    "checkerboard": checkerboard,
+    "moons": moons,
+}
 """The densities by name; a new one is a function and a line here."""
 
 
