@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snopt.curvature import Collector, all_or_nothing, armed_collectors
+from snopt.curvature import Collector, all_or_nothing, node_collectors
 from snopt.nodes import collect_node, leaves_no_trace, plan_nodes
 from snopt.path_integral import integrate_on_engine
 from snopt.problem import Problem
@@ -235,7 +235,7 @@ def collect_without_gradient(
     A failure here must not end a training step whose gradient is sound: it warns, and the
     optimizer keeps the factors that it has.
     """
-    collectors = armed_collectors(problem.func)
+    collectors = node_collectors(problem.func)
     if not collectors:
         return
     nfe = NFE()

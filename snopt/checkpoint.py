@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from snopt.autocast import autocast_state
 from snopt.backward import collect_without_gradient
-from snopt.curvature import inside_solve
+from snopt.curvature import Collector, Recording, armed_collectors, inside_solve
 from snopt.engine import forward_steps
 from snopt.evaluate import evaluate_field
 from snopt.layout import Layout
@@ -152,7 +152,8 @@ class _Checkpoint(torch.autograd.Function):
         t, *saved = ctx.saved_tensors
         solution, params = saved[:n], saved[n:]
         collect_without_gradient(ctx.problem, t, solution, grad_solution)
-        replay = _Replay(ctx.problem, ctx.layout, ctx.times, params)
+        discrete = [c for c in armed_collectors(ctx.problem.func) if c.discrete]
+        replay = _Replay(ctx.problem, ctx.layout, ctx.times, params, discrete)
         rows = torch.cat([g.reshape(len(ctx.times), -1) for g in grad_solution], dim=1)
         y_bar, k_bar = torch.zeros_like(rows[0]), None
         with ctx.autocast():
@@ -168,12 +169,19 @@ class _Replay:
     """Recomputes steps with a graph and accumulates the parameters' gradients."""
 
     def __init__(
-        self, problem: Problem, layout: Layout, times: list[float], params: Sequence[Tensor]
+        self,
+        problem: Problem,
+        layout: Layout,
+        times: list[float],
+        params: Sequence[Tensor],
+        collectors: Sequence[Collector],
     ) -> None:
         self.problem, self.layout, self.times = problem, layout, times
         self.tableau = TABLEAUX[problem.forward.method]
         self.params = list(params)
         self.grads = [torch.zeros_like(p) for p in params]
+        self.collectors = collectors  # who takes every evaluation for a use
+        self.uses = Recording(collectors)
 
     def pull(
         self, record: _Record, y_bar: Tensor, k_bar: Tensor | None, rows: Tensor
@@ -219,16 +227,20 @@ class _Replay:
 
     def _grad(self, results: list[tuple[Tensor, Tensor]], inputs: list[Tensor]) -> list[Tensor]:
         results = [(value, bar) for value, bar in results if value.requires_grad]
+        uses, self.uses = self.uses, Recording(self.collectors)
+        wanted = [*inputs, *self.params]
         found = torch.autograd.grad(
             [value for value, _ in results],
-            [*inputs, *self.params],
+            [*wanted, *uses.edges],
             [bar for _, bar in results],
             allow_unused=True,
             retain_graph=True,  # a field may hold a graph made before the solve
         )
-        for total, g in zip(self.grads, found[len(inputs) :], strict=True):
+        for total, g in zip(self.grads, found[len(inputs) : len(wanted)], strict=True):
             if g is not None:
                 total.add_(g)
+        uses.gradients = found[len(wanted) :]
+        uses.give(dict.fromkeys(self.collectors, 1.0))
         return [
             torch.zeros_like(x) if g is None else g
             for x, g in zip(inputs, found[: len(inputs)], strict=True)
@@ -237,7 +249,7 @@ class _Replay:
     def _field(self, _stage: int, t: float, y: Tensor) -> tuple[Sequence[Tensor], None]:
         self.problem.nfe.add("backward")
         problem, layout = self.problem, self.layout
-        with inside_solve():
+        with inside_solve(self.uses if self.collectors else None):
             return evaluate_field(problem.func, problem.pack, layout, t, layout.split(y)), None
 
     def _flat(self, t: float, y: Tensor) -> Tensor:

@@ -9,6 +9,10 @@ A :class:`Collector` is *armed* for the steps at which factors are wanted. While
   (z, a) at each quadrature node to :func:`collect_node`, which evaluates the field once more and
   gives every layer's (x, g) with the node's weight.
 
+A collector may ask for the solver's evaluations instead (:class:`snopt.quadrature.Evaluations`). It
+then sees those that autograd differentiates through like any use outside an ODE, and gets the
+others from the solve that makes a gradient of them.
+
 Disarmed, no hook is registered at all. Nothing here touches a gradient.
 """
 
@@ -26,7 +30,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from snopt.accumulator import Accumulator
-from snopt.quadrature import Quadrature
+from snopt.quadrature import Evaluations, Quadrature
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,19 @@ class Recording:
         """Where autograd finds the gradient at each use's output."""
         return [use.output for use in self.uses]
 
-    def give(self, weight: float | Mapping[Collector, float]) -> None:
-        """Hand every use to its collector with a quadrature weight, common or by collector."""
+    def give(self, weights: Mapping[Collector, float], scale: float = 1.0) -> None:
+        """Hand every use to its collector.
+
+        Args:
+            weights: quadrature weight by collector; the others get nothing.
+            scale: factor on the gradients.
+        """
         task = backward_pass()
         with torch.no_grad():
             for use, g in zip(self.uses, self.gradients, strict=True):
-                w = weight if isinstance(weight, (int, float)) else weight[use.collector]
-                if g is not None:
-                    use.collector.add(use.layer, use.x, g, w, task)
+                if g is not None and use.collector in weights:
+                    g = g if scale == 1 else g * scale
+                    use.collector.add(use.layer, use.x, g, weights[use.collector], task)
 
 
 class _Where(threading.local):
@@ -157,6 +166,7 @@ class Collector:
         self.layers = dict(layers)
         self.quadrature = quadrature
         self.scope = scope
+        self.paused = False  # an armed collector that is paused lets backward passes go by
         self.sums: dict[str, Accumulator] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._generation = 0
@@ -166,6 +176,11 @@ class Collector:
     def armed(self) -> bool:
         """Whether uses are being recorded."""
         return bool(self._handles)
+
+    @property
+    def discrete(self) -> bool:
+        """Whether a use inside an ODE is one of the solver's evaluations, not a node of its own."""
+        return isinstance(self.quadrature, Evaluations)
 
     def arm(self) -> None:
         """Forget what was gathered and record the forward passes made from now on."""
@@ -218,7 +233,8 @@ class Collector:
             return
         # A forward inside a backward pass is a recomputation, for instance by another library's
         # adjoint: its gradients are not those of the loss.
-        if self.scope == "ode" or _where.solve_depth > 0 or backward_pass() != -1:
+        inside = _where.solve_depth > 0
+        if (not self.discrete if inside else self.scope == "ode") or backward_pass() != -1:
             return
         if torch.is_grad_enabled() and output.requires_grad:
             held = [x.detach()]
@@ -231,7 +247,7 @@ class Collector:
         def hook(g: Tensor) -> None:
             # Grad mode is on in passes made with create_graph=True: those belong to a quantity
             # that is itself part of the loss (a trace, a penalty), not to the loss.
-            stale = generation != self._generation or not self.armed
+            stale = generation != self._generation or not self.armed or self.paused
             if not stale and held and not torch.is_grad_enabled():
                 self.add(layer, held[0], g, 1.0, backward_pass())
 
@@ -266,7 +282,13 @@ def armed_collectors(func: object) -> list[Collector]:
     """
     if not _armed or _where.solve_depth > 0:
         return []
+    awake = [collector for collector in _armed if not collector.paused]
     if not isinstance(func, nn.Module):
-        return list(_armed)
+        return awake
     modules = list(func.modules())
-    return [c for c in _armed if any(m in c.layers for m in modules)]
+    return [c for c in awake if any(m in c.layers for m in modules)]
+
+
+def node_collectors(func: object) -> list[Collector]:
+    """Return those of :func:`armed_collectors` that want nodes placed on the path."""
+    return [collector for collector in armed_collectors(func) if not collector.discrete]

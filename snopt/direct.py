@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from snopt.backward import collect_without_gradient
-from snopt.curvature import armed_collectors
+from snopt.curvature import node_collectors
 from snopt.engine import StepMemory
 from snopt.forward import solve_forward
 from snopt.problem import Problem, make_problem
@@ -84,7 +84,7 @@ def odeint(
     given = y0 if isinstance(y0, tuple) else (y0,)
     parts = solve_forward(problem, given, t, differentiable=torch.is_grad_enabled())
     wants = torch.is_grad_enabled() and any(p.requires_grad for p in parts)
-    if wants and armed_collectors(func):
+    if wants and node_collectors(func):
         parts = _CollectInBackward.apply(problem, t, *parts)  # type: ignore[no-untyped-call]
     return problem.pack(parts)
 

@@ -30,7 +30,7 @@ from snopt.evaluate import evaluate_field
 from snopt.layout import Layout
 from snopt.nodes import Plan, collect_node, leaves_no_trace, plan_nodes
 from snopt.problem import Problem
-from snopt.quadrature import StepEnds
+from snopt.quadrature import Evaluations, StepEnds
 from snopt.runge_kutta import Step, is_finite
 from snopt.stages import Negated, Part
 from snopt.tableau import TABLEAUX
@@ -78,12 +78,14 @@ class _BackwardSolve:
         self.state = Layout(tuple(part.shape[1:] for part in solution))
         self.layout = self.state.twice()
         self.tableau = TABLEAUX[problem.backward.method]
-        self.at_nodes = [c for c in collectors if not isinstance(c.quadrature, StepEnds)]
+        self.at_stages = [c for c in collectors if c.discrete]
         self.at_ends = [c for c in collectors if isinstance(c.quadrature, StepEnds)]
+        other_rules = (StepEnds, Evaluations)
+        self.at_nodes = [c for c in collectors if not isinstance(c.quadrature, other_rules)]
         self.calls = 0
         self.end = self.times[0]
         stages = range(self.tableau.stages)
-        self.products_at = [self.tableau.needs_product(i) and bool(self.params) for i in stages]
+        self.products_at = [self.tableau.needs_product(i) for i in stages]
         self.ends_at = [bool(self.at_ends) and self._is_at_an_end(i) for i in stages]
 
     def run(
@@ -120,6 +122,8 @@ class _BackwardSolve:
                 plan = self._collect(step, plan, is_last=is_last)
                 if self.at_ends:
                     owed = self._collect_ends(step, owed, is_last=is_last)
+                if self.at_stages:
+                    self._collect_stages(step)
                 if waiting > len(plan) and is_last and not self.tableau.adaptive:
                     # The derivative at the interval's end served the interpolation alone.
                     problem.nfe.add("curvature")
@@ -143,10 +147,14 @@ class _BackwardSolve:
         self.problem.nfe.backward += 1
         parts = self.layout.split(y)
         n = len(self.state.sizes)
-        wanted = self.params if stage >= 0 and self.products_at[stage] else []
-        if t == self.end and self.tableau.ends_on_a_stage and stage == self.tableau.stages - 1:
-            wanted = []  # a stage of weight 0 that there is no next step to hand on to
-        recording = Recording(self.at_ends) if stage >= 0 and self.ends_at[stage] else None
+        last = t == self.end and self.tableau.ends_on_a_stage and stage == self.tableau.stages - 1
+        # The last stage of all has weight 0, and there is no next step to hand it on to.
+        needed = stage >= 0 and self.products_at[stage] and not last
+        wanted = self.params if needed else []
+        takers = [*(self.at_stages if needed else ())]
+        if stage >= 0 and self.ends_at[stage]:
+            takers += self.at_ends
+        recording = Recording(takers) if takers else None
         # Inside the marks to the end: the backward pass through a field that solves an ODE itself
         # is the solver's evaluation too.
         with torch.enable_grad(), inside_solve(recording):
@@ -203,6 +211,13 @@ class _BackwardSolve:
             ahead += 1
         return plan[ahead:]
 
+    def _collect_stages(self, step: Step) -> None:
+        """Give every stage that the gradient is made of, weighted as it is in :meth:`run`'s Q_u."""
+        dt = step.t0 - step.t1
+        for weight, (_, recording) in zip(self.tableau.b, step.kept, strict=True):
+            if weight != 0:
+                recording.give(dict.fromkeys(self.at_stages, 1.0), scale=dt * weight)
+
     def _is_at_an_end(self, stage: int) -> bool:
         """Whether the stage is F at an end of the step, exactly."""
         if stage == 0:
@@ -213,13 +228,13 @@ class _BackwardSolve:
         """Add a step's ends by the trapezoid rule; return the weight that its end still owes."""
         half = abs(step.t1 - step.t0) / 2
         if self._is_at_an_end(0):
-            step.kept[0][1].give(pending + half)
+            step.kept[0][1].give(dict.fromkeys(self.at_ends, pending + half))
         else:
             self._collect_at(step.t0, step.y0, [(c, pending + half) for c in self.at_ends])
         if not is_last:
             return half
         if self.tableau.ends_on_a_stage:
-            step.kept[-1][1].give(half)
+            step.kept[-1][1].give(dict.fromkeys(self.at_ends, half))
         else:
             self._collect_at(step.t1, step.y1, [(c, half) for c in self.at_ends])
         return 0.0

@@ -99,6 +99,42 @@ class StepEnds:
         )
 
 
+@dataclass(frozen=True)
+class Evaluations:
+    """No quadrature: every evaluation that the discretised solve is made of is a use of its own.
+
+    A solve of n evaluations is then a network that uses its layers n times, with the gradient of
+    the loss with respect to each use's output. Through the solver (``gradient="direct"``,
+    ``"checkpoint"``) these gradients are autograd's; the evaluations of rejected steps receive
+    none and are no uses. With the adjoint the uses are the stages of the accepted backward steps,
+    since it is of them that the gradient is made: stage i of a step dt has the weight dt b_i in it,
+    so dt b_i (∂F/∂h)ᵀ a is the gradient at its output, and a stage of weight 0 is no use. In each
+    mode the sum over uses and batch of g xᵀ is the layer's gradient.
+
+    It adds no evaluation of the field. The weight of the factors is the number of uses.
+    """
+
+    def __call__(self, a: float, b: float) -> tuple[Tensor, Tensor]:
+        """Refuse: the uses are known only to a solver that hands its stages over.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            'the evaluations of a solve are seen with gradient="direct" or "checkpoint"; with the'
+            " adjoint that needs the project's own engine: a method and options that it takes"
+            ' (dopri5, bosh3, … and engine="auto"), see snopt.odeint_adjoint'
+        )
+
+
+def evaluations() -> Evaluations:
+    """Return the rule that takes every evaluation of a solve as one use of the layer.
+
+    The discrete-time view of K-FAC and its kin; see :class:`Evaluations`.
+    """
+    return Evaluations()
+
+
 def steps() -> StepEnds:
     """Return the trapezoid rule over the ends of accepted steps, for ``SNOpt(quadrature=...)``.
 
