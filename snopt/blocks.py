@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -38,24 +38,53 @@ class Block(Generic[State]):
             columns: columns of the block's matrix; one more than the weight's if it has the bias's.
             out: where to write it, or None.
         """
-        weight = self.layer.weight
-        bias_grad = None
-        if columns > weight_columns(self.layer):
-            # The bias may have been frozen since the factors were made; its column is then zero.
-            bias = self.layer.bias
-            assert bias is not None  # noqa: S101 - the factors have a column for it
-            bias_grad = torch.zeros_like(bias) if bias.grad is None else bias.grad
+        weight, bias = self.layer.weight, self._bias(columns)
         assert weight.grad is not None  # noqa: S101 - the caller skips layers without
+        # The bias may have been frozen since the factors were made; its column is then zero.
+        bias_grad = None
+        if bias is not None:
+            bias_grad = torch.zeros_like(bias) if bias.grad is None else bias.grad
         return to_matrix(self.layer, weight.grad, bias_grad, out)
+
+    def matrix(self, values: Mapping[Tensor, Tensor], columns: int) -> Tensor:
+        """Return tensors like weight and bias as one matrix, zero where there is none.
+
+        Args:
+            values: parameter → tensor like it.
+            columns: columns of the block's matrix.
+        """
+        weight, bias = self.layer.weight, self._bias(columns)
+        of_bias = None if bias is None else values.get(bias, torch.zeros_like(bias))
+        return to_matrix(self.layer, values.get(weight, torch.zeros_like(weight)), of_bias)
 
     def set_gradient(self, matrix: Tensor) -> None:
         """Write a matrix like :meth:`gradient`'s into ``.grad``."""
-        weight_part, bias_part = from_matrix(self.layer, matrix)
-        assert self.layer.weight.grad is not None  # noqa: S101
-        self.layer.weight.grad.copy_(weight_part)
-        bias = self.layer.bias
-        if bias_part is not None and bias is not None and bias.grad is not None:
-            bias.grad.copy_(bias_part)
+        for grad, part in self._parts(matrix):
+            grad.copy_(part)
+
+    def inner(self, matrix: Tensor) -> Tensor:
+        """Return the inner product of ``.grad`` with a matrix like it, a scalar tensor."""
+        return torch.stack([(grad * part).sum() for grad, part in self._parts(matrix)]).sum()
+
+    def scale_gradient(self, factor: Tensor, columns: int) -> None:
+        """Multiply ``.grad`` with a scalar tensor."""
+        weight, bias = self.layer.weight, self._bias(columns)
+        for parameter in (weight, bias):
+            if parameter is not None and parameter.grad is not None:
+                parameter.grad.mul_(factor)
+
+    def _bias(self, columns: int) -> nn.Parameter | None:
+        return self.layer.bias if columns > weight_columns(self.layer) else None
+
+    def _parts(self, matrix: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return the gradients that there are, each with its part of the matrix."""
+        bias = self._bias(matrix.shape[-1])
+        parts = zip((self.layer.weight, bias), from_matrix(self.layer, matrix), strict=True)
+        return [
+            (p.grad, part)
+            for p, part in parts
+            if p is not None and p.grad is not None and part is not None
+        ]
 
     def shapes(self) -> list[tuple[int, int]]:
         """Return the shapes that the block's matrix may have, without and with a bias."""

@@ -187,6 +187,10 @@ class KroneckerPair:
         R = U_B.mT @ D.to(S.dtype) @ U_A
         return R.square_().mul_(S).sum()
 
+    def forget_momentum(self) -> None:
+        """Set the momentum of the gradient to zero."""
+        self._M = None
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue exactly."""
         return {

@@ -105,6 +105,37 @@ class Layerwise(ABC, Generic[State]):
             accumulator=accumulator,
         )
         self._collector.arm()
+        self.vectors = 1  # backward passes that gathered curvature from the same rows
+
+    @property
+    def only_on_request(self) -> bool:
+        """Whether ``loss.backward()`` gathers nothing and :meth:`gather` has to be called."""
+        return self._collector.paused
+
+    @only_on_request.setter
+    def only_on_request(self, value: bool) -> None:
+        self._collector.paused = value
+
+    def gather(self, output: Tensor, vectors: Sequence[Tensor]) -> None:
+        """Gather curvature from backward passes of given vectors in place of the loss's.
+
+        No gradient is changed. Frees the graph of ``output``.
+
+        Args:
+            output: what the loss was computed from; its graph must have been retained.
+            vectors: each like ``output``, for the mean over the batch.
+        """
+        weights = [block.layer.weight for block in self._blocks.values()]
+        paused, self._collector.paused = self._collector.paused, False
+        try:
+            for i, vector in enumerate(vectors, start=1):
+                last = i == len(vectors)
+                torch.autograd.grad(
+                    output, weights, vector, retain_graph=not last, allow_unused=True
+                )
+        finally:
+            self._collector.paused = paused
+        self.vectors = len(vectors)
 
     @property
     def curvature(self) -> Mapping[nn.Module, State]:
@@ -187,6 +218,11 @@ class Layerwise(ABC, Generic[State]):
 
     def _take_in(self, loss_scale: float | Tensor) -> None:
         sums = self._collector.sums
+        if self.only_on_request and not sums:
+            raise RuntimeError(
+                "no curvature was gathered for this step: call optimizer.backward(loss, output) in"
+                " place of loss.backward(); only curvature='empirical' comes with the gradient"
+            )
         gathered = {name: sums.pop(name).factors() for name in self._blocks if name in sums}
         for factors in gathered.values():
             factors.unscale(loss_scale)

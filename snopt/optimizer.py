@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from snopt.blocks import check_model
+from snopt.layerwise import check_choice, check_count
+from snopt.likelihood import CURVATURES, loss_vectors
 from snopt.preconditioned import PreconditionedOptimizer, as_groups, members
 from snopt.preconditioner import Preconditioner, check_range
 from snopt.quadrature import Quadrature
+from snopt.schedules import Refresh, Schedule
+from snopt.trust_region import Comparison, TrustRegion
+
+MOMENTUM_ON = ("step", "gradient")
 
 
 class SNOpt(PreconditionedOptimizer[Preconditioner]):
@@ -40,14 +46,18 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
     ``param_groups`` hold the base optimizer's settings and, per group, ``damping`` (the argument
     ``eps``; another name because Adam's groups have an ``eps`` of their own) and ``alpha``.
 
+    The options from ``curvature`` on go beyond the paper; their defaults are the paper's method.
+
     Args:
         model: the model whose parameters are trained.
         lr: learning rate.
         momentum: momentum of SGD on the preconditioned gradient.
         weight_decay: the base optimizer's weight decay; with SGD it is added to the preconditioned
             gradient, as in the paper's experiments.
-        eps: damping ε > 0 (paper: 0.03 to 0.1).
-        update_freq: steps between two refreshes of factors and bases (paper: 100 to 250).
+        eps: damping ε > 0 (paper: 0.03 to 0.1), or a function of the number of steps taken, such as
+            :class:`snopt.Exponential`.
+        update_freq: steps between two refreshes of factors and bases (paper: 100 to 250), or a rule
+            (:class:`snopt.DenseThenSparse`, :class:`snopt.WhenStale`).
         alpha: decay of the second moment in the eigenbasis, in [0, 1] (paper: 0.75).
         quadrature: nodes on each smooth piece of a solve; None means ``gauss_legendre(4)``; the
             paper's is ``uniform(0.01)``.
@@ -56,6 +66,16 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
         curvature_batch: rows of the batch used for the factors; None means all.
         base: optimizer class for the step itself; None means SGD.
         params: parameters or parameter groups to train; None means all of the model.
+        curvature: ``"empirical"``; ``"mc"`` (labels drawn from the model) or ``"ggn"`` (exact loss
+            Hessian, one backward pass for each output) need :meth:`backward`.
+        samples: labels drawn for each row, with ``mc``.
+        momentum_on: ``"step"``, or ``"gradient"`` to average before preconditioning.
+        trust_region: adapts the damping; needs ``step(evaluate=...)``.
+        factor_decay: see :class:`snopt.Preconditioner`, as for the next four.
+        carry_moment: whether S is turned into the new bases at a refresh.
+        exponent: p of the step R / (S + ε)ᵖ.
+        relative_damping: whether ε is in units of the mean of each layer's S.
+        kl_clip: bound on the estimated change in Kullback-Leibler divergence.
         base_options: further arguments of the base optimizer, such as ``nesterov`` or ``betas``.
 
     Raises:
@@ -69,8 +89,8 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
         lr: float = 0.02,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
-        eps: float = 0.05,
-        update_freq: int = 100,
+        eps: float | Schedule = 0.05,
+        update_freq: int | Refresh = 100,
         alpha: float = 0.75,
         quadrature: Quadrature | None = None,
         scope: str = "all",
@@ -78,14 +98,33 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
         curvature_batch: int | None = None,
         base: Callable[..., Optimizer] | None = None,
         params: Iterable[Any] | None = None,
+        curvature: str = "empirical",
+        samples: int = 1,
+        momentum_on: str = "step",
+        trust_region: TrustRegion | None = None,
+        factor_decay: float = 0.0,
+        carry_moment: bool = False,
+        exponent: float = 1.0,
+        relative_damping: bool = False,
+        kl_clip: float | None = None,
         **base_options: Any,
     ) -> None:
         """Set up the base optimizer and the preconditioner on shared parameter groups."""
         check_model(model)
+        check_choice("curvature", curvature, CURVATURES)
+        check_choice("momentum_on", momentum_on, MOMENTUM_ON)
+        check_count("samples", samples)
+        if base is not None and momentum and momentum_on == "step":
+            raise ValueError("momentum is SGD's; pass the base optimizer's own setting instead")
+        self.eps_schedule = eps if callable(eps) else None
+        if self.eps_schedule is not None and trust_region is not None:
+            raise ValueError("eps is a schedule or follows the trust region, not both")
+        damping = eps(0) if callable(eps) else eps
+        before = momentum if momentum_on == "gradient" else 0.0
         groups = as_groups(model, params)
         preconditioner = Preconditioner(
             model,
-            eps=eps,
+            eps=damping,
             update_freq=update_freq,
             alpha=alpha,
             quadrature=quadrature,
@@ -93,15 +132,159 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
             time_correlation=time_correlation,
             curvature_batch=curvature_batch,
             params=members(groups),
+            factor_decay=factor_decay,
+            carry_moment=carry_moment,
+            exponent=exponent,
+            relative_damping=relative_damping,
+            momentum=before,
+            kl_clip=kl_clip,
         )
         if base is None:
-            base, base_options["momentum"] = torch.optim.SGD, momentum
-        elif momentum:
-            raise ValueError("momentum is SGD's; pass the base optimizer's own setting instead")
+            base, base_options["momentum"] = torch.optim.SGD, momentum - before
         if weight_decay:
             base_options["weight_decay"] = weight_decay
         super().__init__(
-            preconditioner, base(groups, lr=lr, **base_options), {"damping": eps, "alpha": alpha}
+            preconditioner,
+            base(groups, lr=lr, **base_options),
+            {"damping": damping, "alpha": alpha},
         )
         for group in self.param_groups:
             check_range(eps=group["damping"], alpha=group["alpha"])
+        self.trust_region = trust_region
+        self.curvature_type, self.samples = curvature, samples
+        self.rejected = 0
+        self.ratio: float | None = None
+        self._momentum = before
+        self._evaluate: Callable[[], Tensor] | None = None
+        preconditioner.only_on_request = curvature != "empirical"
+
+    @property
+    def wants_evaluation(self) -> bool:
+        """Whether the coming step needs ``step(evaluate=...)``."""
+        region = self.trust_region
+        return region is not None and self.preconditioner.steps % region.every == 0
+
+    def backward(
+        self,
+        loss: Tensor,
+        output: Tensor,
+        likelihood: str = "categorical",
+        *,
+        scale: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Run ``loss.backward()`` and, on a refresh step, gather the curvature asked for.
+
+        With ``curvature="empirical"`` this is ``loss.backward()`` alone. Otherwise the output's
+        vectors y with E[Σ y yᵀ] = H are pulled back to every layer, one backward pass each; the
+        parameters' gradients are the loss's and nothing else.
+
+        Args:
+            loss: mean over the batch of the negative log-likelihood, times ``scale``.
+            output: what the loss was computed from, (batch, outputs): logits, or means.
+            likelihood: ``"categorical"`` or ``"gaussian"``, see :func:`snopt.likelihood`.
+            scale: what the mean loss was multiplied with: 1/k for k microbatches, a loss scale.
+            generator: where the labels of ``mc`` are drawn from.
+
+        Raises:
+            ValueError: if the output is no matrix or the likelihood is unknown.
+        """
+        needed = self.curvature_type != "empirical" and self.preconditioner.due
+        vectors: list[Tensor] = []
+        if needed:
+            vectors = loss_vectors(
+                output,
+                likelihood,
+                self.curvature_type,
+                samples=self.samples,
+                generator=generator,
+            )
+        loss.backward(retain_graph=needed)  # type: ignore[no-untyped-call]
+        if needed:
+            rows = output.shape[0]
+            self.preconditioner.gather(output, [y * (scale / rows) for y in vectors])
+
+    @torch.no_grad()
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        evaluate: Callable[[], Tensor] | None = None,
+    ) -> Any:
+        """Precondition the gradients and take the base optimizer's step.
+
+        Args:
+            closure: recomputes the loss and its gradients, and returns the loss.
+            evaluate: returns the loss on this step's batch, without gradients; the trust region
+                needs it on the steps where ``wants_evaluation`` is true.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            ValueError: if the trust region needs ``evaluate`` and there is none.
+        """
+        if self.wants_evaluation and evaluate is None:
+            raise ValueError(
+                "the trust region compares losses: call step(evaluate=...) with a function that"
+                " returns the loss on this step's batch"
+            )
+        self._evaluate = evaluate if self.wants_evaluation else None
+        return super().step(closure)
+
+    def _take_step(self, loss_scale: float | Tensor) -> None:
+        preconditioner = self.preconditioner
+        if self.eps_schedule is not None:
+            for group in self.param_groups:
+                group["damping"] = self.eps_schedule(preconditioner.steps)
+        comparison = None
+        if self._evaluate is not None:
+            comparison = Comparison(members(self.param_groups), self._evaluate)
+        preconditioner.step(self.param_groups, loss_scale=loss_scale)
+        if self._momentum:
+            self._average_the_rest()
+        self.base.step()
+        if comparison is not None:
+            self._follow(comparison)
+
+    def _average_the_rest(self) -> None:
+        """Give parameters that are not preconditioned the same momentum as the others."""
+        treated = self.preconditioner.treated
+        for p in members(self.param_groups):
+            if p.grad is not None and p not in treated:
+                buffer = self.state[p].setdefault("gradient_momentum", torch.zeros_like(p))
+                p.grad.copy_(buffer.mul_(self._momentum).add_(p.grad))
+
+    def _follow(self, comparison: Comparison) -> None:
+        """Adapt the damping to how well the model predicted; take a bad step back."""
+        region = self.trust_region
+        assert region is not None  # noqa: S101 - a comparison is made for it alone
+        self.ratio = comparison.ratio(self.preconditioner.quadratic)
+        for group in self.param_groups:
+            group["damping"] = region.adapted(group["damping"], self.ratio)
+        if not region.accepts(comparison.loss_before, comparison.loss_after):
+            comparison.undo()
+            self._forget_momentum()
+            self.rejected += 1
+
+    def _forget_momentum(self) -> None:
+        """Let the next step start from rest: the momentum led to a step that was taken back."""
+        for state in self.state.values():
+            for name in ("momentum_buffer", "gradient_momentum"):
+                if isinstance(state.get(name), Tensor):
+                    state[name].zero_()
+        self.preconditioner.forget_momentum()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the base optimizer's state with one more entry, ``"preconditioner"``."""
+        return {**super().state_dict(), "rejected": self.rejected}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from a state of :meth:`state_dict`.
+
+        Raises:
+            ValueError: if the state is another optimizer's or another model's.
+        """
+        own = {k: v for k, v in state_dict.items() if k != "rejected"}
+        super().load_state_dict(own)
+        self.rejected = int(state_dict.get("rejected", 0))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from snopt.accumulator import Factors
@@ -13,6 +15,9 @@ from snopt.eigenbasis import eigenbases
 from snopt.kronecker import TIME_CORRELATION, KroneckerPair
 from snopt.layerwise import Layerwise, check_choice
 from snopt.quadrature import Quadrature
+from snopt.schedules import DenseThenSparse, Refresh, WhenStale
+
+Pair = tuple[Block[KroneckerPair], Mapping[str, Any]]
 
 
 class Preconditioner(Layerwise[KroneckerPair]):
@@ -25,10 +30,13 @@ class Preconditioner(Layerwise[KroneckerPair]):
     Factors are gathered in the backward passes before every ``update_freq``-th step, the first one
     included. Gradient accumulation: microbatches of equal size, whatever their number.
 
+    The options from ``factor_decay`` on go beyond the paper; their defaults are the paper's method.
+
     Args:
         model: the model; its layers may be inside or outside ODE solves, used once or many times.
         eps: damping ε > 0, in units of the squared per-sample gradient.
-        update_freq: steps between two refreshes of the factors and their bases, at least 1.
+        update_freq: steps between two refreshes of the factors and their bases, at least 1; or a
+            rule, :class:`snopt.DenseThenSparse` or :class:`snopt.WhenStale`.
         alpha: decay of the running second moment, in [0, 1].
         quadrature: rule for the nodes on each smooth piece of a solve; None means
             ``gauss_legendre(4)``.
@@ -37,6 +45,13 @@ class Preconditioner(Layerwise[KroneckerPair]):
         curvature_batch: rows of the batch from which the factors are made, evenly spaced; None
             means all of them.
         params: the parameters that may be preconditioned; None means all of the model.
+        factor_decay: weight in [0, 1) of the old factors in the new ones at a refresh.
+        carry_moment: whether S is turned into the new bases at a refresh instead of starting anew.
+        exponent: p in (0, 1] of the step R / (S + ε)ᵖ.
+        relative_damping: whether ε is in units of the mean of each layer's S.
+        momentum: μ in [0, 1) of momentum on the gradient, before it is preconditioned.
+        kl_clip: bound κ on lr² Σ ⟨G, step⟩ over all layers, an estimate of the change in
+            Kullback-Leibler divergence; a longer step is shortened (Ba, Grosse, Martens 2017).
 
     Raises:
         TypeError: if ``model`` is no module.
@@ -48,22 +63,30 @@ class Preconditioner(Layerwise[KroneckerPair]):
         model: nn.Module,
         *,
         eps: float = 0.05,
-        update_freq: int = 100,
+        update_freq: int | Refresh = 100,
         alpha: float = 0.75,
         quadrature: Quadrature | None = None,
         scope: str = "all",
         time_correlation: str = "full",
         curvature_batch: int | None = None,
         params: Iterable[Tensor] | None = None,
+        factor_decay: float = 0.0,
+        carry_moment: bool = False,
+        exponent: float = 1.0,
+        relative_damping: bool = False,
+        momentum: float = 0.0,
+        kl_clip: float | None = None,
     ) -> None:
         """Find the layers and wait for the first backward pass."""
         check_model(model)
         check_range(eps=eps, alpha=alpha)
         check_choice("time_correlation", time_correlation, TIME_CORRELATION)
+        _check_options(factor_decay, exponent, momentum, kl_clip)
+        rule = update_freq if isinstance(update_freq, (DenseThenSparse, WhenStale)) else None
         super().__init__(
             model,
             KroneckerPair,
-            update_freq=update_freq,
+            update_freq=update_freq if rule is None else 1,  # type: ignore[arg-type]
             quadrature=quadrature,
             scope=scope,
             curvature_batch=curvature_batch,
@@ -71,27 +94,127 @@ class Preconditioner(Layerwise[KroneckerPair]):
         )
         self.eps, self.alpha = eps, alpha
         self.time_correlation = time_correlation
+        self.factor_decay, self.carry_moment = factor_decay, carry_moment
+        self.exponent, self.relative_damping = exponent, relative_damping
+        self.momentum, self.kl_clip = momentum, kl_clip
+        self.rule = rule
+        self.since_refresh = 0
+        self.refreshes = 0
+        self._settled: float | None = None  # sum of S some steps after the last refresh
 
     @property
     def failures(self) -> int:
         """Eigendecompositions that failed so far; the layer kept its previous basis each time."""
         return sum(block.state.failures for block in self._blocks.values())
 
-    def _refresh(self, gathered: Mapping[str, Factors]) -> None:
-        bases = eigenbases([M for factors in gathered.values() for M in (factors.A, factors.B)])
-        for i, (name, factors) in enumerate(gathered.items()):
-            pair = self._blocks[name].state
-            pair.refresh(factors, self.time_correlation, (bases[2 * i], bases[2 * i + 1]))
+    @property
+    def treated(self) -> set[Tensor]:
+        """The parameters that are being preconditioned: those of layers that have factors."""
+        ready = [block.layer for block in self._blocks.values() if block.state.ready]
+        return {p for layer in ready for p in (layer.weight, layer.bias) if p is not None}
 
-    def _precondition(
-        self, pairs: Sequence[tuple[Block[KroneckerPair], Mapping[str, Any]]]
-    ) -> None:
+    @torch.no_grad()
+    def quadratic(self, changes: Mapping[Tensor, Tensor]) -> Tensor:
+        """Return δᵀ Q δ, a scalar tensor, over all layers that have factors.
+
+        Args:
+            changes: parameter → change, for all parameters of those layers.
+        """
+        total = torch.zeros(())
+        for block in self._blocks.values():
+            if block.state.ready:
+                total = total + block.state.quadratic(block.matrix(changes, block.state.shape[-1]))
+        return total
+
+    def forget_momentum(self) -> None:
+        """Set the momentum of the gradients to zero."""
+        for block in self._blocks.values():
+            block.state.forget_momentum()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return steps, factors, bases and moments: tensors and numbers only."""
+        counts = {"since": self.since_refresh, "settled": self._settled}
+        return {**super().state_dict(), **counts, "refreshes": self.refreshes}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state of :meth:`state_dict`.
+
+        Raises:
+            ValueError: if it belongs to a model with other layers.
+        """
+        self.since_refresh = int(state.get("since", 0))
+        self._settled = state.get("settled")
+        self.refreshes = int(state.get("refreshes", 0))
+        super().load_state_dict(state)
+
+    def _wants_curvature(self) -> bool:
+        if self.rule is None:
+            return super()._wants_curvature()
+        return self.rule.due(self.steps, self.since_refresh, self._drift())
+
+    def _drift(self) -> float:
+        """Return |log(m / m₀)| (see :class:`WhenStale`); a value on the host, so it is a sync."""
+        if not isinstance(self.rule, WhenStale) or self.since_refresh < self.rule.settle:
+            return 0.0
+        states = [block.state for block in self._blocks.values() if block.state.ready]
+        if not states:
+            return 0.0
+        moment = float(torch.stack([state.S.sum() for state in states]).sum())
+        if self._settled is None:
+            self._settled = moment
+        if not (moment > 0 and self._settled > 0):
+            return 0.0
+        return abs(math.log(moment / self._settled))
+
+    def _refresh(self, gathered: Mapping[str, Factors]) -> None:
+        if self.vectors > 1:  # every row was seen once for each vector
+            gathered = {
+                name: Factors(f.A, f.B / self.vectors, f.weight, f.batch // self.vectors)
+                for name, f in gathered.items()
+            }
+        states = {name: self._blocks[name].state for name in gathered}
+        blended = {n: states[n].blend(f, self.factor_decay) for n, f in gathered.items()}
+        bases = eigenbases([M for factors in blended.values() for M in (factors.A, factors.B)])
+        for i, (name, factors) in enumerate(blended.items()):
+            found = (bases[2 * i], bases[2 * i + 1])
+            states[name].refresh(factors, self.time_correlation, found, self.carry_moment)
+        self.since_refresh, self._settled = 0, None
+        self.refreshes += 1
+
+    def _precondition(self, pairs: Sequence[Pair]) -> None:
+        inner: list[Tensor] = []
         for block, group in pairs:
             eps, alpha = group.get("damping", self.eps), group.get("alpha", self.alpha)
             check_range(eps=eps, alpha=alpha)
             buffer = block.state.buffer()
-            G = block.gradient(buffer.shape[-1], buffer)
-            block.set_gradient(block.state.precondition(G, eps=eps, alpha=alpha))
+            step = block.state.precondition(
+                block.gradient(buffer.shape[-1], buffer),
+                eps=eps,
+                alpha=alpha,
+                exponent=self.exponent,
+                relative=self.relative_damping,
+                momentum=self.momentum,
+            )
+            if self.kl_clip is not None:
+                inner.append(block.inner(step) * group.get("lr", 1.0) ** 2)
+            block.set_gradient(step)
+        if self.kl_clip is not None and inner:
+            bound = (self.kl_clip / torch.stack(inner).sum().clamp_min(1e-30)).sqrt().clamp_max(1.0)
+            for block, _ in pairs:
+                block.scale_gradient(bound, block.state.shape[-1])
+        self.since_refresh += 1
+
+
+def _check_options(
+    factor_decay: float, exponent: float, momentum: float, kl_clip: float | None
+) -> None:
+    for name, value in (("factor_decay", factor_decay), ("momentum", momentum)):
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
+    if not 0 < exponent <= 1:
+        raise ValueError(f"exponent must lie in (0, 1], got {exponent!r}")
+    if kl_clip is not None and not kl_clip > 0:
+        raise ValueError(f"kl_clip must be greater than 0 or None, got {kl_clip!r}")
 
 
 def check_range(*, eps: float, alpha: float) -> None:
