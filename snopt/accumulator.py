@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from snopt.layers import Layer, batch_of, input_factor, output_factor
+
+
+class Sums(Protocol):
+    """What a collector fills for one layer: this module's sums, or those a method needs instead."""
+
+    def add(
+        self,
+        layer: Layer,
+        x: Tensor,
+        g: Tensor,
+        weight: float,
+        task: int,
+        max_rows: int | None = None,
+    ) -> None:
+        """Add one use of the layer: its input ``x`` and the gradient ``g`` at its output."""
+        ...
+
+    def merge(self, other: Any) -> None:
+        """Add the sums of another object of the same kind."""
+        ...
+
+    def factors(self) -> Any:
+        """Return what the method takes in; it has a method ``unscale`` like :class:`Factors`."""
+        ...
 
 
 @dataclass
@@ -39,9 +64,7 @@ class Accumulator:
         rows = batch_of(layer, x)
         if rows == 0:
             return
-        if max_rows is not None and rows > max_rows:
-            chosen = torch.arange(max_rows, device=x.device) * rows // max_rows
-            x, g = x[chosen], g[chosen]
+        x, g = thinned(x, g, rows, max_rows)
         A, B = input_factor(layer, x), output_factor(layer, g, rows)
         if self.A is None or self.B is None:
             self.A, self.B = A.mul_(weight), B.mul_(weight)
@@ -94,3 +117,18 @@ class Factors:
     def unscale(self, loss_scale: float | Tensor) -> None:
         """Divide B, in place, by the square of what the loss was multiplied with."""
         self.B.div_(loss_scale**2)
+
+    def of_vectors(self, count: int) -> Factors:
+        """Return the factors where the passes were of ``count`` vectors on the same rows each.
+
+        They were taken for passes of other rows; the second moments of vectors add up instead.
+        """
+        return replace(self, B=self.B / count, batch=self.batch // count)
+
+
+def thinned(x: Tensor, g: Tensor, rows: int, max_rows: int | None) -> tuple[Tensor, Tensor]:
+    """Return at most ``max_rows`` rows of input and gradient, evenly spaced; None means all."""
+    if max_rows is None or rows <= max_rows:
+        return x, g
+    chosen = torch.arange(max_rows, device=x.device) * rows // max_rows
+    return x[chosen], g[chosen]

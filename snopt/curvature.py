@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from snopt.accumulator import Accumulator
+from snopt.accumulator import Accumulator, Sums
 from snopt.quadrature import Evaluations, Quadrature
 
 
@@ -158,7 +158,7 @@ class Collector:
         quadrature: Quadrature,
         scope: str = "all",
         max_rows: int | None = None,
-        accumulator: Callable[[], Accumulator] = Accumulator,
+        accumulator: Callable[[], Sums] = Accumulator,
     ) -> None:
         """Start disarmed and empty."""
         self.max_rows = max_rows
@@ -167,7 +167,7 @@ class Collector:
         self.quadrature = quadrature
         self.scope = scope
         self.paused = False  # an armed collector that is paused lets backward passes go by
-        self.sums: dict[str, Accumulator] = {}
+        self.sums: dict[str, Sums] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._generation = 0
         self._held: list[list[Tensor]] = []  # inputs that tensor hooks wait with

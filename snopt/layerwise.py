@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from snopt.accumulator import Accumulator, Factors
+from snopt.accumulator import Accumulator, Sums
 from snopt.blocks import Block, find_blocks
 from snopt.curvature import Collector
 from snopt.layers import groups_of
@@ -82,7 +82,7 @@ class Layerwise(ABC, Generic[State]):
         scope: str = "all",
         curvature_batch: int | None = None,
         params: Iterable[Tensor] | None = None,
-        accumulator: Callable[[], Accumulator] = Accumulator,
+        accumulator: Callable[[], Sums] = Accumulator,
     ) -> None:
         """Find the layers and wait for the first backward pass."""
         check_count("update_freq", update_freq)
@@ -143,6 +143,11 @@ class Layerwise(ABC, Generic[State]):
         return {b.layer: b.state for b in self._blocks.values() if b.state.ready}
 
     @property
+    def failures(self) -> int:
+        """Decompositions that failed so far; the layer kept its previous one each time."""
+        return sum(int(getattr(block.state, "failures", 0)) for block in self._blocks.values())
+
+    @property
     def due(self) -> bool:
         """Whether the coming step takes in new curvature."""
         return self._collector.armed
@@ -199,8 +204,8 @@ class Layerwise(ABC, Generic[State]):
         self._arm_if_due()
 
     @abstractmethod
-    def _refresh(self, gathered: Mapping[str, Factors]) -> None:
-        """Take in the factors of every layer that received data."""
+    def _refresh(self, gathered: Mapping[str, Any]) -> None:
+        """Take in what was gathered, :meth:`Sums.factors` of every layer that received data."""
 
     @abstractmethod
     def _precondition(self, pairs: Sequence[tuple[Block[State], Mapping[str, Any]]]) -> None:
@@ -224,6 +229,8 @@ class Layerwise(ABC, Generic[State]):
                 " place of loss.backward(); only curvature='empirical' comes with the gradient"
             )
         gathered = {name: sums.pop(name).factors() for name in self._blocks if name in sums}
+        if self.vectors > 1:
+            gathered = {name: f.of_vectors(self.vectors) for name, f in gathered.items()}
         for factors in gathered.values():
             factors.unscale(loss_scale)
         self._refresh(gathered)
