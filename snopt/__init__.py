@@ -9,22 +9,33 @@ from snopt.checkpoint import odeint_checkpoint
 from snopt.direct import odeint
 from snopt.errors import SolverError
 from snopt.kronecker import KroneckerPair
+from snopt.low_rank import hessian_factors, low_rank_adjoint
 from snopt.optimizer import SNOpt
 from snopt.preconditioner import Preconditioner
 from snopt.quadrature import gauss_legendre, steps, uniform
+from snopt.schedules import DenseThenSparse, Exponential, WhenStale
+from snopt.second_order import second_order_adjoint
 from snopt.solve import NFE
+from snopt.trust_region import TrustRegion
 
 __all__ = [
     "NFE",
+    "DenseThenSparse",
+    "Exponential",
     "KroneckerPair",
     "ODEBlock",
     "Preconditioner",
     "SNOpt",
     "SolverError",
+    "TrustRegion",
+    "WhenStale",
     "gauss_legendre",
+    "hessian_factors",
+    "low_rank_adjoint",
     "odeint",
     "odeint_adjoint",
     "odeint_checkpoint",
+    "second_order_adjoint",
     "steps",
     "uniform",
 ]
