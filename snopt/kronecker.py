@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from snopt.accumulator import Factors
-from snopt.eigenbasis import Basis, eigenbases, symmetric
+from snopt.eigenbasis import Basis, eigenbases
+from snopt.robust import symmetric
 
 TIME_CORRELATION = ("full", "none")
 
@@ -121,6 +122,23 @@ class KroneckerPair:
         A = torch.lerp(factors.A, self._A.to(factors.A), decay)
         B = torch.lerp(factors.B, self._B.to(factors.B), decay)
         return Factors(A, B, factors.weight, factors.batch)
+
+    @torch.no_grad()
+    def correct(self, moment: Tensor, decay: float = 0.0) -> None:
+        """Set S to a second moment in the present bases, or to its average with the present S.
+
+        Args:
+            moment: like S, (groups, out / groups, features).
+            decay: weight of the present S.
+        """
+        S = _present(self._S)
+        self._S = torch.lerp(moment.to(S), S, decay)
+
+    @torch.no_grad()
+    def rotate(self, G: Tensor) -> Tensor:
+        """Return U_Bᵀ G U_A for matrices (…, groups, out / groups, features)."""
+        U_A, U_B = _present(self._U_A), _present(self._U_B)
+        return U_B.mT @ G.to(U_B.dtype) @ U_A
 
     def buffer(self) -> Tensor:
         """Return a matrix like S, kept from step to step, to write the gradient into."""

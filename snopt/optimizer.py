@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from snopt.blocks import check_model
-from snopt.layerwise import check_choice, check_count
-from snopt.likelihood import CURVATURES, loss_vectors
+from snopt.layerwise import check_choice
 from snopt.preconditioned import PreconditionedOptimizer, as_groups, members
 from snopt.preconditioner import Preconditioner, check_range
 from snopt.quadrature import Quadrature
@@ -111,9 +110,7 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
     ) -> None:
         """Set up the base optimizer and the preconditioner on shared parameter groups."""
         check_model(model)
-        check_choice("curvature", curvature, CURVATURES)
         check_choice("momentum_on", momentum_on, MOMENTUM_ON)
-        check_count("samples", samples)
         if base is not None and momentum and momentum_on == "step":
             raise ValueError("momentum is SGD's; pass the base optimizer's own setting instead")
         self.eps_schedule = eps if callable(eps) else None
@@ -147,62 +144,22 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
             preconditioner,
             base(groups, lr=lr, **base_options),
             {"damping": damping, "alpha": alpha},
+            curvature=curvature,
+            samples=samples,
         )
         for group in self.param_groups:
             check_range(eps=group["damping"], alpha=group["alpha"])
         self.trust_region = trust_region
-        self.curvature_type, self.samples = curvature, samples
         self.rejected = 0
         self.ratio: float | None = None
         self._momentum = before
         self._evaluate: Callable[[], Tensor] | None = None
-        preconditioner.only_on_request = curvature != "empirical"
 
     @property
     def wants_evaluation(self) -> bool:
         """Whether the coming step needs ``step(evaluate=...)``."""
         region = self.trust_region
         return region is not None and self.preconditioner.steps % region.every == 0
-
-    def backward(
-        self,
-        loss: Tensor,
-        output: Tensor,
-        likelihood: str = "categorical",
-        *,
-        scale: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        """Run ``loss.backward()`` and, on a refresh step, gather the curvature asked for.
-
-        With ``curvature="empirical"`` this is ``loss.backward()`` alone. Otherwise the output's
-        vectors y with E[Σ y yᵀ] = H are pulled back to every layer, one backward pass each; the
-        parameters' gradients are the loss's and nothing else.
-
-        Args:
-            loss: mean over the batch of the negative log-likelihood, times ``scale``.
-            output: what the loss was computed from, (batch, outputs): logits, or means.
-            likelihood: ``"categorical"`` or ``"gaussian"``, see :func:`snopt.likelihood`.
-            scale: what the mean loss was multiplied with: 1/k for k microbatches, a loss scale.
-            generator: where the labels of ``mc`` are drawn from.
-
-        Raises:
-            ValueError: if the output is no matrix or the likelihood is unknown.
-        """
-        needed = self.curvature_type != "empirical" and self.preconditioner.due
-        vectors: list[Tensor] = []
-        if needed:
-            vectors = loss_vectors(
-                output,
-                likelihood,
-                self.curvature_type,
-                samples=self.samples,
-                generator=generator,
-            )
-        loss.backward(retain_graph=needed)  # type: ignore[no-untyped-call]
-        if needed:
-            rows = output.shape[0]
-            self.preconditioner.gather(output, [y * (scale / rows) for y in vectors])
 
     @torch.no_grad()
     def step(

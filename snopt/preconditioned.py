@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from snopt.layerwise import Layerwise
+from snopt.layerwise import Layerwise, check_choice, check_count
+from snopt.likelihood import CURVATURES, loss_vectors
 
 Method = TypeVar("Method", bound=Layerwise[Any])
 
@@ -26,14 +27,29 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
         base: the optimizer of the step itself, made with the parameter groups.
         defaults: further settings of each parameter group, such as damping.
 
+        curvature: ``"empirical"``; ``"mc"`` (labels drawn from the model) or ``"ggn"`` (exact loss
+            Hessian, one backward pass for each output) need :meth:`backward`.
+        samples: labels drawn for each row, with ``mc``.
+
     Raises:
-        ValueError: if the base optimizer evaluates the loss more than once in a step.
+        ValueError: if the base optimizer evaluates the loss more than once in a step, or an
+            argument is out of range.
     """
 
     def __init__(
-        self, preconditioner: Method, base: Optimizer, defaults: Mapping[str, Any] | None = None
+        self,
+        preconditioner: Method,
+        base: Optimizer,
+        defaults: Mapping[str, Any] | None = None,
+        *,
+        curvature: str = "empirical",
+        samples: int = 1,
     ) -> None:
         """Share the base optimizer's parameter groups and state."""
+        check_choice("curvature", curvature, CURVATURES)
+        check_count("samples", samples)
+        self.curvature_type, self.samples = curvature, samples
+        preconditioner.only_on_request = curvature != "empirical"
         self.preconditioner = preconditioner
         self.base = base
         closure = inspect.signature(base.step).parameters.get("closure")
@@ -52,6 +68,55 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
     def curvature(self) -> Mapping[nn.Module, Any]:
         """Layer → the method's state of it, for the layers that have some."""
         return self.preconditioner.curvature
+
+    @property
+    def failures(self) -> int:
+        """Decompositions that failed so far; the layer kept its previous one each time."""
+        return self.preconditioner.failures
+
+    def metrics(self) -> dict[str, float]:
+        """Return numbers about the optimizer itself, for a log."""
+        return {"failures": float(self.failures)}
+
+    def backward(
+        self,
+        loss: Tensor,
+        output: Tensor,
+        likelihood: str = "categorical",
+        *,
+        scale: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Run ``loss.backward()`` and, on a refresh step, gather the curvature asked for.
+
+        With ``curvature="empirical"`` this is ``loss.backward()`` alone. Otherwise the output's
+        vectors y with E[Σ y yᵀ] = H are pulled back to every layer, one backward pass each; the
+        parameters' gradients are the loss's and nothing else.
+
+        Args:
+            loss: mean over the batch of the negative log-likelihood, times ``scale``.
+            output: what the loss was computed from, (batch, outputs): logits, or means.
+            likelihood: ``"categorical"`` or ``"gaussian"``, see :func:`snopt.likelihood`.
+            scale: what the mean loss was multiplied with: 1/k for k microbatches, a loss scale.
+            generator: where the labels of ``mc`` are drawn from.
+
+        Raises:
+            ValueError: if the output is no matrix or the likelihood is unknown.
+        """
+        needed = self.curvature_type != "empirical" and self.preconditioner.due
+        vectors: list[Tensor] = []
+        if needed:
+            vectors = loss_vectors(
+                output,
+                likelihood,
+                self.curvature_type,
+                samples=self.samples,
+                generator=generator,
+            )
+        loss.backward(retain_graph=needed)  # type: ignore[no-untyped-call]
+        if needed:
+            rows = output.shape[0]
+            self.preconditioner.gather(output, [y * (scale / rows) for y in vectors])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from snopt.accumulator import Factors
 from snopt.blocks import Block, check_model
 from snopt.eigenbasis import eigenbases
+from snopt.kl_clip import check_kl_clip, kl_factor
 from snopt.kronecker import TIME_CORRELATION, KroneckerPair
 from snopt.layerwise import Layerwise, check_choice
 from snopt.quadrature import Quadrature
@@ -103,11 +104,6 @@ class Preconditioner(Layerwise[KroneckerPair]):
         self._settled: float | None = None  # sum of S some steps after the last refresh
 
     @property
-    def failures(self) -> int:
-        """Eigendecompositions that failed so far; the layer kept its previous basis each time."""
-        return sum(block.state.failures for block in self._blocks.values())
-
-    @property
     def treated(self) -> set[Tensor]:
         """The parameters that are being preconditioned: those of layers that have factors."""
         ready = [block.layer for block in self._blocks.values() if block.state.ready]
@@ -167,11 +163,6 @@ class Preconditioner(Layerwise[KroneckerPair]):
         return abs(math.log(moment / self._settled))
 
     def _refresh(self, gathered: Mapping[str, Factors]) -> None:
-        if self.vectors > 1:  # every row was seen once for each vector
-            gathered = {
-                name: Factors(f.A, f.B / self.vectors, f.weight, f.batch // self.vectors)
-                for name, f in gathered.items()
-            }
         states = {name: self._blocks[name].state for name in gathered}
         blended = {n: states[n].blend(f, self.factor_decay) for n, f in gathered.items()}
         bases = eigenbases([M for factors in blended.values() for M in (factors.A, factors.B)])
@@ -199,9 +190,9 @@ class Preconditioner(Layerwise[KroneckerPair]):
                 inner.append(block.inner(step) * group.get("lr", 1.0) ** 2)
             block.set_gradient(step)
         if self.kl_clip is not None and inner:
-            bound = (self.kl_clip / torch.stack(inner).sum().clamp_min(1e-30)).sqrt().clamp_max(1.0)
+            factor = kl_factor(inner, self.kl_clip)
             for block, _ in pairs:
-                block.scale_gradient(bound, block.state.shape[-1])
+                block.scale_gradient(factor, block.state.shape[-1])
         self.since_refresh += 1
 
 
@@ -213,8 +204,7 @@ def _check_options(
             raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
     if not 0 < exponent <= 1:
         raise ValueError(f"exponent must lie in (0, 1], got {exponent!r}")
-    if kl_clip is not None and not kl_clip > 0:
-        raise ValueError(f"kl_clip must be greater than 0 or None, got {kl_clip!r}")
+    check_kl_clip(kl_clip)
 
 
 def check_range(*, eps: float, alpha: float) -> None:

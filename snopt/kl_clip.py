@@ -1,0 +1,30 @@
+"""Clipping a step by the change in Kullback-Leibler divergence that it would make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def kl_factor(products: Sequence[Tensor], bound: float) -> Tensor:
+    """Return the factor ν ≤ 1 on a step that keeps ν² lr² Σ ⟨G, step⟩ within the bound.
+
+    With step = Q⁻¹ G that sum is the step's own quadratic form lr² ⟨step, Q step⟩, damping
+    included: twice the second-order estimate of the change in Kullback-Leibler divergence (Ba,
+    Grosse, Martens 2017).
+
+    Args:
+        products: lr² ⟨G, step⟩ of each layer, scalars.
+        bound: κ > 0.
+    """
+    # A product may be negative by rounding alone; the factors are positive definite.
+    total = torch.stack(list(products)).sum().clamp_min(1e-30)
+    return (bound / total).sqrt().clamp_max(1.0)
+
+
+def check_kl_clip(value: float | None) -> None:
+    """Raise ValueError unless the bound is None or greater than 0."""
+    if value is not None and not value > 0:
+        raise ValueError(f"kl_clip must be greater than 0 or None, got {value!r}")
