@@ -1,8 +1,8 @@
 """Curves over the training clock: from run records to a long table, and from it to median and band.
 
 Conventions: times are seconds of the training clock (``time/train_s``); NaN in a column means "not
-measured at this step". A run that diverged ends with one row whose ``train_loss`` is infinite, so
-that the table alone still tells it.
+measured at this step"; function evaluations (``nfe``) are added up from the first step. A run that
+diverged ends with one row whose ``train_loss`` is infinite, so that the table alone still tells it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ COLUMNS = (
     "train_loss",
     "val_loss",
     "val_metric",
+    "nfe",
 )
-"""Header of ``data.csv``."""
+"""Header of ``data.csv``; older files lack the last column."""
 
-VALUES = ("train_loss", "val_loss", "val_metric")
+VALUES = ("train_loss", "val_loss", "val_metric", "nfe")
+NFE = ("nfe/forward", "nfe/backward", "nfe/curvature")
 
 Array = NDArray[np.float64]
 
@@ -50,6 +52,7 @@ class Curve:
         train_loss: loss of the step's batch.
         val_loss: validation loss, NaN between evaluations.
         val_metric: validation accuracy (fraction) or NLL, NaN between evaluations.
+        nfe: evaluations of the vector field so far in training: forward, backward and curvature.
     """
 
     dataset: str
@@ -60,24 +63,31 @@ class Curve:
     train_loss: Array
     val_loss: Array
     val_metric: Array
+    nfe: Array
 
     @property
     def diverged(self) -> bool:
         """Whether the run ended without a finite loss."""
         return bool(self.train_loss.size) and math.isinf(self.train_loss[-1])
 
-    def series(self, column: str) -> tuple[Array, Array]:
-        """Return times and values where ``column`` was measured and finite."""
+    def series(self, column: str, over: str = "time_s") -> tuple[Array, Array]:
+        """Return places on an axis and values, where both were measured and are finite.
+
+        Args:
+            column: one of the values.
+            over: the axis: ``"time_s"``, ``"step"`` or ``"nfe"``.
+        """
         values: Array = getattr(self, column)
-        kept = np.isfinite(values)
-        return self.time_s[kept], values[kept]
+        axis: Array = getattr(self, over)
+        kept = np.isfinite(values) & np.isfinite(axis)
+        return axis[kept], values[kept]
 
 
 def curve_from_run(run: Summary, metric: str) -> Curve:
     """Turn a finished record into a curve; lines of the same step are merged.
 
     Args:
-        run: a run run.
+        run: its record.
         metric: validation metric, for example ``"accuracy"`` (read from ``val/accuracy``).
 
     Raises:
@@ -88,10 +98,16 @@ def curve_from_run(run: Summary, metric: str) -> Curve:
         raise RecordError(f"{run.name} is {run.state}" + (f": {reason}" if reason else ""))
     keys = ("train/loss", "val/loss", f"val/{metric}")
     merged: dict[int, list[float]] = {}
+    evaluations, counted = 0.0, 0
     for row in run.metrics:
         if not any(key in row for key in keys):
             continue
-        cells = merged.setdefault(int(row["step"]), [float(row["time/train_s"]), *[math.nan] * 3])
+        step = int(row["step"])
+        if "train/loss" in row:  # such a line holds means over the steps since the one before
+            evaluations += (step - counted) * sum(float(row.get(key, 0.0)) for key in NFE)
+            counted = step
+        cells = merged.setdefault(step, [float(row["time/train_s"]), *[math.nan] * 3, 0.0])
+        cells[-1] = evaluations
         for place, key in enumerate(keys, start=1):
             if row.get(key) is not None:
                 cells[place] = float(row[key])
@@ -99,17 +115,17 @@ def curve_from_run(run: Summary, metric: str) -> Curve:
         raise RecordError(f"{run.name} has no measurements in {run.folder}/metrics.jsonl")
     steps = sorted(merged)
     table = np.array([merged[step] for step in steps])
-    step = np.array(steps, dtype=np.float64)
+    numbers = np.array(steps, dtype=np.float64)
     if run.state == "diverged":
-        step, table = _close_diverged(step, table)
-    return Curve(run.dataset, run.optimizer, run.seed, step, *table.T)
+        numbers, table = _close_diverged(numbers, table)
+    return Curve(run.dataset, run.optimizer, run.seed, numbers, *table.T)
 
 
 def _close_diverged(step: Array, table: Array) -> tuple[Array, Array]:
     """End a diverged run with an infinite training loss, whatever its last line said."""
     if math.isfinite(table[-1, 1]):
         step = np.append(step, step[-1] + 1)
-        table = np.vstack([table, [table[-1, 0], math.inf, math.nan, math.nan]])
+        table = np.vstack([table, [table[-1, 0], math.inf, math.nan, math.nan, table[-1, 4]]])
     else:
         table[-1, 1] = math.inf
     return step, table
@@ -141,11 +157,13 @@ def read_csv(path: Path) -> list[Curve]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.reader(file)
-            if tuple(next(reader, ())) != COLUMNS:
+            header = tuple(next(reader, ()))
+            if header not in (COLUMNS, COLUMNS[:-1]):
                 raise RecordError(f"{path}: the header is not {','.join(COLUMNS)}")
             for row in reader:
-                if len(row) != len(COLUMNS):
+                if len(row) != len(header):
                     raise ValueError(f"row {reader.line_num} has {len(row)} cells")
+                row += [""] * (len(COLUMNS) - len(header))
                 numbers = [float(cell) if cell else math.nan for cell in row[3:]]
                 groups.setdefault((row[0], row[1], int(row[2])), []).append(numbers)
     except FileNotFoundError:

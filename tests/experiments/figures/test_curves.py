@@ -35,7 +35,8 @@ ROWS = [
 def curve(seed: int, times: list[float], loss: list[float], optimizer: str = "adam") -> Curve:
     blank = np.full(len(times), np.nan)
     step = np.arange(len(times), dtype=float)
-    return Curve("digits", optimizer, seed, step, np.array(times), np.array(loss), blank, blank)
+    values = (np.array(times), np.array(loss), blank, blank, 10.0 * step)
+    return Curve("digits", optimizer, seed, step, *values)
 
 
 def test_lines_of_one_step_are_merged_and_test_results_left_out(tmp_path: Path) -> None:
@@ -79,13 +80,38 @@ def test_csv_has_the_stated_header_and_one_row_a_step(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     write_csv([curve_from_run(run, "accuracy"), curve(1, [0.0, 1.0], [2.0, math.inf])], path)
     assert path.read_text().splitlines() == [
-        "dataset,optimizer,seed,step,time_s,train_loss,val_loss,val_metric",
-        "digits,adam,0,0,0.0000,,2,0.25",
-        "digits,adam,0,1,0.5000,1.5,,",
-        "digits,adam,0,2,1.0000,1.25,1,0.5",
-        "digits,adam,1,0,0.0000,2,,",
-        "digits,adam,1,1,1.0000,inf,,",
+        "dataset,optimizer,seed,step,time_s,train_loss,val_loss,val_metric,nfe",
+        "digits,adam,0,0,0.0000,,2,0.25,0",
+        "digits,adam,0,1,0.5000,1.5,,,0",
+        "digits,adam,0,2,1.0000,1.25,1,0.5,0",
+        "digits,adam,1,0,0.0000,2,,,0",
+        "digits,adam,1,1,1.0000,inf,,,10",
     ]
+
+
+def test_evaluations_are_added_up_over_lines_that_hold_means(tmp_path: Path) -> None:
+    """Lines of step 2 and 5 are means over two and three steps."""
+    rows = [
+        {"step": 0, "time/train_s": 0.0, "val/loss": 2.0},
+        {"step": 2, "time/train_s": 1.0, "train/loss": 1.0, "nfe/forward": 8, "nfe/backward": 4},
+        {"step": 2, "time/train_s": 1.0, "val/loss": 1.0},
+        {"step": 5, "time/train_s": 2.0, "train/loss": 1.0, "nfe/forward": 10, "nfe/curvature": 2},
+    ]
+    found = curve_from_run(
+        summarise(write_record(tmp_path, "digits", "snopt", 0, rows=rows)), "nll"
+    )
+    np.testing.assert_array_equal(found.nfe, [0, 2 * 12, 2 * 12 + 3 * 12])
+    np.testing.assert_array_equal(found.series("val_loss", over="nfe")[0], [0, 24])
+    np.testing.assert_array_equal(found.series("train_loss", over="step")[0], [2, 5])
+
+
+def test_a_table_without_evaluations_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text(",".join(COLUMNS[:-1]) + "\ndigits,adam,0,1,0.5,1,,\n")
+    (found,) = read_csv(path)
+    assert np.isnan(found.nfe).all()
+    assert found.series("train_loss")[1].size == 1
+    assert found.series("train_loss", over="nfe")[1].size == 0
 
 
 def test_csv_is_read_back_as_it_was(tmp_path: Path) -> None:
@@ -111,7 +137,7 @@ def test_damaged_csv_files_are_refused(tmp_path: Path) -> None:
     path.write_text("a,b\n")
     with pytest.raises(RecordError, match="the header is not dataset,optimizer"):
         read_csv(path)
-    path.write_text(",".join(COLUMNS) + "\ndigits,adam,0,1,fast,1,1,1\n")
+    path.write_text(",".join(COLUMNS) + "\ndigits,adam,0,1,fast,1,1,1,1\n")
     with pytest.raises(RecordError, match="damaged"):
         read_csv(path)
     path.write_text(",".join(COLUMNS) + "\ndigits,adam,0,1,0.5,1\n")
