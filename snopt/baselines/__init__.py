@@ -1,0 +1,16 @@
+"""Optimizers to compare SNOpt with, on the same layer and Kronecker code.
+
+A difference in a result is then a difference of method, not of implementation.
+"""
+
+from snopt.baselines.adagrad_norm import AdaGradNorm
+from snopt.baselines.ekfac import EKFAC, EKFACPreconditioner
+from snopt.baselines.kfac import KFAC, KFACPreconditioner
+
+__all__ = [
+    "EKFAC",
+    "KFAC",
+    "AdaGradNorm",
+    "EKFACPreconditioner",
+    "KFACPreconditioner",
+]

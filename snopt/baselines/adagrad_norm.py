@@ -1,0 +1,100 @@
+"""AdaGrad-Norm (Ward, Wu, Bottou 2019): one step size for all, from the norms of all gradients.
+
+    b²_{k+1} = b²_k + ‖g_k‖²,    θ_{k+1} = θ_k - η g_k / b_{k+1}
+
+For smooth functions min_k E‖∇f(θ_k)‖² falls like log(N) / √N whatever η and b_0 are: neither the
+Lipschitz constant nor the noise has to be known (their theorem 2.1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+
+class AdaGradNorm(Optimizer):
+    """AdaGrad with a scalar: the learning rate over the root of all squared gradient norms so far.
+
+    The norm is over all parameter groups together; each group has its own ``lr`` and
+    ``weight_decay``.
+
+    Args:
+        params: parameters or parameter groups.
+        lr: η > 0.
+        b0: b_0 > 0, in units of the gradient's norm.
+        weight_decay: L2 penalty, added to the gradient.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1.0,
+        b0: float = 0.1,
+        weight_decay: float = 0.0,
+    ) -> None:
+        """Start from b_0."""
+        if not b0 > 0:
+            raise ValueError(f"b0 must be greater than 0, got {b0!r}")
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        for group in self.param_groups:
+            if not group["lr"] > 0:
+                raise ValueError(f"lr must be greater than 0, got {group['lr']!r}")
+            if not group["weight_decay"] >= 0:
+                raise ValueError(f"weight_decay must be at least 0, got {group['weight_decay']!r}")
+        self._squares = b0**2
+
+    @property
+    def b(self) -> float:
+        """The present b_k."""
+        return math.sqrt(self._squares)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step.
+
+        Args:
+            closure: recomputes the loss and its gradients, and returns the loss.
+
+        Returns:
+            The closure's loss, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        found = []
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            grads = [p.grad for p in params]
+            if group["weight_decay"] and params:
+                grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
+            found.append((group, params, grads))
+        norms = [norm for _, _, grads in found for norm in torch._foreach_norm(grads)]
+        # In float64 on the host: the sum grows without end, and its increments become small.
+        self._squares += sum(norm**2 for norm in torch.stack(norms).tolist()) if norms else 0.0
+        for group, params, grads in found:
+            if params:
+                torch._foreach_add_(params, grads, alpha=-float(group["lr"]) / self.b)
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the parameter groups with one more entry, ``"squares"``: b²."""
+        return {**super().state_dict(), "squares": self._squares}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a state of :meth:`state_dict`.
+
+        Raises:
+            ValueError: if the state is another optimizer's.
+        """
+        if "squares" not in state_dict:
+            raise ValueError("the state is not AdaGradNorm's: it has no entry 'squares'")
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "squares"})
+        self._squares = float(state_dict["squares"])

@@ -1,0 +1,271 @@
+"""EKFAC (George, Laurent, Bouthillier, Ballas, Vincent 2018): K-FAC with its own second moments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from snopt.accumulator import Accumulator, Factors
+from snopt.baselines.averages import FactorAverage
+from snopt.baselines.per_sample import PerSampleFactors, PerSampleSums
+from snopt.baselines.settings import base_step, check_damping, check_settings
+from snopt.blocks import Block, check_model
+from snopt.eigenbasis import Basis, eigenbases
+from snopt.kl_clip import write_steps
+from snopt.kronecker import KroneckerPair
+from snopt.layerwise import Layerwise, check_choice
+from snopt.preconditioned import PreconditionedOptimizer, as_groups, members
+from snopt.quadrature import Quadrature, evaluations
+
+MOMENTS = ("per_sample", "running")
+
+
+class CorrectedEigenbasis:
+    """One layer's averaged factors, their eigenbases, and the second moment in them.
+
+    Attributes:
+        average: A, a mean over uses, and B, a sum over uses.
+        pair: bases U_A and U_B and second moment S; SNOpt's own.
+    """
+
+    def __init__(self) -> None:
+        """Start without factors."""
+        self.average = FactorAverage()
+        self.pair = KroneckerPair()
+        self._rejected = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a basis."""
+        return self.pair.ready
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of the block's matrix, (groups, out / groups, features)."""
+        return self.pair.shape
+
+    @property
+    def S(self) -> Tensor:  # noqa: N802 - the paper's symbol
+        """Second moment in the eigenbasis, (out, features); (groups, …) if grouped."""
+        return self.pair.S
+
+    @property
+    def failures(self) -> int:
+        """Eigendecompositions that failed, or factors that were not finite."""
+        return self.pair.failures + self._rejected
+
+    def take(self, factors: Factors, decay: float) -> bool:
+        """Average the factors; return whether they were finite."""
+        taken = self.average.update(factors, decay)
+        self._rejected += not taken
+        return taken
+
+    def turn(self, bases: tuple[Basis | None, Basis | None]) -> bool:
+        """Take over the eigenbases of the averaged factors; return whether there are new ones."""
+        A, B = self.average.both()
+        return self.pair.refresh(Factors(A, B, 1.0, self.average.batch), bases=bases)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to continue exactly."""
+        return {
+            "average": self.average.state_dict(),
+            "pair": self.pair.state_dict(),
+            "rejected": self._rejected,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Take over a state of :meth:`state_dict`, moved to ``device``."""
+        self.average.load_state_dict(state["average"], device)
+        self.pair.load_state_dict(state["pair"], device)
+        self._rejected = int(state["rejected"])
+
+
+class EKFACPreconditioner(Layerwise[CorrectedEigenbasis]):
+    """Replaces the gradient of every Linear and Conv2d layer by EKFAC's direction, in place.
+
+    Call :meth:`step` between ``backward()`` and the base optimizer's step; :class:`EKFAC` does
+    both, and describes the arguments.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        damping: float = 1e-3,
+        kl_clip: float | None = 1e-3,
+        decay: float = 0.95,
+        alpha: float = 0.75,
+        moment: str = "per_sample",
+        update_freq: int = 10,
+        inverse_freq: int = 100,
+        scope: str = "all",
+        quadrature: Quadrature | None = None,
+        curvature_batch: int | None = None,
+        params: Iterable[Tensor] | None = None,
+    ) -> None:
+        """Find the layers and wait for the first backward pass."""
+        check_model(model)
+        check_settings(
+            damping=damping,
+            decay=decay,
+            update_freq=update_freq,
+            inverse_freq=inverse_freq,
+            kl_clip=kl_clip,
+        )
+        if not 0 <= alpha < 1:
+            raise ValueError(
+                f"alpha (decay of the second moment) must lie in [0, 1), got {alpha!r}"
+            )
+        check_choice("moment", moment, MOMENTS)
+        super().__init__(
+            model,
+            CorrectedEigenbasis,
+            update_freq=update_freq,
+            quadrature=evaluations() if quadrature is None else quadrature,
+            scope=scope,
+            curvature_batch=curvature_batch,
+            params=params,
+            accumulator=PerSampleSums if moment == "per_sample" else Accumulator,
+        )
+        self.damping, self.kl_clip, self.decay = damping, kl_clip, decay
+        self.alpha, self.moment = alpha, moment
+        self.inverse_freq = inverse_freq
+
+    def _refresh(self, gathered: Mapping[str, Factors]) -> None:
+        states = {name: self._blocks[name].state for name in gathered}
+        taken = [name for name, f in gathered.items() if states[name].take(f, self.decay)]
+        turned = self._turn([states[name] for name in taken])
+        for name in taken:
+            state, factors = states[name], gathered[name]
+            if state.ready and isinstance(factors, PerSampleFactors):
+                # In new bases the old moment means nothing.
+                decay = 0.0 if state in turned else self.alpha
+                state.pair.correct(factors.second_moment(state.pair), decay)
+
+    def _turn(self, states: Sequence[CorrectedEigenbasis]) -> list[CorrectedEigenbasis]:
+        """Decompose the factors of those whose turn it is; return those that have new bases."""
+        due = self.steps % self.inverse_freq == 0
+        # A first basis and one of another shape (the bias has been frozen) cannot wait.
+        waiting = [s for s in states if due or not s.ready or s.shape != s.average.shape]
+        bases = eigenbases([M for state in waiting for M in state.average.both()])
+        return [s for i, s in enumerate(waiting) if s.turn((bases[2 * i], bases[2 * i + 1]))]
+
+    def _precondition(
+        self, pairs: Sequence[tuple[Block[CorrectedEigenbasis], Mapping[str, Any]]]
+    ) -> None:
+        steps = []
+        for block, group in pairs:
+            damping = group.get("damping", self.damping)
+            check_damping(damping)
+            pair = block.state.pair
+            step = pair.precondition(
+                block.gradient(pair.shape[-1], pair.buffer()),
+                eps=damping,
+                alpha=self.alpha if self.moment == "running" else 1.0,
+            )
+            steps.append((block, step, group))
+        write_steps(steps, self.kl_clip)
+
+
+class EKFAC(PreconditionedOptimizer[EKFACPreconditioner]):
+    """Eigenvalue-corrected K-FAC, the discrete-time counterpart of SNOpt.
+
+    The gradient is divided by its second moment S in K-FAC's eigenbasis, S + λ in place of the
+    product of the factors' eigenvalues. SNOpt takes the same step with the bases of path integrals;
+    here every evaluation that the discretised solve is made of is one use of a layer
+    (:func:`snopt.quadrature.evaluations`), as if the solve were a network with shared weights. Only
+    the bases come from factors of independent uses; S takes a sample's gradient as it is, summed
+    over its uses, so that it does not shrink with the solver's steps as K-FAC's block does.
+
+    S is of one of two kinds:
+
+    - ``"per_sample"`` (the paper's EKFAC): E[(U_Bᵀ G_n U_A)²] over the gradients of single samples,
+      at every update of the factors, averaged with weight ``alpha`` on the old value until the
+      bases turn. It needs batch × the layer's weights of memory; ``curvature_batch`` limits that.
+    - ``"running"`` (the paper's EKFAC-ra, SNOpt's form): S ← α S + (1 - α) · batch · R² with the
+      rotated gradient R of every step, from the product of eigenvalues.
+
+    Used like :class:`snopt.SNOpt`: the loss must be the mean over the batch; ``.grad`` holds the
+    preconditioned gradient after :meth:`step`; loss scaling, gradient accumulation, schedulers and
+    ``state_dict`` work the same way. ``param_groups`` hold the base optimizer's settings and, per
+    group, ``damping``.
+
+    Args:
+        model: the model whose parameters are trained.
+        lr: learning rate.
+        momentum: momentum of SGD on the preconditioned gradient.
+        weight_decay: the base optimizer's weight decay, added to the preconditioned gradient.
+        damping: λ > 0, added to S.
+        kl_clip: bound κ on lr² Σ ⟨G, step⟩ over all layers; a longer step is shortened. None: no
+            bound.
+        decay: largest weight of the old factors in the new ones, in [0, 1).
+        alpha: weight of the old second moment in the new one, in [0, 1).
+        moment: ``"per_sample"`` or ``"running"``.
+        update_freq: steps between two updates of the factors.
+        inverse_freq: steps between two eigendecompositions, a multiple of ``update_freq``.
+        scope: ``"all"``, or ``"ode"`` to precondition only layers inside an ODE.
+        quadrature: where layers inside an ODE are looked at; None means ``evaluations()``.
+        curvature_batch: rows of the batch used for the factors; None means all.
+        base: optimizer class for the step itself; None means SGD.
+        params: parameters or parameter groups to train; None means all of the model.
+        curvature: ``"empirical"``, or ``"mc"`` (the true Fisher matrix, by labels drawn from the
+            model, as published) or ``"ggn"``, both by :meth:`backward`.
+        samples: labels drawn for each row, with ``mc``.
+        base_options: further arguments of the base optimizer, such as ``nesterov``.
+
+    Raises:
+        TypeError: if ``model`` is no module, or the base optimizer does not know an option.
+        ValueError: if an argument is out of range or the model has no layer to precondition.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        damping: float = 1e-3,
+        kl_clip: float | None = 1e-3,
+        decay: float = 0.95,
+        alpha: float = 0.75,
+        moment: str = "per_sample",
+        update_freq: int = 10,
+        inverse_freq: int = 100,
+        scope: str = "all",
+        quadrature: Quadrature | None = None,
+        curvature_batch: int | None = None,
+        base: Callable[..., Optimizer] | None = None,
+        params: Iterable[Any] | None = None,
+        curvature: str = "empirical",
+        samples: int = 1,
+        **base_options: Any,
+    ) -> None:
+        """Set up the base optimizer and the preconditioner on shared parameter groups."""
+        check_model(model)
+        groups = as_groups(model, params)
+        preconditioner = EKFACPreconditioner(
+            model,
+            damping=damping,
+            kl_clip=kl_clip,
+            decay=decay,
+            alpha=alpha,
+            moment=moment,
+            update_freq=update_freq,
+            inverse_freq=inverse_freq,
+            scope=scope,
+            quadrature=quadrature,
+            curvature_batch=curvature_batch,
+            params=members(groups),
+        )
+        step = base_step(
+            groups, base, lr=lr, momentum=momentum, weight_decay=weight_decay, options=base_options
+        )
+        super().__init__(
+            preconditioner, step, {"damping": damping}, curvature=curvature, samples=samples
+        )
+        for group in self.param_groups:
+            check_damping(group["damping"])

@@ -1,0 +1,280 @@
+"""K-FAC (Martens and Grosse 2015; Grosse and Martens 2016 for convolutions)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from snopt.accumulator import Factors
+from snopt.baselines.averages import FactorAverage, moved
+from snopt.baselines.settings import base_step, check_damping, check_settings
+from snopt.blocks import Block, check_model
+from snopt.inverse import inverses
+from snopt.kl_clip import write_steps
+from snopt.layerwise import Layerwise
+from snopt.preconditioned import PreconditionedOptimizer, as_groups, members
+from snopt.quadrature import Quadrature, evaluations
+
+
+class FactoredInverse:
+    """One layer's averaged factors and the inverses of their damped forms.
+
+    Attributes:
+        average: A, a mean over uses, and B, a sum over uses.
+        inverse: ((A + π √λ I)⁻¹, (B + √λ / π I)⁻¹), or None before the first.
+        failures: inverses that failed, or factors that were not finite; the previous were kept.
+    """
+
+    def __init__(self) -> None:
+        """Start without factors."""
+        self.average = FactorAverage()
+        self.inverse: tuple[Tensor, Tensor] | None = None
+        self.failures = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether there are factors."""
+        return self.average.A is not None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of the block's matrix, (groups, out / groups, features)."""
+        return self.average.shape
+
+    @torch.no_grad()
+    def damped(self, damping: float) -> tuple[Tensor, Tensor]:
+        """Return A + π √λ I and B + √λ / π I with factored Tikhonov damping.
+
+        Their Kronecker product stands for A ⊗ B + λ I, whose inverse has no factors; π, the square
+        root of the ratio of the factors' mean eigenvalues, makes its error small (Martens and
+        Grosse 2015, section 6.3).
+
+        Args:
+            damping: λ > 0.
+        """
+        A, B = self.average.both()
+        pi = tikhonov_ratio(A, B)
+        root = math.sqrt(damping)
+        return _shifted(A, root * pi), _shifted(B, root / pi)
+
+    def take(self, found: tuple[Tensor | None, Tensor | None]) -> None:
+        """Take over inverses; where one could not be computed, the previous ones stay."""
+        A, B = found
+        if A is None or B is None:
+            self.failures += 1
+        else:
+            self.inverse = (A, B)
+
+    def direction(self, G: Tensor) -> Tensor:
+        """Return B⁻¹ G A⁻¹ with the damped factors.
+
+        Args:
+            G: gradient of the layer as (groups, out / groups, features).
+        """
+        if self.inverse is None:
+            raise ValueError("this layer has no inverse yet: it is computed in step()")
+        A, B = self.inverse
+        return (B @ G.to(B.dtype) @ A).to(G.dtype)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to continue exactly."""
+        A, B = self.inverse or (None, None)
+        own = {"inverse_A": A, "inverse_B": B, "failures": self.failures}
+        return {**self.average.state_dict(), **own}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Take over a state of :meth:`state_dict`, moved to ``device``."""
+        self.average.load_state_dict(state, device)
+        A, B = (moved(state[name], device) for name in ("inverse_A", "inverse_B"))
+        self.inverse = None if A is None or B is None else (A, B)
+        self.failures = int(state["failures"])
+
+
+class KFACPreconditioner(Layerwise[FactoredInverse]):
+    """Replaces the gradient of every Linear and Conv2d layer by K-FAC's direction, in place.
+
+    Call :meth:`step` between ``backward()`` and the base optimizer's step; :class:`KFAC` does both,
+    and describes the arguments.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        damping: float = 1e-3,
+        kl_clip: float | None = 1e-3,
+        decay: float = 0.95,
+        update_freq: int = 10,
+        inverse_freq: int = 100,
+        scope: str = "all",
+        quadrature: Quadrature | None = None,
+        curvature_batch: int | None = None,
+        params: Iterable[Tensor] | None = None,
+    ) -> None:
+        """Find the layers and wait for the first backward pass."""
+        check_model(model)
+        check_settings(
+            damping=damping,
+            decay=decay,
+            update_freq=update_freq,
+            inverse_freq=inverse_freq,
+            kl_clip=kl_clip,
+        )
+        super().__init__(
+            model,
+            FactoredInverse,
+            update_freq=update_freq,
+            quadrature=evaluations() if quadrature is None else quadrature,
+            scope=scope,
+            curvature_batch=curvature_batch,
+            params=params,
+        )
+        self.damping, self.kl_clip, self.decay = damping, kl_clip, decay
+        self.inverse_freq = inverse_freq
+
+    def _refresh(self, gathered: Mapping[str, Factors]) -> None:
+        for name, factors in gathered.items():
+            state = self._blocks[name].state
+            if not state.average.update(factors, self.decay):
+                state.failures += 1
+
+    def _precondition(
+        self, pairs: Sequence[tuple[Block[FactoredInverse], Mapping[str, Any]]]
+    ) -> None:
+        due = self.steps % self.inverse_freq == 0
+        self._invert([p for p in pairs if due or _lacks_inverse(p[0].state)])
+        # A layer whose first inverse failed keeps its gradient.
+        usable = [(block, group) for block, group in pairs if not _lacks_inverse(block.state)]
+        write_steps(
+            [
+                (block, block.state.direction(block.gradient(block.state.shape[-1])), group)
+                for block, group in usable
+            ],
+            self.kl_clip,
+        )
+
+    def _invert(self, pairs: Sequence[tuple[Block[FactoredInverse], Mapping[str, Any]]]) -> None:
+        matrices: list[Tensor] = []
+        for block, group in pairs:
+            damping = group.get("damping", self.damping)
+            check_damping(damping)
+            matrices.extend(block.state.damped(damping))
+        found = inverses(matrices)
+        for i, (block, _) in enumerate(pairs):
+            block.state.take((found[2 * i], found[2 * i + 1]))
+
+
+class KFAC(PreconditionedOptimizer[KFACPreconditioner]):
+    """K-FAC: natural gradient with a Kronecker-factored Fisher matrix for each layer.
+
+    The discrete-time view of a Neural ODE: every evaluation that the discretised solve is made of
+    is one use of a layer, as if the solve were a network with shared weights, and the uses are
+    taken for independent (:mod:`snopt.baselines.averages`). So B shrinks as the solver's steps do,
+    where SNOpt's path integrals converge; ``quadrature=gauss_legendre(4)`` puts the integrals in
+    its place, A then being a mean over time.
+
+    Used like :class:`snopt.SNOpt`: the loss must be the mean over the batch; ``.grad`` holds the
+    preconditioned gradient after :meth:`step`; loss scaling, gradient accumulation, schedulers and
+    ``state_dict`` work the same way. ``param_groups`` hold the base optimizer's settings and, per
+    group, ``damping``, which takes effect at the next inverse.
+
+    Of Martens and Grosse's algorithm the step size and momentum from the exact quadratic model and
+    the adaptation of λ are left out, as in the papers that came after: a learning rate, SGD's
+    momentum, and a clip take their place (Ba, Grosse, Martens 2017).
+
+    Args:
+        model: the model whose parameters are trained.
+        lr: learning rate.
+        momentum: momentum of SGD on the preconditioned gradient.
+        weight_decay: the base optimizer's weight decay, added to the preconditioned gradient.
+        damping: λ > 0, split over the two factors by π.
+        kl_clip: bound κ on lr² Σ ⟨G, step⟩ over all layers; a longer step is shortened. None: no
+            bound.
+        decay: largest weight of the old factors in the new ones, in [0, 1).
+        update_freq: steps between two updates of the factors.
+        inverse_freq: steps between two inversions, a multiple of ``update_freq``.
+        scope: ``"all"``, or ``"ode"`` to precondition only layers inside an ODE.
+        quadrature: where layers inside an ODE are looked at; None means ``evaluations()``.
+        curvature_batch: rows of the batch used for the factors; None means all.
+        base: optimizer class for the step itself; None means SGD.
+        params: parameters or parameter groups to train; None means all of the model.
+        curvature: ``"empirical"``, or ``"mc"`` (the true Fisher matrix, by labels drawn from the
+            model, as published) or ``"ggn"``, both by :meth:`backward`.
+        samples: labels drawn for each row, with ``mc``.
+        base_options: further arguments of the base optimizer, such as ``nesterov``.
+
+    Raises:
+        TypeError: if ``model`` is no module, or the base optimizer does not know an option.
+        ValueError: if an argument is out of range or the model has no layer to precondition.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        damping: float = 1e-3,
+        kl_clip: float | None = 1e-3,
+        decay: float = 0.95,
+        update_freq: int = 10,
+        inverse_freq: int = 100,
+        scope: str = "all",
+        quadrature: Quadrature | None = None,
+        curvature_batch: int | None = None,
+        base: Callable[..., Optimizer] | None = None,
+        params: Iterable[Any] | None = None,
+        curvature: str = "empirical",
+        samples: int = 1,
+        **base_options: Any,
+    ) -> None:
+        """Set up the base optimizer and the preconditioner on shared parameter groups."""
+        check_model(model)
+        groups = as_groups(model, params)
+        preconditioner = KFACPreconditioner(
+            model,
+            damping=damping,
+            kl_clip=kl_clip,
+            decay=decay,
+            update_freq=update_freq,
+            inverse_freq=inverse_freq,
+            scope=scope,
+            quadrature=quadrature,
+            curvature_batch=curvature_batch,
+            params=members(groups),
+        )
+        step = base_step(
+            groups, base, lr=lr, momentum=momentum, weight_decay=weight_decay, options=base_options
+        )
+        super().__init__(
+            preconditioner, step, {"damping": damping}, curvature=curvature, samples=samples
+        )
+        for group in self.param_groups:
+            check_damping(group["damping"])
+
+
+def tikhonov_ratio(A: Tensor, B: Tensor) -> Tensor:
+    """Return π = √((tr A / dim A) / (tr B / dim B)) for each group, (groups, 1, 1).
+
+    Where it is not a positive number, since a factor is zero, π is 1.
+    """
+    mean_A, mean_B = (M.diagonal(dim1=-2, dim2=-1).mean(-1) for M in (A, B))
+    pi = (mean_A / mean_B).sqrt()
+    pi = torch.where(torch.isfinite(pi) & (pi > 0), pi, torch.ones_like(pi))
+    return pi[:, None, None]
+
+
+def _shifted(M: Tensor, by: Tensor) -> Tensor:
+    return M + by * torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
+
+
+def _lacks_inverse(state: FactoredInverse) -> bool:
+    if state.inverse is None:
+        return True
+    A, B = state.inverse
+    return (A.shape[0], B.shape[-1], A.shape[-1]) != state.shape
