@@ -8,11 +8,12 @@ from snopt.block import ODEBlock
 from snopt.checkpoint import odeint_checkpoint
 from snopt.direct import odeint
 from snopt.errors import SolverError
+from snopt.horizon import IntegrationTime
 from snopt.kronecker import KroneckerPair
 from snopt.low_rank import hessian_factors, low_rank_adjoint
 from snopt.optimizer import SNOpt
 from snopt.preconditioner import Preconditioner
-from snopt.quadrature import gauss_legendre, steps, uniform
+from snopt.quadrature import evaluations, gauss_legendre, steps, uniform
 from snopt.schedules import DenseThenSparse, Exponential, WhenStale
 from snopt.second_order import second_order_adjoint
 from snopt.solve import NFE
@@ -22,6 +23,7 @@ __all__ = [
     "NFE",
     "DenseThenSparse",
     "Exponential",
+    "IntegrationTime",
     "KroneckerPair",
     "ODEBlock",
     "Preconditioner",
@@ -29,6 +31,7 @@ __all__ = [
     "SolverError",
     "TrustRegion",
     "WhenStale",
+    "evaluations",
     "gauss_legendre",
     "hessian_factors",
     "low_rank_adjoint",

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from snopt.adjoint import odeint_adjoint
 from snopt.checkpoint import checkpointed
 from snopt.checks import check_monotonic
+from snopt.curvature import inside_solve
 from snopt.direct import odeint
 from snopt.engine import StepMemory
 from snopt.layers import at_least_float32
+from snopt.nodes import leaves_no_trace
 from snopt.problem import make_problem
 from snopt.solve import NFE, State
 
@@ -120,9 +122,7 @@ class ODEBlock(nn.Module):
         # Times in half precision could not tell the solver's steps apart.
         dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
         times = times.to(first.device, dtype)
-        func, half = self.func, _half_precision(self.func)
-        if half is not None and not torch.is_autocast_enabled(first.device.type):
-            func = _InHalfPrecision(self.func, half)
+        func, half = self._field(first.device.type)
         own: dict[str, Any] = {"nfe": self.nfe, "memory": self.memory}
         if self.gradient == "adjoint":
             solution = odeint_adjoint(func, y0, times, **self.solver, **self.adjoint, **own)
@@ -138,6 +138,38 @@ class ODEBlock(nn.Module):
         if isinstance(solution, tuple):
             return tuple(part[-1].to(half or part.dtype, copy=True) for part in solution)
         return solution[-1].to(half or solution.dtype, copy=True)
+
+    def velocity(self, t: float, y: State) -> State:
+        """Return F(t, y): one evaluation, without a graph and without a trace.
+
+        It is counted as one of ``nfe.curvature``. Random generators and running statistics of the
+        field are afterwards what they were; layers that an optimizer watches do not see it.
+
+        Args:
+            t: time.
+            y: state, a tensor or a tuple of tensors.
+
+        Returns:
+            dy/dt, like ``y`` and at least in float32.
+        """
+        parts = tuple(map(at_least_float32, y if isinstance(y, tuple) else (y,)))
+        device, dtype = parts[0].device, parts[0].dtype
+        func, _ = self._field(device.type)
+        with torch.no_grad(), leaves_no_trace(self.func, device), inside_solve():
+            self.nfe.add("curvature")
+            time = torch.full((), t, dtype=dtype, device=device)
+            out = func(time, parts if isinstance(y, tuple) else parts[0])
+        if isinstance(y, tuple):
+            return tuple(o.to(part.dtype) for o, part in zip(out, parts, strict=True))
+        answer: Tensor = out.to(dtype)
+        return answer
+
+    def _field(self, device_type: str) -> tuple[nn.Module, torch.dtype | None]:
+        """Return the field as the solver gets it, and its dtype where that is half precision."""
+        half = _half_precision(self.func)
+        if half is not None and not torch.is_autocast_enabled(device_type):
+            return _InHalfPrecision(self.func, half), half
+        return self.func, half
 
     def extra_repr(self) -> str:
         """Return times, gradient mode and solver for ``print(block)``."""
