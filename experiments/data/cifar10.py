@@ -1,9 +1,10 @@
-"""CIFAR-10: 32 x 32 colour images, read by torchvision from its "python version".
+"""CIFAR-10: 32 x 32 colour images, from its "python version" or its "binary version".
 
 Looked for as the unpacked folder ``cifar-10-batches-py``, then as ``cifar-10-python.tar.gz``, each
-in ``<data_dir>`` (torchvision's place) and ``<data_dir>/cifar10``; the archive is downloaded into
-``<data_dir>`` where nothing is found. The batches are pickles, so nothing is read that has not the
-published checksum.
+in ``<data_dir>`` (torchvision's place) and ``<data_dir>/cifar10``; after these the binary version
+in the same places (:mod:`experiments.data.cifar10_binary`). Where nothing is found, the archive of
+the python version is downloaded into ``<data_dir>``. It is read by torchvision, and its batches are
+pickles, so nothing is read of it that has not the published checksum.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Any
 
 import torch
 
-from experiments.data.download import Checksum, check, verified_bytes
-from experiments.data.download import download as fetch
+from experiments.data import cifar10_binary as binary
+from experiments.data.checksum import Checksum, check, verified_bytes
 from experiments.data.images import ImageOptions, RawImages, split_images
+from experiments.data.sources import Remote, Source, locate
 from experiments.data.splits import Splits
 from experiments.errors import ConfigError, DataError
 from experiments.torchvision_ops import declare_missing_operators
@@ -27,11 +29,17 @@ from experiments.torchvision_ops import declare_missing_operators
 FOLDERS = (".", "cifar10")
 """Where folder or archive may lie, relative to the data folder; downloads go into the first."""
 
+FORMS = ("auto", "python", "binary")
+"""Values of the option ``form``."""
+
+PUBLISHED = "files as published (md5 checked)"
+
 
 def load(
     *,
     data_dir: str | Path | None,
     name: str = "cifar10",
+    form: str = "auto",
     mean: float = 0.1307,
     std: float = 0.3081,
     val_size: int = 5_000,
@@ -44,6 +52,8 @@ def load(
     Args:
         data_dir: Folder with the files; also where a download goes.
         name: Name of the data set in records.
+        form: ``python`` or ``binary``, the two published versions of the same images, or ``auto``:
+            whichever is there, the python version first; that one is downloaded, too.
         mean: See :class:`experiments.data.images.ImageOptions`, like the next four. The default is
             MNIST's mean: the published experiments normalise all image sets with it.
         std: See there; MNIST's as well.
@@ -60,26 +70,60 @@ def load(
         DataError: Files are missing and cannot be downloaded, or are damaged.
     """
     options = ImageOptions(mean, std, val_size, limit_train, split_seed)
-    options.check(name)
+    if form not in FORMS:
+        raise ConfigError(f"{name}: form is '{form}', but has to be one of {', '.join(FORMS)}")
+    root = options.root(name, data_dir, f"{_published().filename} or {binary.ARCHIVE}")
+    found = _find(root, form)
+    if found is None:
+        found = _get(root, "binary" if form == "binary" else "python", download)
+    train, test, origin = found
+    return split_images(name, train, test, 10, options, f"CIFAR-10, {origin}")
+
+
+def source(form: str = "python") -> Source:
+    """Where one of the two archives comes from.
+
+    Args:
+        form: ``python`` or ``binary``.
+    """
     cifar = _published()
-    if data_dir is None:
-        raise ConfigError(f"{name}: data_dir is not set; it is the folder with {cifar.filename}")
-    root = Path(data_dir).expanduser()
-    places = [root / folder for folder in FOLDERS]
-    unpacked = [place for place in places if (place / cifar.base_folder).is_dir()]
-    packed = [p / cifar.filename for p in places if (p / cifar.filename).is_file()]
-    if unpacked:
-        train, test = _read(unpacked[0])
+    if form == "binary":
+        remote = Remote(binary.ARCHIVE, (binary.URL,), binary.MD5, binary.SIZE)
     else:
-        if not packed and not download:
-            raise DataError(
-                f"{name}: not found, and download=false; put {cifar.filename} into {root}"
-            )
         checksum = Checksum("md5", cifar.tgz_md5)
-        archive = packed[0] if packed else fetch([cifar.url], root / cifar.filename, checksum)
-        train, test = _read_archive(archive)
-    source = "CIFAR-10, files as published (md5 checked)"
-    return split_images(name, train, test, 10, options, source)
+        remote = Remote(cifar.filename, (cifar.url,), checksum, 170_498_071)
+    return Source("cifar10", FOLDERS, (remote.name,), (remote,))
+
+
+Found = tuple[RawImages, RawImages, str]
+"""Training part, test part, and in which form they were found."""
+
+
+def _find(root: Path, form: str) -> Found | None:
+    """Read what is there: the python version before the binary one, a folder before an archive."""
+    cifar = _published()
+    places = [root / folder for folder in FOLDERS]
+    if form != "binary":
+        for place in places:
+            if (place / cifar.base_folder).is_dir():
+                return *_read(place), PUBLISHED
+        if (folder := source("python").find(root)) is not None:
+            return *_read_archive(folder / cifar.filename), PUBLISHED
+    if form != "python":
+        for place in places:
+            if (place / binary.FOLDER).is_dir():
+                return *binary.read_folder(place / binary.FOLDER), "unpacked binary version"
+        if (folder := source("binary").find(root)) is not None:
+            return *binary.read_archive(folder / binary.ARCHIVE), PUBLISHED
+    return None
+
+
+def _get(root: Path, form: str, download: bool) -> Found:
+    """Download one of the archives and read it."""
+    wanted = source(form)
+    archive = locate(wanted, root, download=download) / wanted.files[0]
+    read = binary.read_archive if form == "binary" else _read_archive
+    return *read(archive), PUBLISHED
 
 
 def _members() -> dict[str, Checksum]:

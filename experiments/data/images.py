@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -39,14 +40,19 @@ class ImageOptions(NamedTuple):
     limit_train: int | None
     split_seed: int
 
-    def check(self, name: str) -> None:
-        """Refuse options that are wrong for any data.
+    def root(self, name: str, data_dir: str | Path | None, what: str) -> Path:
+        """Refuse options that are wrong for any data, and return the data folder.
 
         Args:
             name: Name of the data set, for the message.
+            data_dir: The data folder.
+            what: What should lie in it, for the message.
+
+        Returns:
+            ``data_dir`` as a path.
 
         Raises:
-            ConfigError: The normalisation or the seed is out of range.
+            ConfigError: The normalisation or the seed is out of range, or there is no folder.
         """
         normal = math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0
         if not normal or self.split_seed < 0:
@@ -54,6 +60,9 @@ class ImageOptions(NamedTuple):
                 f"{name}: std has to be positive and split_seed not negative, but mean is "
                 f"{self.mean}, std {self.std}, split_seed {self.split_seed}"
             )
+        if data_dir is None:
+            raise ConfigError(f"{name}: data_dir is not set; it is the folder with {what}")
+        return Path(data_dir).expanduser()
 
 
 def split_images(

@@ -14,15 +14,23 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from experiments.data.download import Checksum, verified_bytes
-from experiments.data.download import download as fetch
+from experiments.data.checksum import Checksum, verified_bytes
 from experiments.data.images import ImageOptions, RawImages, split_images
+from experiments.data.sources import Remote, Source, locate
 from experiments.data.splits import Splits
-from experiments.errors import ConfigError, DataError
+from experiments.errors import DataError
 from experiments.torchvision_ops import declare_missing_operators
 
 FOLDERS = ("MNIST/raw", "mnist", "mnist/raw")
 """Where the files may lie, relative to the data folder; downloads go into the first."""
+
+SIZES = {
+    "train-images-idx3-ubyte.gz": 9_912_422,
+    "train-labels-idx1-ubyte.gz": 28_881,
+    "t10k-images-idx3-ubyte.gz": 1_648_877,
+    "t10k-labels-idx1-ubyte.gz": 4_542,
+}
+"""Bytes of the files."""
 
 
 def load(
@@ -57,29 +65,24 @@ def load(
         DataError: Files are missing and cannot be downloaded, or are damaged.
     """
     options = ImageOptions(mean, std, val_size, limit_train, split_seed)
-    options.check(name)
-    if data_dir is None:
-        raise ConfigError(f"{name}: data_dir is not set; it is the folder with {FOLDERS[0]}/*.gz")
-    train, test = _read(_folder(name, Path(data_dir).expanduser(), download))
+    root = options.root(name, data_dir, f"{FOLDERS[0]}/*.gz")
+    train, test = _read(locate(source(), root, download=download))
     return split_images(name, train, test, 10, options, "MNIST, files as published (md5 checked)")
 
 
-def _folder(name: str, data_dir: Path, may_download: bool) -> Path:
-    """The folder that has all four files, after a download where none has."""
+def source() -> Source:
+    """Where MNIST's four files come from, as torchvision has it."""
     mnist = _published()
-    for relative in FOLDERS:
-        folder = data_dir / relative
-        if all((folder / file).is_file() for file, _ in mnist.resources):
-            return folder
-    target = data_dir / FOLDERS[0]
-    if not may_download:
-        files = ", ".join(file for file, _ in mnist.resources)
-        raise DataError(f"{name}: not found, and download=false; put {files} into {target}")
-    for file, checksum in mnist.resources:
-        if not (target / file).is_file():
-            urls = [mirror + file for mirror in mnist.mirrors]
-            fetch(urls, target / file, Checksum("md5", checksum))
-    return target
+    remotes = tuple(
+        Remote(
+            name=file,
+            urls=tuple(mirror + file for mirror in mnist.mirrors),
+            checksum=Checksum("md5", checksum),
+            size=SIZES.get(file),
+        )
+        for file, checksum in mnist.resources
+    )
+    return Source("mnist", FOLDERS, tuple(remote.name for remote in remotes), remotes)
 
 
 def _read(folder: Path) -> tuple[RawImages, RawImages]:

@@ -1,4 +1,4 @@
-"""From lists of series with gaps to the tensors that time series models read."""
+"""From lists of series with gaps to the tensors that time series models read, and their splits."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.data.stratify import IntArray
-from experiments.data.ts_files import FloatArray
+from experiments.data.splits import DataInfo, Splits
+from experiments.data.stratify import IntArray, stratified_split
+from experiments.data.ts_files import FloatArray, TsFile
+from experiments.data.validate import validate
 from experiments.errors import DataError
 
 
@@ -20,6 +22,45 @@ class Scale:
 
     mean: FloatArray
     deviation: FloatArray
+
+
+def split_series(
+    problem: TsFile, name: str, source: str, *, split_seed: int, zeros: bool = False
+) -> Splits:
+    """Split pooled series 70/15/15, stratified, and standardise them by the training split.
+
+    Args:
+        problem: All series of a data set.
+        name: Name of the data set in records.
+        source: Where they came from.
+        split_seed: Decides which series goes into which split.
+        zeros: Whether steps of zeros at both ends are padding, see :func:`trim_zeros`.
+
+    Returns:
+        Validated time series data.
+
+    Raises:
+        DataError: A series or a channel has no value, the data is too small to split, or the
+            validator refuses it.
+    """
+    series = trim(problem.series, name)
+    if zeros:
+        series = trim_zeros(series, name)
+    index = stratified_split(problem.labels, split_seed, name)
+    scale = fit_scale([series[n] for n in index.train], name)
+    length = max(values.shape[1] for values in series)
+
+    def part(rows: IntArray) -> tuple[Tensor, Tensor, Tensor]:
+        return pack([series[n] for n in rows], problem.labels[rows], scale, length)
+
+    info = DataInfo(
+        name=name,
+        task="time_series",
+        input_shape=(length, 2 * len(scale.mean) + 1),
+        num_classes=len(problem.classes),
+        source=f"{source}; pooled, split_seed {split_seed}",
+    )
+    return validate(Splits(info, *(part(rows) for rows in index)))
 
 
 def trim(series: Sequence[FloatArray], name: str) -> list[FloatArray]:
@@ -44,6 +85,30 @@ def trim(series: Sequence[FloatArray], name: str) -> list[FloatArray]:
         if len(observed) == 0:
             raise DataError(f"{name}: every value of example {n} (of the pooled data) is missing")
         trimmed.append(values[:, : observed[-1] + 1])
+    return trimmed
+
+
+def trim_zeros(series: Sequence[FloatArray], name: str) -> list[FloatArray]:
+    """Cut steps at both ends at which every channel is exactly zero.
+
+    CharacterTrajectories is published with and without them.
+
+    Args:
+        series: Arrays (channels, length).
+        name: Name of the data set, for the message.
+
+    Returns:
+        Arrays (channels, first to last step that is not zero).
+
+    Raises:
+        DataError: A series is zero everywhere.
+    """
+    trimmed = []
+    for n, values in enumerate(series):
+        moving = np.flatnonzero((values != 0).any(axis=0))
+        if len(moving) == 0:
+            raise DataError(f"{name}: every value of example {n} (of the pooled data) is zero")
+        trimmed.append(values[:, moving[0] : moving[-1] + 1])
     return trimmed
 
 

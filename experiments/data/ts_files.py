@@ -44,22 +44,28 @@ class _Layout:
     rows: tuple[str, ...]
     classes: tuple[str, ...]
     channels: int
+    gaps: bool
+    unequal: bool
+    length: int | None
 
 
-def read_ts(path: Path) -> TsFile:
+def read_ts(path: Path, *, unequal_lengths: bool | None = None) -> TsFile:
     """Read a classification problem from a ``.ts`` file.
 
     Args:
         path: The file.
+        unequal_lengths: Whether its series may have different lengths; ``None``: as the header
+            says (``@equalLength``, ``@seriesLength``), which is wrong in some published files.
 
     Returns:
         Its series and labels.
 
     Raises:
         DataError: The file is missing, empty, truncated or malformed, is not a classification
-            problem, or holds an infinite value. The message has file and line.
+            problem, holds an infinite value, or a missing value or a series of another length that
+            its header or ``unequal_lengths`` excludes. The message has file and line.
     """
-    layout = _scan(path)
+    layout = _scan(path, unequal_lengths)
     from sktime.datasets import load_from_tsfile_to_dataframe
 
     try:
@@ -67,7 +73,8 @@ def read_ts(path: Path) -> TsFile:
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise _locate(path, layout, error) from error
     columns = [frame[column].to_list() for column in frame.columns]
-    series, labels = [], []
+    series: list[FloatArray] = []
+    labels = []
     for n, line in enumerate(layout.lines):
         channels = [np.asarray(column[n], dtype=np.float64) for column in columns]
         lengths = {len(channel) for channel in channels}
@@ -83,6 +90,18 @@ def read_ts(path: Path) -> TsFile:
                 f"{path}, line {line}: value {values[channel, step]} in channel {channel + 1}, "
                 f"step {step + 1}"
             )
+        if not layout.gaps and np.isnan(values).any():
+            channel, step = np.argwhere(np.isnan(values))[0]
+            raise DataError(
+                f"{path}, line {line}: the value in channel {channel + 1}, step {step + 1} is "
+                "missing, but the header says @missing false"
+            )
+        length = layout.length or (series or [values])[0].shape[1]
+        if not layout.unequal and values.shape[1] != length:
+            raise DataError(
+                f"{path}, line {line}: a series of {values.shape[1]} steps, but all have to have "
+                f"{length}; truncated? (dataset.unequal_lengths=true accepts different lengths)"
+            )
         series.append(values)
         labels.append(layout.classes.index(_label(layout.rows[n])))
     return TsFile(tuple(series), np.asarray(labels, dtype=np.int64), layout.classes)
@@ -92,7 +111,7 @@ def _label(row: str) -> str:
     return row.rsplit(":", 1)[-1].strip()
 
 
-def _scan(path: Path) -> _Layout:
+def _scan(path: Path, unequal_lengths: bool | None) -> _Layout:
     """Check header, number of channels and labels, without parsing a number."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -134,7 +153,16 @@ def _scan(path: Path) -> _Layout:
                 f"{len(classes)} classes ({', '.join(classes[:10])}"
                 f"{', ...' if len(classes) > 10 else ''})"
             )
-    return _Layout(tuple(lines), tuple(rows), classes, channels)
+    length = tags.get("@serieslength", [])[:1]
+    unequal = unequal_lengths
+    if unequal is None:
+        unequal = tags.get("@equallength", ["false"])[:1] != ["true"]
+    return _Layout(
+        *(tuple(lines), tuple(rows), classes, channels),
+        gaps=tags.get("@missing", ["true"])[:1] != ["false"],
+        unequal=unequal,
+        length=int(length[0]) if length and length[0].isdecimal() and int(length[0]) > 0 else None,
+    )
 
 
 def _check_header(path: Path, tags: dict[str, list[str]]) -> tuple[tuple[str, ...], int | None]:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+from web_server import Server, serving
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -67,45 +64,16 @@ def write_problem(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-@dataclass
-class Server:
-    """What a local web server answers, by path."""
-
-    url: str = ""
-    bodies: dict[str, bytes] = field(default_factory=dict)
-    cut: dict[str, int] = field(default_factory=dict)  # path -> bytes sent before it hangs up
-    failures: dict[str, list[int]] = field(default_factory=dict)  # path -> statuses sent first
-    hits: Counter[str] = field(default_factory=Counter)
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """A web server on 127.0.0.1 that can hang up early and fail on purpose."""
-    state = Server()
+    """A web server on 127.0.0.1 that can fail in every way a download has to survive."""
+    with serving() as state:
+        yield state
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            state.hits[self.path] += 1
-            if state.failures.get(self.path):
-                self.send_error(state.failures[self.path].pop(0))
-                return
-            if self.path not in state.bodies:
-                self.send_error(404)
-                return
-            body = state.bodies[self.path]
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body[: state.cut.get(self.path, len(body))])
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.url = f"http://127.0.0.1:{http.server_address[1]}"
-    thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield state
-    http.shutdown()
-    http.server_close()
-    thread.join()
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for cached tensors, so that no test reads what another one left."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("SNOPT_CACHE_DIR", str(folder))
+    return folder

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
+import shutil
 import socket
 from pathlib import Path
 
 import pytest
 
 from experiments.data import download as module
-from experiments.data.download import Checksum, check, digest, download, verified_bytes
+from experiments.data.checksum import Checksum, check, digest, verified_bytes
+from experiments.data.download import download
 from experiments.errors import DataError
 
 BODY = bytes(range(256)) * 9000  # more than two chunks
@@ -35,12 +38,15 @@ def test_the_file_arrives(server, target: Path, checksum: Checksum | None) -> No
     assert leftovers(target) == ["file.bin"]
 
 
-def test_a_truncated_body_is_tried_again_and_never_kept(server, target: Path) -> None:
+def test_a_truncated_body_is_tried_again_and_never_taken_for_the_file(server, target: Path) -> None:
     server.bodies["/f"], server.cut["/f"] = BODY, len(BODY) // 2
     with pytest.raises(DataError, match=rf"file\.bin .*ended after \d+ of {len(BODY)} bytes"):
         download([f"{server.url}/f"], target, MD5, attempts=3, pause=0)
     assert server.hits["/f"] == 3
-    assert leftovers(target) == []
+    assert leftovers(target) == [".file.bin.part"]
+    with pytest.raises(DataError, match="ended after"):
+        download([f"{server.url}/f"], target, None, attempts=1)
+    assert leftovers(target) == []  # without a checksum it could not be continued safely
 
 
 def test_a_wrong_checksum_is_final_and_keeps_the_old_file(server, target: Path) -> None:
@@ -77,12 +83,33 @@ def test_no_network_says_where_to_put_the_file(target: Path) -> None:
 
 
 def test_a_full_disk_is_not_blamed_on_the_network(server, target: Path, monkeypatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     server.bodies["/f"] = BODY
-    monkeypatch.setattr(module, "_stream", full)
+    write = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        if os.fstat(descriptor).st_size >= module.CHUNK:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data)
+
+    monkeypatch.setattr("experiments.data.partial.os.write", full)
     with pytest.raises(DataError, match=r"cannot write .*No space left on device; free space"):
+        download([f"{server.url}/f"], target, SHA, pause=0)
+    assert server.hits["/f"] == 1
+    assert leftovers(target) == [".file.bin.part"]
+    monkeypatch.setattr("experiments.data.partial.os.write", write)
+    server.ranges.add("/f")
+    download([f"{server.url}/f"], target, SHA)  # there is space again
+    assert int(server.asked[-1][6:-1]) >= module.CHUNK
+    assert target.read_bytes() == BODY
+
+
+def test_a_disk_that_is_too_small_is_refused_before_it_is_full(
+    server, target: Path, monkeypatch
+) -> None:
+    server.bodies["/f"] = BODY
+    usage = shutil.disk_usage(target.parents[1])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(DataError, match=rf"\({len(BODY)} bytes needed, 1000 free\); free space"):
         download([f"{server.url}/f"], target, SHA, pause=0)
     assert leftovers(target) == []
 

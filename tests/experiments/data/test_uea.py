@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from experiments.data import uea, uea_archive
-from experiments.data.download import Checksum
+from experiments.data.checksum import Checksum
 from experiments.data.stratify import stratified_split
 from experiments.errors import ConfigError, DataError
 

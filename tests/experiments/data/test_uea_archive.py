@@ -1,4 +1,4 @@
-"""Downloads of the UEA archive: verified, taken apart by file name only, and refused otherwise."""
+"""Downloads of the UEA archive: verified, or allowed by hand and recorded, or refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from experiments.data import uea_archive
-from experiments.data.download import Checksum
+from experiments.data.checksum import Checksum
+from experiments.data.sources import obtain, verify
 from experiments.errors import DataError
 
 FILES = {"Made_TRAIN.ts": b"train " * 50, "Made_TEST.ts": b"test " * 50}
@@ -31,6 +32,10 @@ def archive(server, monkeypatch):
     return server
 
 
+def fetch(root: Path, allow_unverified: bool) -> Path:
+    return obtain(uea_archive.source("Made"), root, allow_unverified=allow_unverified)
+
+
 def files_below(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
@@ -44,71 +49,82 @@ def know(monkeypatch, files: dict[str, bytes]) -> None:
 def test_known_files_are_unpacked_and_verified(archive, tmp_path: Path, monkeypatch) -> None:
     archive.bodies["/Made.zip"] = zipped({"readme.txt": b"no", **FILES})
     know(monkeypatch, FILES)
-    paths = uea_archive.fetch("Made", tmp_path, allow_unverified=False)
-    assert [path.read_bytes() for path in paths] == list(FILES.values())
-    assert files_below(tmp_path) == ["Made/Made_TEST.ts", "Made/Made_TRAIN.ts"]
+    folder = fetch(tmp_path, allow_unverified=False)
+    assert [(folder / name).read_bytes() for name in FILES] == list(FILES.values())
+    assert files_below(tmp_path) == ["uea/Made/Made_TEST.ts", "uea/Made/Made_TRAIN.ts"]
 
 
 def test_an_unknown_problem_is_refused_before_a_byte_is_asked_for(archive, tmp_path: Path) -> None:
     archive.bodies["/Made.zip"] = zipped(FILES)
     with pytest.raises(DataError, match=r"no checksum is known.*dataset\.allow_unverified=true"):
-        uea_archive.fetch("Made", tmp_path, allow_unverified=False)
+        fetch(tmp_path, allow_unverified=False)
     assert not archive.hits
-    uea_archive.fetch("Made", tmp_path, allow_unverified=True)
-    assert len(files_below(tmp_path)) == 2
+
+
+def test_what_was_trusted_once_has_to_stay_what_it_was(archive, tmp_path: Path) -> None:
+    archive.bodies["/Made.zip"] = zipped(FILES)
+    folder = fetch(tmp_path, allow_unverified=True)
+    sums = "".join(f"{hashlib.sha256(FILES[name]).hexdigest()}  {name}\n" for name in sorted(FILES))
+    assert (folder / "SHA256SUMS").read_text() == sums
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "Made_TEST.ts",
+        "Made_TRAIN.ts",
+        "SHA256SUMS",
+    ]
+    verify(uea_archive.source("Made"), folder)
+    (folder / "Made_TEST.ts").write_bytes(b"changed")
+    with pytest.raises(DataError, match=r"Made_TEST\.ts: wrong sha256 .*delete its line in .*SUMS"):
+        verify(uea_archive.source("Made"), folder)
+    (folder / "SHA256SUMS").write_text("nonsense\n")
+    with pytest.raises(DataError, match="SHA256SUMS: cannot be read"):
+        verify(uea_archive.source("Made"), folder)
 
 
 def test_a_wrong_checksum_leaves_nothing_behind(archive, tmp_path: Path, monkeypatch) -> None:
     know(monkeypatch, FILES)
     archive.bodies["/Made.zip"] = zipped({name: content + b"!" for name, content in FILES.items()})
     with pytest.raises(DataError, match="wrong sha256 checksum"):
-        uea_archive.fetch("Made", tmp_path, allow_unverified=False)
+        fetch(tmp_path, allow_unverified=False)
     assert files_below(tmp_path) == []
 
 
-def test_a_member_outside_its_folder_goes_where_it_belongs(archive, tmp_path: Path) -> None:
-    root = tmp_path / "deep" / "root"
-    hostile = {"../../evil.txt": b"evil", "/etc/../Made_TRAIN.ts": FILES["Made_TRAIN.ts"]}
-    archive.bodies["/Made.zip"] = zipped(hostile | {"../Made_TEST.ts": FILES["Made_TEST.ts"]})
-    uea_archive.fetch("Made", root, allow_unverified=True)
-    assert files_below(tmp_path) == [
-        "deep/root/Made/Made_TEST.ts",
-        "deep/root/Made/Made_TRAIN.ts",
-    ]
+def test_a_hostile_archive_leaves_nothing_behind(archive, tmp_path: Path) -> None:
+    archive.bodies["/Made.zip"] = zipped(FILES | {"../../evil.txt": b"evil"})
+    with pytest.raises(DataError, match=r"'\.\./\.\./evil\.txt', which would lie outside"):
+        fetch(tmp_path / "deep" / "root", allow_unverified=True)
+    assert files_below(tmp_path) == []
 
 
-def test_a_member_that_is_too_large(archive, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(uea_archive, "LARGEST", 10)
-    archive.bodies["/Made.zip"] = zipped(FILES)
-    with pytest.raises(DataError, match="would unpack to 300 bytes"):
-        uea_archive.fetch("Made", tmp_path, allow_unverified=True)
+def test_an_archive_put_there_by_hand_is_used_and_stays(archive, tmp_path: Path) -> None:
+    place = tmp_path / "uea" / "Made" / "Made.zip"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(zipped(FILES))
+    fetch(tmp_path, allow_unverified=False)
+    assert not archive.hits
+    assert (place.parent / "Made_TEST.ts").read_bytes() == FILES["Made_TEST.ts"]
+    assert place.is_file()
 
 
 def test_no_network_says_what_to_do_instead(archive, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"put Made_TRAIN\.ts and Made_TEST\.ts into .*Made$"):
-        uea_archive.fetch("Made", tmp_path, allow_unverified=True)
+        fetch(tmp_path, allow_unverified=True)
     assert files_below(tmp_path) == []
-
-
-def test_an_archive_without_the_files(archive, tmp_path: Path) -> None:
-    archive.bodies["/Made.zip"] = zipped({"Made_TRAIN.ts": b"x", "Made_TEST.arff": b"x"})
-    with pytest.raises(DataError, match=r"Made_TEST\.ts is not in the downloaded archive"):
-        uea_archive.fetch("Made", tmp_path, allow_unverified=True)
 
 
 def test_damaged_archives(archive, tmp_path: Path) -> None:
     archive.bodies["/Made.zip"] = b"<html>not found</html>"
-    with pytest.raises(DataError, match=r"archive downloaded for Made_TRAIN\.ts is damaged"):
-        uea_archive.fetch("Made", tmp_path, allow_unverified=True)
+    with pytest.raises(DataError, match=r"Made\.zip: the archive is damaged"):
+        fetch(tmp_path, allow_unverified=True)
     whole = zipped(FILES)
     archive.bodies["/Made.zip"] = whole.replace(b"train train", b"train drain", 1)
-    with pytest.raises(DataError, match="damaged: Bad CRC-32"):
-        uea_archive.fetch("Made", tmp_path, allow_unverified=True)
+    with pytest.raises(DataError, match=r"damaged .*Bad CRC-32"):
+        fetch(tmp_path, allow_unverified=True)
     assert files_below(tmp_path) == []
 
 
 def test_the_published_checksums_are_used(tmp_path: Path) -> None:
-    path = tmp_path / "ArticularyWordRecognition_TEST.ts"
-    path.write_bytes(b"something else")
-    with pytest.raises(DataError, match="expected 0a559bc59ec12ed786d4096ff6f17701"):
-        uea_archive.verify((path.with_name("Unknown_TRAIN.ts"), path))
+    for split in ("TRAIN", "TEST"):
+        path = tmp_path / f"ArticularyWordRecognition_{split}.ts"
+        path.write_bytes(b"something else")
+    with pytest.raises(DataError, match="expected 1e1ac46ddbdec567de40601957b2a8a8"):
+        verify(uea_archive.source("ArticularyWordRecognition"), tmp_path)

@@ -1,0 +1,188 @@
+"""Two of the time series problems in the form in which the UCI repository has the originals.
+
+``SpokenArabicDigits``: ``Train_Arabic_Digit.txt`` and ``Test_Arabic_Digit.txt``. A line is a frame
+of 13 cepstral coefficients, a block of lines between blank lines is a series. The files have no
+labels: all blocks of the digit 0 come first, then as many of the digit 1, and so on.
+
+``CharacterTrajectories``: ``mixoutALL_shifted.mat``. The cell array ``mixout`` has a matrix
+(3, length) for each character (velocity in x and y, force of the pen's tip), ``consts.charlabels``
+their classes, ``consts.key`` the letters. Zeros precede and follow most strokes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from experiments.data.mat_files import read_mat
+from experiments.data.sources import Remote, Source
+from experiments.data.stratify import IntArray
+from experiments.data.ts_files import FloatArray, TsFile
+from experiments.errors import DataError
+
+COEFFICIENTS = 13
+DIGITS = 10
+BLOCKS = {"Train_Arabic_Digit.txt": 6_600, "Test_Arabic_Digit.txt": 2_200}
+"""Published number of series in each file."""
+
+MAT = "mixoutALL_shifted.mat"
+PEN_CHANNELS = 3
+
+_UCI = "https://archive.ics.uci.edu/static/public"
+
+
+def source(uea_name: str) -> Source:
+    """Where the original files of a problem come from; UCI publishes no checksums.
+
+    Args:
+        uea_name: A name from :data:`READERS`.
+    """
+    files, page, unpacked = {
+        "SpokenArabicDigits": (tuple(BLOCKS), "195/spoken+arabic+digit", 50_000_000),
+        "CharacterTrajectories": ((MAT,), "175/character+trajectories", 8_000_000),
+    }[uea_name]
+    archive = Remote(f"{page.rpartition('/')[2]}.zip", (f"{_UCI}/{page}.zip",))
+    return Source(
+        name=uea_name,
+        folders=(f"uci/{uea_name}", uea_name, f"uea/{uea_name}", "uci", "."),
+        files=files,
+        remotes=(archive,),
+        members=files,
+        unpacked=unpacked,
+    )
+
+
+def read_arabic_digits(folder: Path) -> TsFile:
+    """Read both text files and pool them, training part first.
+
+    Args:
+        folder: Where they lie.
+
+    Returns:
+        Series of 13 channels; the classes are the digits.
+
+    Raises:
+        DataError: A file is missing, truncated or malformed.
+    """
+    parts = {file: _read_blocks(folder / file) for file in BLOCKS}
+    strange = [file for file, blocks in parts.items() if len(blocks) != BLOCKS[file]]
+    for file, blocks in parts.items():
+        # One file of the published length and one of another: the other one is truncated.
+        if file in strange and (len(strange) < len(BLOCKS) or len(blocks) % DIGITS):
+            raise DataError(
+                f"{folder / file}: {len(blocks)} series, the published file has {BLOCKS[file]}: "
+                "it is truncated or another version; get it again"
+            )
+    if strange:
+        counts = ", ".join(f"{len(blocks)} in {file}" for file, blocks in parts.items())
+        warnings.warn(
+            f"{folder}: not the published SpokenArabicDigits ({counts}); the first tenth of each "
+            "file is taken for the digit 0, the second for 1, and so on",
+            stacklevel=2,
+        )
+    labels = [np.repeat(np.arange(DIGITS), len(blocks) // DIGITS) for blocks in parts.values()]
+    series = tuple(block for blocks in parts.values() for block in blocks)
+    return TsFile(series, np.concatenate(labels), tuple(str(digit) for digit in range(DIGITS)))
+
+
+def _read_blocks(path: Path) -> list[FloatArray]:
+    """The blocks of a text file, each (13, length)."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file (byte {error.start} is not UTF-8)") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    numbers: list[str] = []
+    starts: list[int] = []
+    blank = True
+    for number, line in enumerate(lines, start=1):
+        entries = line.split()
+        if entries and len(entries) != COEFFICIENTS:
+            last = " (the last line: is the file truncated?)" if number == len(lines) else ""
+            raise DataError(
+                f"{path}, line {number}: {len(entries)} numbers, expected {COEFFICIENTS}{last}"
+            )
+        if entries and blank:
+            starts.append(len(numbers) // COEFFICIENTS)
+        blank = not entries
+        numbers += entries
+    if not starts:
+        raise DataError(f"{path}: the file is empty")
+    try:
+        values = np.fromiter(map(float, numbers), np.float64, len(numbers))
+    except ValueError as error:
+        raise DataError(f"{path}: {_first_bad(lines)} is not a number") from error
+    if not np.isfinite(values).all():
+        raise DataError(f"{path}: {_first_bad(lines)} is not a finite number")
+    return [block.T for block in np.split(values.reshape(-1, COEFFICIENTS), starts[1:])]
+
+
+def _first_bad(lines: list[str]) -> str:
+    """Where the first entry stands that is no finite number."""
+    for number, line in enumerate(lines, start=1):
+        for entry in line.split():
+            try:
+                good = bool(np.isfinite(float(entry)))
+            except ValueError:
+                good = False
+            if not good:
+                return f"line {number}: '{entry[:40]}'"
+    return "an entry"
+
+
+def read_character_trajectories(folder: Path) -> TsFile:
+    """Read the ``.mat`` file.
+
+    Args:
+        folder: Where it lies.
+
+    Returns:
+        Series of 3 channels; the classes are the letters, in the order of ``consts.key``.
+
+    Raises:
+        DataError: The file is missing or damaged, or its variables are not as published.
+    """
+    path = folder / MAT
+    values = read_mat(path, ("mixout", "consts"))
+    consts = values["consts"]
+    fields = consts.dtype.names or ()
+    if consts.size != 1 or "charlabels" not in fields or "key" not in fields:
+        raise DataError(
+            f"{path}: consts has to be a struct with charlabels and key, but has "
+            f"{', '.join(fields) or 'no fields'}"
+        )
+    record = consts.reshape(-1)[0]
+    classes = tuple(str(np.asarray(key).reshape(-1)[0]) for key in record["key"].reshape(-1))
+    labels: IntArray = (
+        np.asarray(record["charlabels"], dtype=np.float64).reshape(-1).astype(np.int64)
+    )
+    cells = values["mixout"].reshape(-1)
+    if len(cells) != len(labels):
+        raise DataError(
+            f"{path}: {len(cells)} series in mixout, {len(labels)} in consts.charlabels"
+        )
+    if len(labels) == 0 or labels.min() < 1 or labels.max() > len(classes):
+        raise DataError(
+            f"{path}: consts.charlabels is not in 1 ... {len(classes)}, as consts.key has"
+        )
+    series = []
+    for n, cell in enumerate(cells):
+        good = isinstance(cell, np.ndarray) and np.issubdtype(cell.dtype, np.number)
+        if not good or cell.ndim != 2 or cell.shape[0] != PEN_CHANNELS or cell.shape[1] == 0:
+            shape = getattr(cell, "shape", type(cell).__name__)
+            raise DataError(f"{path}: mixout[{n}] is {shape}, not numbers ({PEN_CHANNELS}, length)")
+        if not np.isfinite(cell).all():
+            raise DataError(f"{path}: mixout[{n}] holds a value that is not finite")
+        series.append(np.asarray(cell, dtype=np.float64))
+    return TsFile(tuple(series), labels - 1, classes)
+
+
+READERS: dict[str, Callable[[Path], TsFile]] = {
+    "SpokenArabicDigits": read_arabic_digits,
+    "CharacterTrajectories": read_character_trajectories,
+}
+"""The problems whose originals can be read, by their names in the UEA archive."""

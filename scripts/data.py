@@ -1,0 +1,134 @@
+"""Download data sets: python scripts/data.py DATASET|all --data-dir D [--dry-run].
+
+What is there is checked and not downloaded again; a download that broke goes on where it was. Exit
+status: 0 all there, 2 wrong input or a data set that could not be had, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+from experiments.command import resumable
+from experiments.data.catalogue import EMBEDDED, SOURCES, Plan, chosen, get, plan
+from experiments.data.sources import Say
+from experiments.errors import DataError
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("dataset", help=f"all, or one of {', '.join((*SOURCES, *EMBEDDED))}")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="default: data")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only say what would be downloaded, and where to"
+    )
+    parser.add_argument(
+        "--allow-unverified",
+        action="store_true",
+        help="accept downloads for which no checksum is published; theirs are recorded",
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    asked = parse(arguments)
+    data_dir: Path = asked.data_dir.expanduser()
+    console = Console(highlight=False, soft_wrap=True)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False)
+
+    def work() -> str:
+        names = chosen(asked.dataset)
+        if not names:
+            return f"{asked.dataset} needs no download"
+        if asked.dry_run:
+            return _announce([plan(name, data_dir) for name in names], say)
+        failures = []
+        for name in names:
+            try:
+                folder = _get(name, data_dir, asked.allow_unverified, console)
+            except DataError as error:
+                if len(names) == 1:
+                    raise
+                failures.append(name)
+                say(f"{name}: error: {error}")
+            else:
+                say(f"{name}: {folder}")
+        if failures:
+            raise DataError(f"not there: {', '.join(failures)} (reasons above)")
+        return f"{', '.join(names)}: ready; use them with data_dir={data_dir}"
+
+    return resumable(work)
+
+
+def _get(name: str, data_dir: Path, allow_unverified: bool, console: Console) -> Path:
+    """Get one data set, with a bar on a terminal and lines elsewhere."""
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    shown = console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
+        task = bar.add_task(name, total=None)
+        tenths = 0
+
+        def progress(received: int, total: int | None) -> None:
+            nonlocal tenths
+            bar.update(task, completed=received, total=total)
+            now = 10 * received // total if total else received // (100 << 20)
+            if now > tenths and not shown:
+                of = f" of {_size(total)}" if total else ""
+                console.print(f"{name}: {_size(received)}{of}", markup=False)
+            tenths = now
+
+        return get(
+            name,
+            data_dir,
+            allow_unverified=allow_unverified,
+            progress=progress,
+            say=lambda line: console.print(f"{name}: {line}", markup=False),
+        )
+
+
+def _announce(plans: list[Plan], say: Say) -> str:
+    """Say what each data set would take; return the sum."""
+    total, unknown, shared = 0, False, set()
+    for item in plans:
+        if item.present is not None:
+            say(f"{item.name}: there, in {item.present}")
+            continue
+        load = "" if item.load is None else f"{_size(item.load)} to download"
+        if item.archive is not None:
+            load = (
+                f"{load} ({item.archive}, which holds several data sets)"
+                if item.load
+                else (f"nothing to download ({item.archive} is there)")
+            )
+        parts = [load or "a download of unknown size"]
+        if item.unpacked:
+            parts.append(f"about {_size(item.unpacked)} unpacked")
+        if not item.verified:
+            parts.append("no checksum is published: needs --allow-unverified")
+        say(f"{item.name}: {', '.join(parts)}, into {item.folder}")
+        unknown = unknown or item.load is None
+        total += item.unpacked
+        if item.archive is None or item.archive not in shared:
+            total += item.load or 0
+        shared.add(item.archive)
+    more = " and what is of unknown size" if unknown else ""
+    return f"in all about {_size(total)}{more} on disk; nothing was downloaded (--dry-run)"
+
+
+def _size(count: int) -> str:
+    """Bytes as a person reads them."""
+    if count >= 1_000_000_000:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
