@@ -275,20 +275,25 @@ def all_or_nothing(collectors: Sequence[Collector]) -> Iterator[None]:
         collector.sums = sums
 
 
-def armed_collectors(func: object) -> list[Collector]:
+def armed_collectors(func: object, *, paused: bool = False) -> list[Collector]:
     """Return the armed collectors that watch a layer of ``func`` (any layer if it is no module).
 
     None within another solve: the backward pass of an ODE inside a vector field belongs to a stage.
+
+    Args:
+        func: the vector field.
+        paused: whether to return those that are paused as well: a forward pass does not know yet
+            which backward passes they will want to see.
     """
     if not _armed or _where.solve_depth > 0:
         return []
-    awake = [collector for collector in _armed if not collector.paused]
+    awake = [collector for collector in _armed if paused or not collector.paused]
     if not isinstance(func, nn.Module):
         return awake
     modules = list(func.modules())
     return [c for c in awake if any(m in c.layers for m in modules)]
 
 
-def node_collectors(func: object) -> list[Collector]:
+def node_collectors(func: object, *, paused: bool = False) -> list[Collector]:
     """Return those of :func:`armed_collectors` that want nodes placed on the path."""
-    return [collector for collector in armed_collectors(func) if not collector.discrete]
+    return [c for c in armed_collectors(func, paused=paused) if not c.discrete]

@@ -84,7 +84,7 @@ def odeint(
     given = y0 if isinstance(y0, tuple) else (y0,)
     parts = solve_forward(problem, given, t, differentiable=torch.is_grad_enabled())
     wants = torch.is_grad_enabled() and any(p.requires_grad for p in parts)
-    if wants and node_collectors(func):
+    if wants and node_collectors(func, paused=True):
         parts = _CollectInBackward.apply(problem, t, *parts)  # type: ignore[no-untyped-call]
     return problem.pack(parts)
 

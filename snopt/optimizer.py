@@ -232,6 +232,20 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
                     state[name].zero_()
         self.preconditioner.forget_momentum()
 
+    def metrics(self) -> dict[str, float]:
+        """Return what a log may want to show: refreshes, failures, steps taken back, damping."""
+        found = {
+            "refreshes": float(self.preconditioner.refreshes),
+            "failures": float(self.preconditioner.failures),
+        }
+        if self.eps_schedule is not None or self.trust_region is not None:
+            found["damping"] = float(self.param_groups[0]["damping"])
+        if self.trust_region is not None:
+            found["rejected"] = float(self.rejected)
+            if self.ratio is not None:
+                found["ratio"] = self.ratio
+        return found
+
     def state_dict(self) -> dict[str, Any]:
         """Return the base optimizer's state with one more entry, ``"preconditioner"``."""
         return {**super().state_dict(), "rejected": self.rejected}
