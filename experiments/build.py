@@ -23,8 +23,10 @@ from experiments.averaging import Averaging, build_averaging
 from experiments.config import Config, TrainerSettings
 from experiments.data.splits import Splits
 from experiments.errors import ConfigError, one_line
+from experiments.horizon import build_horizon
 from experiments.seeding import seed_everything
 from experiments.tasks.base import Task
+from snopt import IntegrationTime
 
 INTERVALS = ("epoch", "step")
 
@@ -41,6 +43,7 @@ class Parts:
         scheduler: learning-rate schedule, or None.
         scheduler_interval: ``"epoch"`` or ``"step"``: when the schedule advances.
         averaging: average of the model's weights; by default there is none.
+        horizon: trains the model's integration time, or None where that is fixed.
     """
 
     task: Task
@@ -50,6 +53,7 @@ class Parts:
     scheduler: LRScheduler | None
     scheduler_interval: str
     averaging: Averaging = field(default_factory=Averaging)
+    horizon: IntegrationTime | None = None
 
 
 def build(config: Config, device: torch.device) -> Parts:
@@ -73,6 +77,7 @@ def build(config: Config, device: torch.device) -> Parts:
         config.get("averaging"), model, steps_per_epoch=steps_per_epoch, last_step=last_step
     )
     optimizer = build_optimizer(config["optimizer"], model)
+    horizon = build_horizon(config.get("horizon"), model, optimizer)
     scheduler, interval = build_scheduler(config["optimizer"].get("scheduler"), optimizer)
     data = Splits(
         info=loaded.info,
@@ -80,7 +85,7 @@ def build(config: Config, device: torch.device) -> Parts:
         val=_moved(loaded.val, device),
         test=_moved(loaded.test, device),
     )
-    return Parts(task, data, model, optimizer, scheduler, interval, averaging)
+    return Parts(task, data, model, optimizer, scheduler, interval, averaging, horizon)
 
 
 def build_optimizer(config: Mapping[str, Any], model: nn.Module) -> Optimizer:

@@ -2,10 +2,10 @@
 
 A file is what ``torch.save`` makes of a dict with ``model``, ``optimizer``, ``scheduler``, ``rng``,
 ``step``, ``clock`` (what the records promise), ``meter`` (training losses since the last logged
-line), ``run`` (the identity of the configuration and seed) and, where weights are averaged,
-``averaging``, followed by its SHA-256: torch's own reader takes a flipped bit in a weight for a
-weight. ``torch.load(..., weights_only=True)`` reads it: loading a checkpoint never runs code from
-it.
+line), ``run`` (the identity of the configuration and seed) and, where weights are averaged or the
+integration time is trained, ``averaging`` or ``horizon``, followed by its SHA-256: torch's own
+reader takes a flipped bit in a weight for a weight. ``torch.load(..., weights_only=True)`` reads
+it: loading a checkpoint never runs code from it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TYPES: Final[dict[str, type | tuple[type, ...]]] = {
     "clock": dict,
     "meter": dict,
 }
-OPTIONAL: Final[dict[str, type]] = {"averaging": dict}
+OPTIONAL: Final[dict[str, type]] = {"averaging": dict, "horizon": dict}
 """Parts that only some runs have."""
 _MARK = b"\nSHA-256:"
 _TRAILER = len(_MARK) + hashlib.sha256().digest_size

@@ -22,6 +22,7 @@ from experiments.averaging import NONE, check_averaging
 from experiments.errors import ConfigError
 from experiments.explain import compose, explain, suggestion
 from experiments.group_checks import check_dataset, check_optimizer
+from experiments.horizon import check_horizon
 from experiments.tasks.base import check_fit
 from experiments.values import check_number, check_whole
 
@@ -163,6 +164,7 @@ def check_config(config: Config) -> None:
     check_optimizer(config["optimizer"])
     check_dataset(config["dataset"])
     check_averaging(config.get("averaging"))
+    check_horizon(config.get("horizon"))
     _check_output_dir(config.get("output_dir"))
     _check_fit(config)
 
@@ -172,8 +174,9 @@ def identity(config: Config) -> str:
     kept = {key: value for key, value in config.items() if key not in _NOT_IDENTITY}
     kept["trainer"] = _without(config["trainer"], _NOT_IDENTITY_TRAINER)
     kept["dataset"] = _without(config["dataset"], _NOT_IDENTITY_DATASET)
-    if (kept.get("averaging") or {}).get("name") == NONE:
-        del kept["averaging"]  # as before there was a choice
+    for group in ("averaging", "horizon"):
+        if (kept.get(group) or {}).get("name") == NONE:
+            del kept[group]  # as before there was a choice
     canonical = json.dumps(kept, sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

@@ -179,6 +179,7 @@ class Trainer:
             "time/train_s": self.clock.seconds()[TRAIN],
             **self.meter.means(),
             **(metrics_of(self.parts.optimizer) if self.meter.steps else {}),
+            **(self.parts.horizon.metrics if self.parts.horizon is not None else {}),
             **results,
         }
         self.meter = Meter()
@@ -221,6 +222,8 @@ class Trainer:
         }
         if (averages := parts.averaging.state_dict()) is not None:
             state["averaging"] = averages
+        if parts.horizon is not None:
+            state["horizon"] = parts.horizon.state_dict()
         save_checkpoint(self.record.checkpoint_path, state)
 
     def _restore(self) -> list[dict[str, Any]]:
@@ -242,6 +245,9 @@ class Trainer:
                 parts.scheduler.load_state_dict(state["scheduler"])
         with restoring(path, "averaging"):
             parts.averaging.load_state_dict(state.get("averaging"))
+        with restoring(path, "horizon"):
+            if parts.horizon is not None:
+                parts.horizon.load_state_dict(state["horizon"])
         with restoring(path, "meter"):
             self.meter.load_state_dict(state["meter"])
         with restoring(path, "clock"):

@@ -10,6 +10,7 @@ from experiments.errors import ConfigError
 from experiments.models.checks import require_classes, require_positive, require_task, require_whole
 from experiments.models.fields import ConvField
 from experiments.solver import SolverSettings
+from snopt import ODEBlock
 
 MAX_DOWNSAMPLING = 2
 MIN_STATE_SIZE = 4
@@ -78,6 +79,11 @@ class ConvODE(nn.Module):
         self.stem = nn.Sequential(*stem)
         self.ode = solver.block(ConvField(width), (0.0, t1))
         self.readout = nn.Linear(width, require_classes("ConvODE", info))
+
+    @property
+    def horizon(self) -> ODEBlock:
+        """The block whose integration time may be trained (``configs/horizon``)."""
+        return self.ode
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits.
