@@ -6,8 +6,8 @@ weights of later steps; ``averaging=ema`` an exponential moving average. Both ar
 and ``test_avg/…``.
 
 Running statistics of normalisation layers belong to the weights that made them. The models here
-have none; where a model has, its buffers are averaged with its weights (``use_buffers``), the one of
-torch's two ways that needs no further pass over the data.
+have none; where a model has, its buffers are averaged with its weights (``use_buffers``): the one
+of torch's two ways that needs no further pass over the data.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ def build_averaging(
         return Averaging()
     if config["start"] > 0 and last_step is None:
         raise ConfigError(
-            f"averaging.start={config['start']} is a fraction of the run's steps, but nothing limits"
-            " them: set trainer.epochs or trainer.max_steps, or averaging.start=0"
+            f"averaging.start={config['start']} is a fraction of the run's steps, but nothing"
+            " limits them: set trainer.epochs or trainer.max_steps, or averaging.start=0"
         )
     start = max(1, math.ceil(config["start"] * (last_step or 0)))
     every = steps_per_epoch if config["every"] == EPOCH else config["every"]

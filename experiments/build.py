@@ -23,6 +23,7 @@ from experiments.averaging import Averaging, build_averaging
 from experiments.config import Config, TrainerSettings
 from experiments.data.splits import Splits
 from experiments.errors import ConfigError, one_line
+from experiments.group_checks import NESTED
 from experiments.horizon import build_horizon
 from experiments.seeding import seed_everything
 from experiments.tasks.base import Task
@@ -97,10 +98,22 @@ def build_optimizer(config: Mapping[str, Any], model: nn.Module) -> Optimizer:
     accepts = config.get("accepts", "parameters")
     if accepts not in ("model", "parameters"):
         raise ConfigError(f"optimizer.accepts must be model or parameters, got {accepts!r}")
+    config = {key: _part(key, value) if key in NESTED else value for key, value in config.items()}
     make = _factory("optimizer", config, drop=("name", "accepts", "scheduler"))
     subject = model if accepts == "model" else list(model.parameters())
     optimizer: Optimizer = _call("optimizer", make, subject)
     return optimizer
+
+
+def _part(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one of two optimizers without the keys that are no argument of its class."""
+    if config.get("scheduler") is not None:
+        raise ConfigError(
+            f"optimizer.{name}.scheduler is set, but one schedule acts on both: set"
+            " optimizer.scheduler"
+        )
+    kept = {k: v for k, v in config.items() if k not in ("name", "accepts", "scheduler")}
+    return {**kept, "_partial_": True}
 
 
 def build_scheduler(

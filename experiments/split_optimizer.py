@@ -1,11 +1,13 @@
-"""Two optimizers on one model: the published time-series runs.
+"""Two optimizers on one model, as in the published time-series runs.
 
 Liu, Chen, Theodorou (2021) train the vector field of the ODE-RNN with the optimizer under test and
-GRU cell and read-out always with Adam.
+GRU cell and read-out always with Adam. Here any two optimizers of ``configs/optimizer/`` go
+together (``optimizer=split``).
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -15,7 +17,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from experiments.models.parameters import ode_parameters, other_parameters
-from snopt import SNOpt
+from experiments.optimizers.evaluation import Evaluation, needs_output
+from experiments.optimizers.protocol import is_plain, metrics_of, protocol_of
 
 MakeOptimizer = Callable[..., Optimizer]
 
@@ -23,12 +26,15 @@ MakeOptimizer = Callable[..., Optimizer]
 class SplitOptimizer(Optimizer):
     """Trains the parameters inside ODE blocks with one optimizer and all others with another.
 
-    A learning-rate schedule acts on the groups of both.
+    A learning-rate schedule acts on the groups of both. Both take their step from the same weights:
+    where one of them evaluates the loss more than once (L-BFGS, AdaHessian), the other's parameters
+    stay at their old values meanwhile.
 
     Args:
         model: the model.
-        ode: makes the optimizer of the parameters inside ODE blocks; SNOpt gets the model as well.
-        rest: makes the optimizer of all others.
+        ode: makes the optimizer of the parameters inside ODE blocks; one whose first argument is
+            ``model`` gets the model, and its parameters as ``params``.
+        rest: makes the optimizer of all others, likewise.
 
     Raises:
         ValueError: one of the two would have nothing to train.
@@ -40,16 +46,42 @@ class SplitOptimizer(Optimizer):
         for place, found in (("inside", inside), ("outside", outside)):
             if not found:
                 raise ValueError(f"the model has no parameters {place} an ODE to split off")
-        self.ode = ode(model, params=inside) if _is_snopt(ode) else ode(inside)
-        self.rest = rest(outside)
+        self.ode = _made(ode, model, inside)
+        self.rest = _made(rest, model, outside)
+        if needs_output(self.ode) and needs_output(self.rest):
+            raise ValueError("only one of ode and rest can have a curvature other than empirical")
         super().__init__([*self.ode.param_groups, *self.rest.param_groups], {})
+        if not (is_plain(self.ode) and is_plain(self.rest)):
+            self.train_step = self._train_jointly
+
+    @property
+    def wants_evaluation(self) -> bool:
+        """Whether the coming step needs ``step(evaluate=...)`` (a trust region of either)."""
+        return any(getattr(m, "wants_evaluation", False) for m in (self.ode, self.rest))
+
+    @property
+    def curvature_type(self) -> str:
+        """What the backward pass has to gather: that of the one member that is not empirical."""
+        kinds = {getattr(m, "curvature_type", "empirical") for m in (self.ode, self.rest)}
+        return min(kinds - {"empirical"}, default="empirical")
+
+    def backward(self, loss: torch.Tensor, output: torch.Tensor, likelihood: str) -> None:
+        """Run the backward pass of the member whose curvature starts at the output."""
+        member = self.ode if needs_output(self.ode) else self.rest
+        member.backward(loss, output, likelihood)  # type: ignore[attr-defined]
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        evaluate: Callable[[], torch.Tensor] | None = None,
+    ) -> Any:
         """Take a step of each.
 
         Args:
             closure: recomputes the loss and its gradients, and returns the loss.
+            evaluate: returns the loss without gradients, for the one that wants it.
 
         Returns:
             The closure's loss, or None.
@@ -58,14 +90,40 @@ class SplitOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.ode.step()
-        self.rest.step()
+        for member in (self.ode, self.rest):
+            if getattr(member, "wants_evaluation", False):
+                member.step(evaluate=evaluate)  # type: ignore[call-arg]
+            else:
+                member.step()
         return loss
+
+    def _train_jointly(self, evaluation: Evaluation) -> None:
+        """Let each take its step from the present weights, by its own protocol."""
+        # A plain one first: it needs the gradient here, and its loss is the step's.
+        members = sorted((self.ode, self.rest), key=lambda member: not is_plain(member))
+        moved = []
+        for member in members:
+            params = [p for group in member.param_groups for p in group["params"]]
+            start = [p.detach().clone() for p in params]
+            protocol_of(member)(member, evaluation)
+            moved.append((params, [p.detach().clone() for p in params]))
+            _set(params, start)
+        for params, values in moved:
+            _set(params, values)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, and what either optimizer gathers with them."""
         self.ode.zero_grad(set_to_none)
         self.rest.zero_grad(set_to_none)
+
+    def metrics(self) -> dict[str, float]:
+        """Return what the two report of themselves, named ``ode/…`` and ``rest/…``."""
+        parts = (("ode", self.ode), ("rest", self.rest))
+        return {
+            f"{part}/{key.removeprefix('optimizer/')}": value
+            for part, member in parts
+            for key, value in metrics_of(member).items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of both, as ``"ode"`` and ``"rest"``."""
@@ -79,6 +137,17 @@ class SplitOptimizer(Optimizer):
         self.param_groups = [*self.ode.param_groups, *self.rest.param_groups]
 
 
-def _is_snopt(make: MakeOptimizer) -> bool:
+def takes_model(make: MakeOptimizer) -> bool:
+    """Return whether an optimizer's first argument is the model, by its name."""
     made = make.func if isinstance(make, partial) else make
-    return isinstance(made, type) and issubclass(made, SNOpt)
+    return next(iter(inspect.signature(made).parameters), "") == "model"
+
+
+def _made(make: MakeOptimizer, model: nn.Module, params: list[nn.Parameter]) -> Optimizer:
+    return make(model, params=params) if takes_model(make) else make(params)
+
+
+@torch.no_grad()
+def _set(params: list[torch.Tensor], values: list[torch.Tensor]) -> None:
+    for p, value in zip(params, values, strict=True):
+        p.copy_(value)

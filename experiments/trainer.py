@@ -23,7 +23,7 @@ from experiments.interrupts import Interrupted, Interrupts
 from experiments.meter import Meter
 from experiments.models.nfe import KINDS, nfe_counts
 from experiments.optimizers.evaluation import Diverged, Evaluation
-from experiments.optimizers.protocol import is_plain, metrics_of, protocol_of, take_step
+from experiments.optimizers.protocol import may_repeat, metrics_of, protocol_of, take_step
 from experiments.progress import ProgressBar
 from experiments.records import Record
 from experiments.seeding import epoch_order, rng_state, set_rng_state
@@ -72,10 +72,10 @@ class Trainer:
         self.step = 0
         self.meter = Meter()
         self.steps_per_epoch, self.last_step = settings.length(len(parts.data.train[0]))
+        self.reached = False
         self._order_epoch = -1
         self._order = torch.empty(0)
         self._protocol = protocol_of(parts.optimizer)
-        self._repeatable = not is_plain(parts.optimizer)
 
     def fit(self) -> dict[str, float]:
         """Train, from the checkpoint where there is one, and return the test results.
@@ -106,7 +106,7 @@ class Trainer:
             evaluation = Evaluation(
                 *(parts.task, parts.model, self._batch(), parts.optimizer),
                 step=self.step + 1,
-                repeatable=self._repeatable,
+                repeatable=may_repeat(parts.optimizer),
             )
             value = take_step(self._protocol, parts.optimizer, evaluation)
             self.step += 1
@@ -122,6 +122,8 @@ class Trainer:
         results: dict[str, float] = {}
         if finished or self.step % self.settings.eval_every == 0:
             results = self._evaluate("val")
+            self.reached = self._reaches(results)
+            finished = finished or self.reached
         if results or self.step % self.settings.log_every == 0:
             self._log(results)
         if finished or self.step % self.settings.checkpoint_every == 0:
@@ -145,7 +147,7 @@ class Trainer:
             scheduler.step()
 
     def _evaluate(self, split: str) -> dict[str, float]:
-        """Return loss and metric on a split, named ``<split>/…``; an average's ``<split>_avg/…``."""
+        """Return loss and metric on a split, ``<split>/…``; of an average, ``<split>_avg/…``."""
         parts = self.parts
         tensors: tuple[Tensor, ...] = getattr(parts.data, split)
         with self.clock.booked_on(EVALUATION):
@@ -186,7 +188,17 @@ class Trainer:
         self.record.append(row)
         self.tracker.log(row)
 
+    def _reaches(self, results: Mapping[str, float]) -> bool:
+        """Whether the validation metric is as good as ``stop_at`` asks for."""
+        goal, task = self.settings.stop_at, self.parts.task
+        if goal is None:
+            return False
+        value = results[f"val/{task.metric}"]
+        return value >= goal if task.greater_is_better else value <= goal
+
     def _finished(self) -> bool:
+        if self.reached:
+            return True
         if self.last_step is not None and self.step >= self.last_step:
             return True
         limit = self.settings.max_seconds
@@ -220,6 +232,8 @@ class Trainer:
             "clock": self.clock.state_dict(),
             "meter": vars(self.meter),
         }
+        if self.settings.stop_at is not None:
+            state["reached"] = self.reached
         if (averages := parts.averaging.state_dict()) is not None:
             state["averaging"] = averages
         if parts.horizon is not None:
@@ -255,4 +269,5 @@ class Trainer:
         with restoring(path, "rng"):
             set_rng_state(state["rng"])
         self.step = state["step"]
+        self.reached = bool(state.get("reached", False))
         return self.record.truncate(self.step, self.step - self.meter.steps)

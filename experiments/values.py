@@ -33,6 +33,14 @@ def check_fractions(name: str, value: Any, count: int) -> None:
         raise ConfigError(f"{name} must be {count} numbers from 0 to below 1, got {value!r}")
 
 
+def check_interval(name: str, value: Any, interval: str) -> None:
+    """Raise ConfigError unless ``value`` is a number in ``interval``, such as ``"(0, 1]"``."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = is_number(value) and (value >= low if interval[0] == "[" else value > low)
+    if not above or not (value <= high if interval[-1] == "]" else value < high):
+        raise ConfigError(f"{name} must be a number in {interval}, got {value!r}")
+
+
 def check_flag(name: str, value: Any) -> None:
     """Raise ConfigError unless ``value`` is true or false."""
     if not isinstance(value, bool):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from experiments.errors import ConfigError
 from experiments.seeding import rng_state, set_rng_state
 from experiments.tasks.base import Batch, Task
 from snopt import SolverError
@@ -65,6 +66,7 @@ class Evaluation:
         self.step = step
         self.first: float | None = None
         self.count = 0
+        self._output: Tensor | None = None
         self._start = _State(model) if repeatable else None
 
     def __call__(self) -> Tensor:
@@ -86,7 +88,7 @@ class Evaluation:
                 with self._same_start():
                     loss = self._forward()
                     if not trial or math.isfinite(loss.item()):
-                        loss.backward()  # type: ignore[no-untyped-call]
+                        self._backward(loss)
                         return loss.detach()
             except SolverError:
                 if not trial:
@@ -107,15 +109,49 @@ class Evaluation:
             raise Diverged(f"the training loss is {loss.item()} within step {self.step}")
         return loss
 
+    @torch.no_grad()
+    def value(self) -> Tensor:
+        """Return the loss at the present weights, without gradients; it need not be finite.
+
+        Raises:
+            SolverError: an ODE could not be solved.
+        """
+        with self._same_start():
+            return self._forward().detach()
+
+    def _backward(self, loss: Tensor) -> None:
+        """Run the backward pass, the optimizer's own where its curvature starts at the output."""
+        if needs_output(self.optimizer):
+            likelihood = self.task.likelihood
+            if likelihood is None or self._output is None:
+                raise ConfigError(
+                    "the optimizer's curvature starts at the distribution that the model predicts,"
+                    f" and the task {self.task.name} has none: take curvature=empirical"
+                )
+            self.optimizer.backward(loss, self._output, likelihood)  # type: ignore[attr-defined]
+            self._output = None
+        else:
+            loss.backward()  # type: ignore[no-untyped-call]
+
     def _forward(self) -> Tensor:
         self.count += 1
-        loss = self.task.loss(self.model, self.batch)
+        if needs_output(self.optimizer):
+            handle = self.model.register_forward_hook(self._keep_output)
+            try:
+                loss = self.task.loss(self.model, self.batch)
+            finally:
+                handle.remove()
+        else:
+            loss = self.task.loss(self.model, self.batch)
         if self.first is None:
             value = loss.item()
             if not math.isfinite(value):
                 raise Diverged(f"the training loss is {value} at step {self.step}")
             self.first = value
         return loss
+
+    def _keep_output(self, _model: nn.Module, _inputs: object, output: Tensor) -> None:
+        self._output = output
 
     def _refused(self) -> Tensor:
         self.optimizer.zero_grad(set_to_none=False)
@@ -136,6 +172,11 @@ class Evaluation:
             yield
         finally:
             now.restore()
+
+
+def needs_output(optimizer: Optimizer) -> bool:
+    """Return whether the optimizer's backward pass wants the model's output (mc and ggn)."""
+    return getattr(optimizer, "curvature_type", "empirical") != "empirical"
 
 
 class _State:

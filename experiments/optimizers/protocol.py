@@ -2,7 +2,9 @@
 
 Three protocols, of which an optimizer says by its own shape which one is its:
 
-- *plain*: the trainer evaluates loss and gradients, then calls ``step()``. The default.
+- *plain*: the trainer evaluates loss and gradients, then calls ``step()``. The default. Where the
+  optimizer has a true ``wants_evaluation``, it calls ``step(evaluate=…)`` with a function that
+  returns the loss at the present weights (a trust region; see :class:`snopt.SNOpt`).
 - *closure*: the trainer calls ``step(closure)``, and the optimizer evaluates as often as it likes.
   For an optimizer whose ``step`` has no default for ``closure`` (torch's convention; LBFGS), or
   that has a true attribute ``needs_closure``.
@@ -74,9 +76,17 @@ def metrics_of(optimizer: Optimizer) -> dict[str, float]:
     return {f"optimizer/{name}": float(value) for name, value in report().items()}
 
 
+def may_repeat(optimizer: Optimizer) -> bool:
+    """Return whether the coming step may evaluate the loss more than once."""
+    return not is_plain(optimizer) or bool(getattr(optimizer, "wants_evaluation", False))
+
+
 def _plain(optimizer: Optimizer, evaluation: Evaluation) -> None:
     evaluation()
-    optimizer.step()
+    if getattr(optimizer, "wants_evaluation", False):
+        optimizer.step(evaluate=evaluation.value)  # type: ignore[call-arg]
+    else:
+        optimizer.step()
 
 
 def _closure(optimizer: Optimizer, evaluation: Evaluation) -> None:

@@ -34,6 +34,13 @@ class Task(Protocol):
     def greater_is_better(self) -> bool:
         """Whether a larger metric is a better one."""
 
+    @property
+    def likelihood(self) -> str | None:
+        """Distribution of which the model's output is the parameter, or None; mc and ggn need it.
+
+        A name in ``snopt.likelihood``: the loss is the mean of its negative logarithm.
+        """
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean loss over the batch, a differentiable scalar."""
 

@@ -31,6 +31,7 @@ class CNFTask:
     evaluation_seed: int = 0
     metric: str = field(default="nll", init=False)
     greater_is_better: bool = field(default=False, init=False)
+    likelihood: None = field(default=None, init=False)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean of -log p(x) in nats.

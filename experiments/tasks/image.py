@@ -16,6 +16,7 @@ class ImageTask:
     name: str = "image"
     metric: str = field(default="accuracy", init=False)
     greater_is_better: bool = field(default=True, init=False)
+    likelihood: str = field(default="categorical", init=False)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean cross-entropy in nats.
