@@ -16,10 +16,10 @@ from experiments.config import load_config, resolve
 from experiments.errors import ConfigError, DataError, RecordError
 from experiments.execute import PlannedRun, Say, execute, places, planned
 from experiments.explain import options
-from experiments.figures import figure_1, figure_7
+from experiments.figures import figure_1, figure_6, figure_7
 from experiments.summary import finished
 
-TARGETS = {figure_1.NAME: figure_1}
+TARGETS = {figure_1.NAME: figure_1, figure_6.NAME: figure_6}
 # Figures from measurements of their own, without training runs.
 MEASURED = {figure_7.NAME: figure_7}
 """What can be reproduced, by name."""
@@ -40,6 +40,7 @@ class Request:
         output_dir: where run records lie.
         results_dir: where figures go; the profile ``paper`` gets a folder of its own.
         jobs: runs at a time.
+        x: what curves are drawn against, where the figure has a choice.
     """
 
     target: str
@@ -50,6 +51,7 @@ class Request:
     output_dir: Path = Path("outputs")
     results_dir: Path = Path("results")
     jobs: int = 1
+    x: str = "time"
 
     @property
     def folder(self) -> Path:
@@ -61,10 +63,13 @@ class Request:
     def command(self) -> str:
         """The command that makes the figure, with default places."""
         seeds = ",".join(str(seed) for seed in self.seeds)
+        axis = self.x != "time"
         if not self.overrides:
-            return f"make reproduce-{self.target} PROFILE={self.profile} SEEDS={seeds}"
+            line = f"make reproduce-{self.target} PROFILE={self.profile} SEEDS={seeds}"
+            return line + f" X={self.x}" * axis
         start = f"python scripts/reproduce.py {self.target}"
-        return " ".join([start, *self.overrides, f"--profile {self.profile} --seeds {seeds}"])
+        line = " ".join([start, *self.overrides, f"--profile {self.profile} --seeds {seeds}"])
+        return line + f" --x {self.x}" * axis
 
 
 def interleave(groups: Sequence[Sequence[PlannedRun]]) -> list[PlannedRun]:
@@ -86,7 +91,7 @@ def plan(request: Request) -> dict[str, list[PlannedRun]]:
     A data set that this version has no loader for gets an empty list.
 
     Raises:
-        ConfigError: unknown target, profile or override, or seeds that are not all different.
+        ConfigError: unknown target, profile, axis or override, or seeds not all different.
     """
     if request.target not in TARGETS:
         valid = ", ".join((*TARGETS, *MEASURED))
@@ -95,6 +100,9 @@ def plan(request: Request) -> dict[str, list[PlannedRun]]:
     if request.profile not in figure.PROFILES:
         valid = ", ".join(figure.PROFILES)
         raise ConfigError(f"unknown profile {request.profile!r}; valid: {valid}")
+    axes = getattr(figure, "AXES", ("time",))
+    if request.x not in axes:
+        raise ConfigError(f"{request.target} has no axis x={request.x!r}; valid: {', '.join(axes)}")
     if not request.seeds or len(set(request.seeds)) < len(request.seeds):
         raise ConfigError(f"seeds must be different whole numbers, got {list(request.seeds)}")
     where = places(request.data_dir, request.output_dir)
@@ -199,5 +207,6 @@ def reproduce(request: Request, say: Say, train: Sequence[str] | None = None) ->
         profile=request.profile,
         command=request.command,
         run_commands=[run.command for run in runs],
+        **({} if request.x == "time" else {"x": request.x}),
     )
     return request.folder

@@ -23,23 +23,21 @@ from matplotlib.lines import Line2D
 from experiments.errors import RecordError
 from experiments.figures.curves import (
     Curve,
-    band,
     by_optimizer,
-    counts,
     curve_from_run,
     read_csv,
     running_mean,
     write_csv,
 )
+from experiments.figures.panels import draw_curves, note_diverged
 from experiments.figures.provenance import machine, provenance
 from experiments.figures.style import LOOKS, RC, WIDTH_IN, look
+from experiments.figures.thinned import WINDOW
 from experiments.summary import Summary, summarise
 
 NAME = "figure-1"
 OPTIMIZERS = ("adam", "sgd", "snopt")
 METRIC = "accuracy"
-WINDOW = 10
-"""Steps of the running mean over the training loss."""
 
 
 @dataclass(frozen=True)
@@ -118,12 +116,33 @@ def make(
         RecordError: a run did not finish.
     """
     curves = [curve_from_run(run, METRIC) for run in runs]
+    origin = {**provenance(NAME, command, runs, run_commands), "profile": profile}
+    write(curves, folder, origin, machine(runs))
+
+
+def write(
+    curves: Sequence[Curve],
+    folder: Path,
+    origin: Mapping[str, Any],
+    device: str,
+    *,
+    smooth: bool = False,
+) -> None:
+    """Write the figure's three files from curves.
+
+    Args:
+        curves: the runs.
+        folder: where to write; made if missing.
+        origin: the provenance.
+        device: where the runs were, in words.
+        smooth: the training losses are running means already, as those of thinned curves are.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(curves, folder / "data.csv")
-    origin = provenance(NAME, command, runs, run_commands)
-    origin["profile"] = profile
-    origin["caption"] = caption(curves, machine(runs))
-    text = json.dumps(origin, indent=2, ensure_ascii=False) + "\n"
+    whole = {**origin, "caption": caption(curves, device)}
+    if smooth:
+        whole["smooth"] = True
+    text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
     (folder / "provenance.json").write_text(text, encoding="utf-8")
     redraw(folder)
 
@@ -136,9 +155,10 @@ def redraw(folder: Path) -> None:
     """
     curves = read_csv(folder / "data.csv")
     path = folder / "provenance.json"
-    line = json.loads(path.read_text(encoding="utf-8"))["caption"] if path.is_file() else ""
+    origin = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     with mpl.rc_context(RC):
-        draw(curves, line).savefig(folder / "figure.png", metadata={"Software": None})
+        figure = draw(curves, origin.get("caption", ""), smooth=origin.get("smooth", False))
+        figure.savefig(folder / "figure.png", metadata={"Software": None})
 
 
 def caption(curves: Sequence[Curve], device: str) -> str:
@@ -157,8 +177,13 @@ def _titles() -> dict[str, str]:
     return {panel.dataset: panel.title for panels in PROFILES.values() for panel in panels}
 
 
-def draw(curves: Sequence[Curve], caption_line: str = "") -> Figure:
+def draw(curves: Sequence[Curve], caption_line: str = "", *, smooth: bool = False) -> Figure:
     """Return the figure; call it within ``matplotlib.rc_context(RC)``.
+
+    Args:
+        curves: the runs.
+        caption_line: what stands below.
+        smooth: the training losses are running means already.
 
     Raises:
         RecordError: no curve belongs to a data set of this figure.
@@ -174,20 +199,20 @@ def draw(curves: Sequence[Curve], caption_line: str = "") -> Figure:
         groups = by_optimizer(curves, dataset)
         loss, metric = axes[0, column], axes[1, column]
         for optimizer in sorted(groups, key=list(LOOKS).index):
-            _draw_loss(loss, groups[optimizer])
+            _draw_loss(loss, groups[optimizer], 1 if smooth else WINDOW)
             _draw_metric(metric, groups[optimizer])
         _label(loss, metric, titles[dataset], first=column == 0)
-        _note_diverged(loss, groups)
+        note_diverged(loss, groups)
     _legend_and_caption(figure, caption_line)
     return figure
 
 
-def _draw_loss(axes: Axes, curves: Sequence[Curve]) -> None:
+def _draw_loss(axes: Axes, curves: Sequence[Curve], window: int) -> None:
     series = []
     for curve in curves:
         times, values = curve.series("train_loss")
-        series.append((times, running_mean(values, WINDOW)))
-    _draw(axes, curves, series)
+        series.append((times, running_mean(values, window)))
+    draw_curves(axes, curves, series)
 
 
 def _draw_metric(axes: Axes, curves: Sequence[Curve]) -> None:
@@ -195,34 +220,7 @@ def _draw_metric(axes: Axes, curves: Sequence[Curve]) -> None:
     for curve in curves:
         times, values = curve.series("val_metric")
         series.append((times, 100.0 * values))
-    _draw(axes, curves, series)
-
-
-def _draw(axes: Axes, curves: Sequence[Curve], series: Sequence[tuple[Any, Any]]) -> None:
-    style = look(curves[0].optimizer)
-    kept = []
-    for curve, (times, values) in zip(curves, series, strict=True):
-        if not curve.diverged:
-            kept.append((times, values))
-        elif times.size:
-            axes.plot(times, values, linewidth=0.7, alpha=0.8, **style.line)
-            axes.plot(
-                *(times[-1:], values[-1:]),
-                marker="x",
-                color=style.color,
-                markersize=8,
-                markeredgewidth=2,
-                zorder=5,
-            )
-    if kept:
-        shape = band(kept)
-        axes.fill_between(
-            shape.time_s, shape.low, shape.high, color=style.color, alpha=0.2, linewidth=0
-        )
-        first = 6 + 8 * list(LOOKS).index(curves[0].optimizer)
-        axes.plot(
-            shape.time_s, shape.median, marker=style.marker, markevery=(first, 25), **style.line
-        )
+    draw_curves(axes, curves, series)
 
 
 def _label(loss: Axes, metric: Axes, title: str, *, first: bool) -> None:
@@ -237,19 +235,6 @@ def _label(loss: Axes, metric: Axes, title: str, *, first: bool) -> None:
     if first:
         loss.set_ylabel("Training loss")
         metric.set_ylabel("Validation accuracy (%)")
-
-
-def _note_diverged(axes: Axes, groups: Mapping[str, Sequence[Curve]]) -> None:
-    found = counts(curve for curves in groups.values() for curve in curves)
-    lines = [
-        f"{look(name).label}: {lost} of {total} diverged (×)"
-        for name, (lost, total) in found.items()
-        if lost
-    ]
-    if lines:
-        axes.text(
-            0.98, 0.97, "\n".join(lines), transform=axes.transAxes, ha="right", va="top", fontsize=8
-        )
 
 
 def _legend_and_caption(figure: Figure, line: str) -> None:
