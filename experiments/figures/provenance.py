@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -67,13 +67,17 @@ def run_entry(run: Summary, command: str) -> dict[str, Any]:
 
 def machine(runs: Sequence[Summary]) -> str:
     """Return device and thread count of the runs in words, for captions; several are all named."""
-    found = sorted({_device(run) for run in runs})
-    return " and ".join(found)
+    return devices([run.status for run in runs])
 
 
-def _device(run: Summary) -> str:
-    device = str(run.status.get("device", "unknown device"))
-    threads = run.status.get("threads")
+def devices(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Return device and thread count in words from what has ``device`` and ``threads``."""
+    return " and ".join(sorted({_device(entry) for entry in entries}))
+
+
+def _device(entry: Mapping[str, Any]) -> str:
+    device = str(entry.get("device", "unknown device"))
+    threads = entry.get("threads")
     name = "CPU" if device == "cpu" else device
     if threads is None:
         return name
@@ -91,6 +95,18 @@ def provenance(
         runs: the records it is drawn from.
         run_commands: for each run the command that makes it.
     """
+    entries = [run_entry(run, line) for run, line in zip(runs, run_commands, strict=True)]
+    return describe(target, command, entries)
+
+
+def describe(target: str, command: str, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the whole provenance of a figure or table from the entries of its runs.
+
+    Args:
+        target: name of the figure, for example ``figure-1``.
+        command: the command that draws it.
+        entries: for each run what :func:`run_entry` returns.
+    """
     return {
         "target": target,
         "command": command,
@@ -98,8 +114,8 @@ def provenance(
         "git": git_state(),
         "versions": versions(),
         "processor": processor(),
-        "device": machine(runs),
+        "device": devices(entries),
         "platform": platform.platform(),
-        "seeds": sorted({run.seed for run in runs}),
-        "runs": [run_entry(run, line) for run, line in zip(runs, run_commands, strict=True)],
+        "seeds": sorted({entry["seed"] for entry in entries}),
+        "runs": list(entries),
     }

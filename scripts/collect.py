@@ -1,0 +1,56 @@
+"""Keep summaries of finished runs in results/: python scripts/collect.py paper [key=value ...].
+
+Writes results/paper/<dataset>/<optimizer>-seed-<k>.json and .csv for every finished run of
+experiment=paper/*, then draws the paper panels of figures 1 and 6 from all summaries there.
+Exit status: 0 written, 2 wrong input or nothing to write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from experiments import paper_runs
+from experiments.command import resumable
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("target", choices=["paper"], help="which runs")
+    parser.add_argument("overrides", nargs="*", help="what was changed in the runs")
+    parser.add_argument(
+        "--datasets",
+        type=lambda text: text.split(","),
+        default=paper_runs.DATASETS,
+        help="such as mnist,circle",
+    )
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="run records")
+    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="summaries")
+    parser.add_argument("--draw-only", action="store_true", help="collect nothing, only draw")
+    return parser.parse_intermixed_args(arguments)
+
+
+def main() -> int:
+    """Run the command line and return its exit status."""
+    chosen = parse()
+
+    def work() -> str:
+        if not chosen.draw_only:
+            paper_runs.collect(
+                *(chosen.output_dir, chosen.results_dir, print),
+                datasets=chosen.datasets,
+                overrides=chosen.overrides,
+            )
+        made = paper_runs.draw(chosen.results_dir)
+        return "drawn: " + ", ".join(str(folder) for folder in made)
+
+    return resumable(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
