@@ -1,0 +1,132 @@
+"""t1 and validation accuracy along a run: from records to the table of figure 9, and back."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from experiments.errors import RecordError
+from experiments.figures.curves import Array
+from experiments.figures.horizon_runs import HorizonRun
+
+COLUMNS = (
+    "dataset",
+    "mode",
+    "start",
+    "seed",
+    "state",
+    "step",
+    "time_s",
+    "t1",
+    "val_accuracy",
+)
+"""Header of ``data.csv``; an empty accuracy was not measured at that step."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One run; the arrays have the same length.
+
+    Attributes:
+        dataset: data set name.
+        mode: how t1 was trained: fixed, baseline or feedback.
+        start: t1 before training.
+        seed: seed of the run.
+        state: done or diverged.
+        step: steps, increasing: those at which t1 changed or accuracy was measured, and the last.
+        time_s: seconds of the training clock.
+        t1: integration time after the step.
+        val_accuracy: validation accuracy (fraction), NaN where not measured.
+    """
+
+    dataset: str
+    mode: str
+    start: float
+    seed: int
+    state: str
+    step: Array
+    time_s: Array
+    t1: Array
+    val_accuracy: Array
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run ended without a finite loss, or its ODE could not be solved."""
+        return self.state == "diverged"
+
+    def t1_at(self, steps: Array) -> Array:
+        """Return t1 after each of ``steps``: a step function that changes at updates."""
+        return self.t1[np.searchsorted(self.step, steps, side="right") - 1]
+
+    def accuracy(self) -> tuple[Array, Array]:
+        """Return times and accuracies where it was measured."""
+        kept = np.isfinite(self.val_accuracy)
+        return self.time_s[kept], self.val_accuracy[kept]
+
+
+def trace_of(run: HorizonRun) -> Trace:
+    """Turn a record into a trace; lines of the same step are merged.
+
+    Raises:
+        RecordError: the run measured nothing.
+    """
+    rows: dict[int, list[float]] = {}
+    for row in run.summary.metrics:
+        accuracy = float(row.get("val/accuracy", math.nan))
+        line = [float(row["time/train_s"]), run.t1(row), accuracy]
+        if (earlier := rows.get(int(row["step"]))) is not None and math.isnan(accuracy):
+            line[2] = earlier[2]
+        rows[int(row["step"])] = line
+    if not rows:
+        raise RecordError(f"{run.summary.name} has no measurements in {run.summary.folder}")
+    steps = sorted(rows)
+    table = np.array([[step, *rows[step]] for step in steps], dtype=np.float64)
+    changed = np.diff(table[:, 2], prepend=math.nan) != 0  # true for the first, NaN differs
+    kept = changed | np.isfinite(table[:, 3])
+    kept[-1] = True
+    summary = run.summary
+    own = (summary.dataset, run.mode, run.start, run.seed, summary.state)
+    return Trace(*own, *table[kept].T)
+
+
+def write_csv(traces: Iterable[Trace], path: Path) -> None:
+    """Write traces as one long table."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for trace in traces:
+            own = (trace.dataset, trace.mode, f"{trace.start:g}", trace.seed, trace.state)
+            columns = (trace.step, trace.time_s, trace.t1, trace.val_accuracy)
+            for step, time_s, t1, accuracy in zip(*columns, strict=True):
+                measured = "" if math.isnan(accuracy) else f"{accuracy:.6g}"
+                writer.writerow((*own, int(step), f"{time_s:.4f}", f"{t1:.6g}", measured))
+
+
+def read_csv(path: Path) -> list[Trace]:
+    """Read what :func:`write_csv` wrote.
+
+    Raises:
+        RecordError: the file is missing, has another header, or holds something that is no number.
+    """
+    groups: dict[tuple[str, str, float, int, str], list[list[float]]] = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.reader(file)
+            if tuple(next(reader, ())) != COLUMNS:
+                raise RecordError(f"{path}: the header is not {','.join(COLUMNS)}")
+            for row in reader:
+                if len(row) != len(COLUMNS):
+                    raise ValueError(f"row {reader.line_num} has {len(row)} cells")
+                key = (row[0], row[1], float(row[2]), int(row[3]), row[4])
+                numbers = [float(cell) if cell else math.nan for cell in row[5:]]
+                groups.setdefault(key, []).append(numbers)
+    except FileNotFoundError:
+        raise RecordError(f"{path} is missing") from None
+    except ValueError as error:
+        raise RecordError(f"{path} is damaged: {error}") from None
+    return [Trace(*key, *np.array(rows).T) for key, rows in groups.items()]
