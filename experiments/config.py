@@ -24,14 +24,14 @@ from experiments.explain import compose, explain, suggestion
 from experiments.group_checks import check_dataset, check_optimizer
 from experiments.horizon import check_horizon
 from experiments.tasks.base import check_fit
-from experiments.values import check_number, check_whole
+from experiments.values import check_finite, check_number, check_whole
 
 Config = dict[str, Any]
 
 # What does not change a record's result, and so is no part of a run's identity.
 _NOT_IDENTITY = ("seed", "output_dir", "data_dir", "tracking", "device")
 _NOT_IDENTITY_TRAINER = ("progress", "threads", "checkpoint_every", "restart")
-_NOT_IDENTITY_DATASET = ("data_dir", "download")
+_NOT_IDENTITY_DATASET = ("data_dir", "download", "allow_unverified")
 _HINTS = {"dataset.uea_name": ", a name in the UEA archive such as CharacterTrajectories"}
 _PARTS = ("task", "dataset", "model", "optimizer", "solver")
 
@@ -46,6 +46,7 @@ class TrainerSettings:
         epochs: passes over the training set; None where ``max_steps`` or ``max_seconds`` ends it.
         max_steps: optimizer steps at most.
         max_seconds: seconds of the training clock at most.
+        stop_at: value of the validation metric at which the run has done its work, or None.
         eval_every: steps between validations; the first and last state are always validated.
         log_every: steps between lines of ``metrics.jsonl``.
         checkpoint_every: steps between checkpoints; the last state always gets one.
@@ -59,6 +60,7 @@ class TrainerSettings:
     epochs: int | None
     max_steps: int | None
     max_seconds: float | None
+    stop_at: float | None
     eval_every: int
     log_every: int
     checkpoint_every: int
@@ -88,6 +90,8 @@ class TrainerSettings:
                 check_whole("trainer." + key, values[key])
         if values["max_seconds"] is not None:
             check_number("trainer.max_seconds", values["max_seconds"], positive=True)
+        if values["stop_at"] is not None:
+            check_finite("trainer.stop_at", values["stop_at"])
         if values["progress"] not in (True, False, None):
             raise ConfigError(
                 f"trainer.progress must be true, false or null (a bar on a terminal only), "
@@ -173,6 +177,8 @@ def identity(config: Config) -> str:
     """Return the hash of what determines a run's result, its seed aside."""
     kept = {key: value for key, value in config.items() if key not in _NOT_IDENTITY}
     kept["trainer"] = _without(config["trainer"], _NOT_IDENTITY_TRAINER)
+    if kept["trainer"].get("stop_at") is None:
+        kept["trainer"].pop("stop_at", None)  # as before there was a choice
     kept["dataset"] = _without(config["dataset"], _NOT_IDENTITY_DATASET)
     for group in ("averaging", "horizon"):
         if (kept.get(group) or {}).get("name") == NONE:

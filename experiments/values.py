@@ -23,6 +23,12 @@ def check_number(name: str, value: Any, *, positive: bool) -> None:
         raise ConfigError(f"{name} must be a number {wanted}, got {value!r}")
 
 
+def check_finite(name: str, value: Any) -> None:
+    """Raise ConfigError unless ``value`` is a finite number."""
+    if not is_number(value) or not math.isfinite(value):
+        raise ConfigError(f"{name} must be a finite number, got {value!r}")
+
+
 def check_fractions(name: str, value: Any, count: int) -> None:
     """Raise ConfigError unless ``value`` is a list of ``count`` numbers in [0, 1)."""
     if (

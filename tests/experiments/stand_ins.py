@@ -165,6 +165,7 @@ def make_config(output_dir: Path, optimizer: str = "sgd", **trainer: Any) -> dic
             "epochs": 3,
             "max_steps": None,
             "max_seconds": None,
+            "stop_at": None,
             "eval_every": 4,
             "log_every": 2,
             "checkpoint_every": 5,

@@ -49,6 +49,22 @@ def test_a_done_run_leaves_a_whole_record(tmp_path):
     assert set(found["seconds"]) == {"train", "evaluation", "logging"}
 
 
+@pytest.mark.parametrize(("goal", "last"), [(0.0, 4), (2.0, LAST_STEP)])
+def test_a_run_stops_where_its_goal_is_reached(tmp_path, goal, last):
+    config = make_config(tmp_path, stop_at=goal)
+    result = run(config)
+    assert result.state == "done"
+    rows = Record(run_folder(config)).rows()
+    assert rows[-1]["step"] == last
+    assert "test/accuracy" in rows[-1]
+    assert run(config).skipped
+    # a goal is a part of the run's identity, its absence is not
+    assert identity(config) != identity(make_config(tmp_path))
+    without = make_config(tmp_path)
+    del without["trainer"]["stop_at"]
+    assert identity(without) == identity(make_config(tmp_path))
+
+
 def test_the_series_has_the_promised_rows_and_keys(tmp_path):
     config = make_config(tmp_path)
     run(config)
