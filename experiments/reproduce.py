@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 from hydra.utils import get_method
 
 from experiments.config import load_config, resolve
 from experiments.errors import ConfigError, DataError, RecordError
-from experiments.execute import PlannedRun, Say, execute, places, planned
+from experiments.execute import PlannedRun, Say, execute, interleave, places, planned
 from experiments.explain import options
-from experiments.figures import figure_1, figure_6, figure_7, figure_9, table_5
+from experiments.figures import ablation, figure_1, figure_6, figure_7, figure_9, table_3, table_5
 from experiments.summary import finished
 
 TARGETS = {figure_1.NAME: figure_1, figure_6.NAME: figure_6}
 # Targets that plan their own measurements or runs.
-MEASURED = {module.NAME: module for module in (figure_7, figure_9, table_5)}
+MEASURED = {module.NAME: module for module in (ablation, figure_7, figure_9, table_3, table_5)}
 """What can be reproduced, by name."""
 
 SEEDS = (0, 1, 2)
@@ -70,19 +71,6 @@ class Request:
         start = f"python scripts/reproduce.py {self.target}"
         line = " ".join([start, *self.overrides, f"--profile {self.profile} --seeds {seeds}"])
         return line + f" --x {self.x}" * axis
-
-
-def interleave(groups: Sequence[Sequence[PlannedRun]]) -> list[PlannedRun]:
-    """Order the runs of one data set: by seed, optimizers rotated from seed to seed.
-
-    Args:
-        groups: for each optimizer its runs, the same seeds in the same order.
-    """
-    ordered = []
-    for turn, same_seed in enumerate(zip(*groups, strict=True)):
-        start = turn % len(same_seed)
-        ordered += [*same_seed[start:], *same_seed[:start]]
-    return ordered
 
 
 def plan(request: Request) -> dict[str, list[PlannedRun]]:
@@ -181,7 +169,11 @@ def reproduce(request: Request, say: Say, train: Sequence[str] | None = None) ->
         KeyboardInterrupt: stopped; what is done is kept.
     """
     if request.target in MEASURED:
-        MEASURED[request.target].reproduce(
+        make = MEASURED[request.target].reproduce
+        # Measurements are taken one at a time; training runs need not be.
+        several = {"jobs": request.jobs} if "jobs" in signature(make).parameters else {}
+        make(
+            **several,
             profile=request.profile,
             seeds=request.seeds,
             overrides=request.overrides,
