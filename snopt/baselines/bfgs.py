@@ -31,7 +31,8 @@ def bfgs_update(H: Tensor, s: Tensor, y: Tensor) -> Tensor:
     # The product above, multiplied out: symmetric to the last bit if H is.
     cross = rho.unsqueeze(-1) * s.unsqueeze(-1) * Hy.unsqueeze(-2)
     scale = rho * (1 + rho * (y * Hy).sum(-1, keepdim=True))
-    new = H + scale.unsqueeze(-1) * s.unsqueeze(-1) * s.unsqueeze(-2) - (cross + cross.mT)
+    square = s.unsqueeze(-1) * s.unsqueeze(-2)
+    new = H + scale.unsqueeze(-1) * square - (cross + cross.mT)
     valid = valid & torch.isfinite(new).flatten(-2).all(-1, keepdim=True)
     return torch.where(valid.unsqueeze(-1), new, H)
 
@@ -58,6 +59,8 @@ def normalized(s: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     their products leave the range of float32. Pairs that allow no update become vectors of ones, so
     that what is computed with them is finite.
     """
+    largest = s.abs().amax(-1, keepdim=True)  # first, since the squares of the norm may underflow
+    s, y = s / largest, y / largest
     length = torch.linalg.vector_norm(s, dim=-1, keepdim=True)
     s, y = s / length, y / length
     curvature = (s * y).sum(-1, keepdim=True)

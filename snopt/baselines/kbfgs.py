@@ -54,7 +54,9 @@ class KBFGS(KroneckerBFGS):
         weight_decay: L2 penalty, added to the gradient before the average (paper: 1e-5).
         update_freq: steps between two updates of A and the inverses; the steps in between evaluate
             the loss once (paper: 1).
-        quadrature: nodes on each smooth piece of a solve; None means ``gauss_legendre(4)``.
+        quadrature: nodes on each smooth piece of a solve; None means ``gauss_legendre(4)``. With
+            ``gradient="direct"`` nodes cost one more solve in each pass; ``evaluations()`` costs
+            none, but moves with the solver's steps.
         scope: ``"all"``, or ``"ode"`` to precondition only layers inside an ODE.
         curvature_batch: rows of the batch used for means and A; None means all.
         params: parameters or parameter groups to train; None means all of the model.

@@ -78,10 +78,15 @@ class KBFGSPreconditioner(Layerwise[KBFGSState]):
         return self.waiting or super()._wants_curvature()
 
     def _refresh(self, gathered: Mapping[str, Means]) -> None:
+        if self.waiting:
+            raise RuntimeError(
+                "the step before has not been ended: call observe() after the second backward"
+                " pass on its batch, or finish() to go without"
+            )
         for name, means in gathered.items():
             block = self._blocks[name]
             block.state.before_step(means, _weights(block), self.decay)
-        self.waiting = True
+        self.waiting = bool(gathered)
 
     def _precondition(self, pairs: Sequence[tuple[Block[KBFGSState], Mapping[str, Any]]]) -> None:
         for block, group in pairs:

@@ -1,0 +1,194 @@
+"""K-BFGS and K-BFGS(L) as optimizers: the algorithm, its state, its closure."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+import torch
+from kbfgs_cases import KINDS, SlowKBFGS, batch, closure_of, make, train, weights
+from torch import nn
+
+from snopt.baselines import KBFGS, KBFGSL
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("damping", [1e-3, 0.3])
+def test_steps_are_the_papers(kind, damping):
+    """Against a sample-by-sample implementation that shares no code, over twelve batches."""
+    settings = {"lr": 0.3, "damping": damping, "decay": 0.8}
+    loss = nn.functional.cross_entropy
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        models.append(nn.ModuleList([nn.Linear(2, 5), nn.Linear(5, 4), nn.Linear(4, 2)]).double())
+    ours, theirs = models
+    net = nn.Sequential(ours[0], nn.Tanh(), ours[1], nn.Tanh(), ours[2])
+    optimizer, slow = KINDS[kind](net, **settings), SlowKBFGS(theirs, loss, **settings)
+    damped = []
+    for k in range(12):
+        optimizer.step(closure_of(net, optimizer, batch(k)))
+        slow.step(batch(k))
+        damped.append(optimizer.metrics()["damped_powell"])
+        torch.testing.assert_close(weights(ours), weights(theirs), rtol=1e-8, atol=1e-10)
+    assert optimizer.metrics()["failures"] == 0
+    # Both branches of both dampings have been taken.
+    assert max(damped) > 0
+    assert min(damped) < 1
+
+
+def quadratic():
+    """Return a linear layer's least squares in a norm: inputs, loss and exact Hessians."""
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    Q, _ = torch.linalg.qr(randn(4, 4))
+    C = Q @ torch.diag(torch.logspace(-1.5, 0.5, 4, dtype=torch.float64)) @ Q.T
+    x = randn(100, 5) * torch.logspace(-1, 1, 5, dtype=torch.float64)
+    target = x @ randn(5, 4) + 1 + 0.1 * randn(100, 4)
+    rows = torch.cat([x, torch.ones(100, 1, dtype=torch.float64)], 1)
+
+    def loss(out):
+        return 0.5 * ((out - target) @ C * (out - target)).sum(1).mean()
+
+    best = loss(rows @ torch.linalg.lstsq(rows, target).solution)
+    return x, loss, rows.T @ rows / 100, C, float(best)
+
+
+def iterations(model, optimizer, x, loss, best, limit, look=None):
+    """Return the steps until the loss is within 1e-8 of the best."""
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss(model(x))
+        value.backward()
+        return value
+
+    for k in range(limit):
+        if optimizer.step(closure).item() < best + 1e-8:
+            return k
+        if look is not None:
+            look()
+    return limit
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_quadratic_secant_curvature_and_fewer_iterations_than_gradient_descent(kind):
+    x, loss, A, C, best = quadratic()
+    torch.manual_seed(0)
+    model = nn.Linear(5, 4).double()
+    # A damping far below the least curvature, so that no pair is moved by the second one.
+    optimizer = KINDS[kind](model, lr=1.0, damping=1e-8, decay=0.0)
+    seen = []
+
+    def look():
+        state = optimizer.curvature[model]
+        (s,), (y,) = state.pair
+        torch.testing.assert_close(y, C @ s, rtol=1e-5, atol=1e-12)
+        theta_1, theta_2 = state.theta
+        assert theta_2 == 1
+        assert s @ y > 0
+        H = state.H_g.dense()[0]
+        assert torch.linalg.eigvalsh(H)[0] > 0
+        if theta_1 == 1:
+            seen.append(s)
+            torch.testing.assert_close(H @ y, s, rtol=1e-8, atol=1e-14)
+        shifted = A + math.sqrt(1e-8) * torch.eye(6, dtype=torch.float64)
+        torch.testing.assert_close(
+            state.H_a[0] @ shifted, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-8
+        )
+
+    ours = iterations(model, optimizer, x, loss, best, 60, look)
+    assert seen
+    eigenvalues = torch.linalg.eigvalsh(torch.kron(C, A))
+    torch.manual_seed(0)
+    model = nn.Linear(5, 4).double()
+    # The best constant step for a quadratic.
+    rate = float(2 / (eigenvalues[0] + eigenvalues[-1]))
+    descent = torch.optim.SGD(model.parameters(), lr=rate)
+    assert ours < 40
+    assert iterations(model, descent, x, loss, best, 20 * ours) == 20 * ours
+
+
+@pytest.mark.parametrize("gradient", ["adjoint", "direct"])
+def test_trains_a_neural_ode(gradient):
+    model = make(gradient=gradient)
+    optimizer = KBFGS(model, lr=0.3, damping=0.1)
+    closure = closure_of(model, optimizer, batch(n=64))
+    losses = [optimizer.step(closure).item() for _ in range(40)]
+    assert losses[-1] < 0.8 * losses[0]
+    if gradient == "adjoint":
+        assert model.ode.nfe.curvature == 40 * 2 * 4  # four nodes in each of two passes
+
+
+def test_limited_memory_takes_the_same_steps_until_a_pair_is_forgotten():
+    ends = []
+    for optimizer_of in (KBFGS, lambda m, **kw: KBFGSL(m, memory=8, **kw)):
+        model = make()
+        train(model, optimizer_of(model, lr=0.1), 9)
+        ends.append(weights(model))
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stop", [3, 4])
+def test_state_round_trip_continues_bit_for_bit(kind, stop):
+    settings = {"update_freq": 3, "weight_decay": 0.01}
+    unbroken = make()
+    train(unbroken, KINDS[kind](unbroken, lr=0.1, **settings), 8)
+    first = make()
+    optimizer = KINDS[kind](first, lr=0.1, **settings)
+    train(first, optimizer, stop)
+    buffer = io.BytesIO()
+    torch.save({"model": first.state_dict(), "optimizer": optimizer.state_dict()}, buffer)
+    buffer.seek(0)
+    saved = torch.load(buffer, weights_only=True)
+    second = make(seed=99)
+    second.load_state_dict(saved["model"])
+    optimizer = KINDS[kind](second, lr=0.5, **settings)
+    optimizer.load_state_dict(saved["optimizer"])
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    train(second, optimizer, 8 - stop, seed=1 + stop)
+    assert torch.equal(weights(unbroken), weights(second))
+
+
+def test_state_of_another_model_is_refused():
+    optimizer = KBFGS(make())
+    with pytest.raises(ValueError, match=r"another model's.*stem"):
+        optimizer.load_state_dict(KBFGS(nn.Linear(2, 2)).state_dict())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_step_without_closure_says_what_it_needs(kind):
+    optimizer = KINDS[kind](nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"twice in a step.*optimizer.step\(closure\)"):
+        optimizer.step()
+
+
+def test_evaluates_twice_where_curvature_is_updated():
+    model, log = make(), []
+    train(model, optimizer := KBFGS(model, lr=0.1, update_freq=3), 7, log=log)
+    assert len(log) == 7 + 3
+    assert all(state.updates == 3 for state in optimizer.curvature.values())
+    assert model.ode.nfe.curvature == 3 * 2 * 4
+
+
+def test_microbatches_within_the_closure_equal_the_whole_batch():
+    whole, parts = make(), make()
+    train(whole, KBFGS(whole, lr=0.2), 3)
+    optimizer = KBFGS(parts, lr=0.2)
+    for k in range(3):
+        x, target = batch(1 + k)
+
+        def closure(x=x, target=target):
+            optimizer.zero_grad()
+            for rows in (slice(0, 8), slice(8, 16)):
+                loss = nn.functional.cross_entropy(parts(x[rows]), target[rows]) / 2
+                loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-5, atol=1e-6)
