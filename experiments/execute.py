@@ -103,6 +103,19 @@ def _quoted(path: Path) -> str:
     return f"'{escaped}'"
 
 
+def interleave(groups: Sequence[Sequence[PlannedRun]]) -> list[PlannedRun]:
+    """Order the runs of one data set: by seed, optimizers rotated from seed to seed.
+
+    Args:
+        groups: for each optimizer its runs, the same seeds in the same order.
+    """
+    ordered = []
+    for turn, same_seed in enumerate(zip(*groups, strict=True)):
+        start = turn % len(same_seed)
+        ordered += [*same_seed[start:], *same_seed[:start]]
+    return ordered
+
+
 def execute(
     runs: Sequence[PlannedRun], jobs: int, say: Say, train: Sequence[str] | None = None
 ) -> dict[str, str]:

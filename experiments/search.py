@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.errors import ConfigError, RecordError
-from experiments.execute import PlannedRun, Say, execute, places, planned
+from experiments.execute import PlannedRun, Say, execute, interleave, places, planned
 from experiments.explain import CONFIGS
-from experiments.reproduce import interleave
 from experiments.search_outcome import Trials, judge, scores_of, write_choice
 from experiments.search_space import Params, Protocol, load_protocol, load_space, sample
 
