@@ -219,6 +219,8 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
         self.ratio = comparison.ratio(self.preconditioner.quadratic)
         for group in self.param_groups:
             group["damping"] = region.adapted(group["damping"], self.ratio)
+        if region.is_stale(self.ratio):
+            self.preconditioner.refresh_soon()
         if not region.accepts(comparison.loss_before, comparison.loss_after):
             comparison.undo()
             self._forget_momentum()

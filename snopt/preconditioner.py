@@ -101,6 +101,7 @@ class Preconditioner(Layerwise[KroneckerPair]):
         self.rule = rule
         self.since_refresh = 0
         self.refreshes = 0
+        self._requested = False
         self._settled: float | None = None  # sum of S some steps after the last refresh
 
     @property
@@ -122,6 +123,11 @@ class Preconditioner(Layerwise[KroneckerPair]):
                 total = total + block.state.quadratic(block.matrix(changes, block.state.shape[-1]))
         return total
 
+    def refresh_soon(self) -> None:
+        """Take in new factors with the next step, whatever the rule says."""
+        self._requested = True
+        self._arm_if_due()
+
     def forget_momentum(self) -> None:
         """Set the momentum of the gradients to zero."""
         for block in self._blocks.values():
@@ -129,8 +135,9 @@ class Preconditioner(Layerwise[KroneckerPair]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return steps, factors, bases and moments: tensors and numbers only."""
-        counts = {"since": self.since_refresh, "settled": self._settled}
-        return {**super().state_dict(), **counts, "refreshes": self.refreshes}
+        counts: dict[str, Any] = {"since": self.since_refresh, "settled": self._settled}
+        counts |= {"refreshes": self.refreshes, "requested": self._requested}
+        return {**super().state_dict(), **counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state of :meth:`state_dict`.
@@ -141,9 +148,12 @@ class Preconditioner(Layerwise[KroneckerPair]):
         self.since_refresh = int(state.get("since", 0))
         self._settled = state.get("settled")
         self.refreshes = int(state.get("refreshes", 0))
+        self._requested = bool(state.get("requested", False))
         super().load_state_dict(state)
 
     def _wants_curvature(self) -> bool:
+        if self._requested:
+            return True
         if self.rule is None:
             return super()._wants_curvature()
         return self.rule.due(self.steps, self.since_refresh, self._drift())
@@ -169,7 +179,7 @@ class Preconditioner(Layerwise[KroneckerPair]):
         for i, (name, factors) in enumerate(blended.items()):
             found = (bases[2 * i], bases[2 * i + 1])
             states[name].refresh(factors, self.time_correlation, found, self.carry_moment)
-        self.since_refresh, self._settled = 0, None
+        self.since_refresh, self._settled, self._requested = 0, None, False
         self.refreshes += 1
 
     def _precondition(self, pairs: Sequence[Pair]) -> None:

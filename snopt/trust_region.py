@@ -32,6 +32,8 @@ class TrustRegion:
         low: ratio below which the damping rises.
         high: ratio above which it falls.
         accept: largest ratio of the new loss to the old one, at least 1.
+        refresh: whether a ratio below ``low`` also means that the factors are stale: the next step
+            then takes in new ones.
         smallest: the damping never falls below this,
         largest: ... nor rises above this.
 
@@ -44,6 +46,7 @@ class TrustRegion:
     low: float = 0.25
     high: float = 0.75
     accept: float = 1.5
+    refresh: bool = False
     smallest: float = 1e-8
     largest: float = 1e3
 
@@ -73,6 +76,10 @@ class TrustRegion:
         elif ratio > self.high:
             damping *= self.decay**self.every
         return min(max(damping, self.smallest), self.largest)
+
+    def is_stale(self, ratio: float) -> bool:
+        """Return whether the ratio asks for new factors."""
+        return self.refresh and not ratio >= self.low
 
     def accepts(self, before: float, after: float) -> bool:
         """Return whether a step from one loss to the other is kept.

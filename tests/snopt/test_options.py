@@ -349,6 +349,22 @@ def test_the_ratio_is_actual_over_predicted_change():
     assert optimizer.ratio == pytest.approx((actual / predicted).item(), rel=1e-8)
 
 
+@pytest.mark.parametrize("refresh", [False, True])
+def test_a_bad_ratio_may_ask_for_new_factors(refresh):
+    model, (x, y) = linear_layer(), batch(features=4)
+    region = TrustRegion(every=1, refresh=refresh)
+    optimizer = SNOpt(model, lr=1e4, update_freq=50, trust_region=region)
+    output = model(x)
+    optimizer.backward(CE(output, y), output)
+    optimizer.step(evaluate=lambda: CE(model(x), y))
+    assert optimizer.ratio < region.low
+    assert optimizer.preconditioner.due == refresh
+    saved = optimizer.state_dict()
+    again = SNOpt(linear_layer(), lr=1e4, update_freq=50, trust_region=region)
+    again.load_state_dict(saved)
+    assert again.preconditioner.due == refresh
+
+
 @pytest.mark.parametrize("where", ["step", "gradient"])
 def test_a_bad_step_is_taken_back_and_damped(where):
     model, (x, y) = linear_layer(), batch(features=4)
