@@ -228,7 +228,7 @@ class _Replay:
     def _grad(self, results: list[tuple[Tensor, Tensor]], inputs: list[Tensor]) -> list[Tensor]:
         results = [(value, bar) for value, bar in results if value.requires_grad]
         uses, self.uses = self.uses, Recording(self.collectors)
-        wanted = [*inputs, *self.params]
+        wanted: list[Any] = [*inputs, *self.params]
         found = torch.autograd.grad(
             [value for value, _ in results],
             [*wanted, *uses.edges],

@@ -41,5 +41,5 @@ def eigenbasis(M: Tensor) -> Basis:
 
 
 def _eigh(M: Tensor) -> Basis:
-    values, vectors = torch.linalg.eigh(M)  # type: ignore[no-untyped-call]
+    values, vectors = torch.linalg.eigh(M)
     return values, vectors

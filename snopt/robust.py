@@ -43,7 +43,7 @@ def robustly(M: Tensor, decompose: Callable[[Tensor], Tensors]) -> Tensors:
     )
     for attempt in attempts:
         try:
-            found = decompose(attempt())
+            found = decompose(attempt())  # type: ignore[no-untyped-call]
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             continue
         if all(bool(torch.isfinite(part).all()) for part in found):

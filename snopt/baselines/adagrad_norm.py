@@ -48,12 +48,18 @@ class AdaGradNorm(Optimizer):
                 raise ValueError(f"lr must be greater than 0, got {group['lr']!r}")
             if not group["weight_decay"] >= 0:
                 raise ValueError(f"weight_decay must be at least 0, got {group['weight_decay']!r}")
-        self._squares = b0**2
+        self._sums["squares"] = b0**2
 
     @property
     def b(self) -> float:
         """The present b_k."""
-        return math.sqrt(self._squares)
+        return math.sqrt(self._sums["squares"])
+
+    @property
+    def _sums(self) -> dict[str, float]:
+        # Among the states of parameters, so that whatever copies or saves those has it too.
+        state: dict[str, float] = self.state[self.param_groups[0]["params"][0]]
+        return state
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -76,25 +82,22 @@ class AdaGradNorm(Optimizer):
             if group["weight_decay"] and params:
                 grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
             found.append((group, params, grads))
+        found = [(group, params, grads) for group, params, grads in found if params]
+        if not found:
+            return loss
         norms = [norm for _, _, grads in found for norm in torch._foreach_norm(grads)]
         # In float64 on the host: the sum grows without end, and its increments become small.
-        self._squares += sum(norm**2 for norm in torch.stack(norms).tolist()) if norms else 0.0
+        self._sums["squares"] += sum(norm**2 for norm in torch.stack(norms).tolist())
         for group, params, grads in found:
-            if params:
-                torch._foreach_add_(params, grads, alpha=-float(group["lr"]) / self.b)
+            torch._foreach_add_(params, grads, alpha=-float(group["lr"]) / self.b)
         return loss
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the parameter groups with one more entry, ``"squares"``: b²."""
-        return {**super().state_dict(), "squares": self._squares}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a state of :meth:`state_dict`.
+        """Continue from a state of ``state_dict()``.
 
         Raises:
             ValueError: if the state is another optimizer's.
         """
-        if "squares" not in state_dict:
+        if not any("squares" in state for state in state_dict["state"].values()):
             raise ValueError("the state is not AdaGradNorm's: it has no entry 'squares'")
-        super().load_state_dict({k: v for k, v in state_dict.items() if k != "squares"})
-        self._squares = float(state_dict["squares"])
+        super().load_state_dict(state_dict)

@@ -1,0 +1,189 @@
+"""What K-FAC and EKFAC share as optimizers: state, groups, accumulation, frozen layers, scaling."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import pytest
+import torch
+from baseline_cases import backward, convolutional, data_for, shared, staged, train, weights
+from snopt_cases import assert_close
+from torch import nn
+
+from snopt import SNOpt
+from snopt.baselines import EKFAC, KFAC
+
+METHODS = {
+    "kfac": (KFAC, {}),
+    "ekfac": (EKFAC, {}),
+    "ekfac_ra": (EKFAC, {"moment": "running"}),
+}
+SETTINGS = {"lr": 0.02, "damping": 0.01, "update_freq": 2, "inverse_freq": 4}
+
+
+def make(name, model, **options):
+    kind, own = METHODS[name]
+    return kind(model, **{**SETTINGS, **own, **options})
+
+
+methods = pytest.mark.parametrize("name", METHODS)
+
+
+@methods
+@pytest.mark.parametrize("base", [None, torch.optim.Adam])
+@pytest.mark.parametrize("stop", [3, 4, 5])
+def test_state_round_trip_continues_bit_for_bit(name, base, stop):
+    """Stopped before an inversion, after it, and between it and the next update."""
+    options = {"base": base} if base is None else {"base": base, "momentum": 0.0}
+    unbroken, first, second = shared(), shared(), shared(seed=99)
+    train(unbroken, make(name, unbroken, **options), 11)
+    optimizer = make(name, first, **options)
+    train(first, optimizer, stop)
+    buffer = io.BytesIO()
+    torch.save({"model": first.state_dict(), "optimizer": optimizer.state_dict()}, buffer)
+    buffer.seek(0)
+    saved = torch.load(buffer, weights_only=True)
+    second.load_state_dict(saved["model"])
+    optimizer = make(name, second, **{**options, "lr": 0.5})
+    optimizer.load_state_dict(saved["optimizer"])
+    assert optimizer.param_groups[0]["lr"] == 0.02
+    train(second, optimizer, 11 - stop, seed=1 + stop)
+    assert torch.equal(weights(unbroken), weights(second))
+
+
+@methods
+def test_state_of_another_optimizer_or_model_is_refused(name):
+    model = staged()
+    optimizer = make(name, model)
+    with pytest.raises(ValueError, match="it has no entry 'preconditioner'"):
+        optimizer.load_state_dict(torch.optim.SGD(model.parameters(), lr=0.1).state_dict())
+    with pytest.raises(ValueError, match="another model's"):
+        optimizer.load_state_dict(make(name, nn.Linear(2, 2)).state_dict())
+
+
+@methods
+@pytest.mark.parametrize("net", [shared, convolutional])
+def test_gradient_accumulation_equals_the_whole_batch(name, net):
+    whole, parts = net(), net()
+    x, y = data_for(whole, n=12)
+    optimizer = make(name, whole)
+    backward(whole, (x, y))
+    optimizer.step()
+    optimizer = make(name, parts)
+    optimizer.zero_grad()
+    for piece in range(3):
+        rows = slice(4 * piece, 4 * piece + 4)
+        (nn.functional.cross_entropy(parts(x[rows]), y[rows]) / 3).backward()
+    optimizer.step()
+    assert_close(weights(parts), weights(whole), rtol=1e-9)
+
+
+@methods
+def test_param_groups_with_their_own_damping_and_rate(name):
+    model, reference = staged(), staged()
+    groups = [
+        {"params": model[1].parameters(), "damping": 0.5},
+        {"params": [*model[0].parameters(), *model[2].parameters()], "lr": 0.0},
+    ]
+    optimizer = make(name, model, params=groups, kl_clip=None)
+    train(model, optimizer, 1)
+    train(reference, make(name, reference, damping=0.5, kl_clip=None), 1)
+    assert torch.equal(weights(model[1]), weights(reference[1]))
+    for part in (0, 2):
+        assert torch.equal(weights(model[part]), weights(staged()[part]))
+
+
+@methods
+def test_frozen_layers_and_biases_and_scope(name):
+    model = staged()
+    model[0].requires_grad_(False)
+    model[2].bias.requires_grad_(False)
+    optimizer = make(name, model)
+    stem, bias = weights(model[0]).clone(), model[2].bias.detach().clone()
+    train(model, optimizer, 3)
+    assert torch.equal(weights(model[0]), stem)
+    assert torch.equal(model[2].bias, bias)
+    assert optimizer.curvature[model[2]].average.A.shape == (1, 3, 3)
+    model = staged()
+    optimizer = make(name, model, scope="ode")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(model, optimizer, 1)
+    assert set(optimizer.curvature) == set(model[1].func.layers)
+
+
+@methods
+def test_a_bias_frozen_in_training_gets_factors_of_the_new_shape(name):
+    model = staged()
+    optimizer = make(name, model)
+    train(model, optimizer, 1)
+    model[2].bias.requires_grad_(False)
+    train(model, optimizer, 2)
+    assert optimizer.curvature[model[2]].shape == (1, 3, 3)
+    assert bool(torch.isfinite(weights(model)).all())
+
+
+@methods
+def test_schedulers_drive_the_base_optimizer(name):
+    model = staged()
+    optimizer = make(name, model, lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(model, optimizer, 2, scheduler=scheduler)
+    assert optimizer.base.param_groups[0]["lr"] == pytest.approx(0.025)
+
+
+@methods
+def test_closure(name):
+    model = staged()
+    optimizer = make(name, model)
+    loss = optimizer.step(lambda: backward(model, data_for(model)))
+    assert loss.item() > 0
+    assert model[2] in optimizer.curvature
+
+
+def scaled_training(name, scale):
+    model = staged()
+    optimizer = make(name, model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
+    for k in range(3):
+        optimizer.zero_grad()
+        x, y = data_for(model, seed=k)
+        scaler.scale(nn.functional.cross_entropy(model(x), y)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    return weights(model)
+
+
+@methods
+def test_loss_scaling_changes_nothing(name):
+    assert_close(scaled_training(name, 2.0**16), scaled_training(name, 1.0), rtol=1e-10)
+
+
+@methods
+@pytest.mark.parametrize("net", [staged, convolutional])
+def test_loss_falls(name, net):
+    model = net()
+    optimizer = make(name, model, lr=0.05, damping=0.1, momentum=0.0)
+    data, losses = data_for(model, n=16), []
+    for _ in range(30):
+        optimizer.zero_grad()
+        losses.append(backward(model, data).item())
+        optimizer.step()
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_several_vectors_are_no_more_rows_for_any_method():
+    """ggn: one pass a class on the same rows; factors are sums over the vectors, rows are rows."""
+    for kind in (KFAC, SNOpt):
+        model = shared()
+        optimizer = kind(model, lr=0.0, curvature="ggn")
+        backward(model, data_for(model), optimizer)
+        optimizer.step()
+        state = optimizer.curvature[model[2]]
+        batch = state.average.batch if kind is KFAC else state.batch
+        assert batch == 8
+        A = state.average.A[0] if kind is KFAC else state.A
+        assert A[-1, -1].item() == pytest.approx(1.0)  # E[1²] of the bias's input
