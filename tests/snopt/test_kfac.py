@@ -71,6 +71,25 @@ def test_a_shared_layer_has_the_mean_input_and_the_sum_of_gradients():
     assert_close(B[0], theirs._gradient_covariances["1.func.layer"], rtol=1e-10)
 
 
+@pytest.mark.parametrize("gradient", ["direct", "adjoint"])
+def test_independent_uses_shrink_with_the_solvers_steps(gradient):
+    """Twice as many uses of half the gradient each: half the block. A path integral stays."""
+    traces = []
+    for step in (0.05, 0.025):
+        rules = {"uses": None, "path": gauss_legendre(4)}
+        for name, rule in rules.items():
+            model = shared(gradient=gradient)
+            model[1].solver["options"] = {"step_size": step}
+            optimizer = KFAC(model, lr=0.0, quadrature=rule, **PLAIN)
+            backward(model, data_for(model))
+            optimizer.step()
+            A, B = optimizer.curvature[model[1].func.layer].average.both()
+            traces.append((name, float(A[0].trace() * B[0].trace())))
+    block = {name: [value for own, value in traces if own == name] for name in ("uses", "path")}
+    assert block["uses"][1] / block["uses"][0] == pytest.approx(0.5, rel=0.05)
+    assert block["path"][1] / block["path"][0] == pytest.approx(1.0, rel=0.05)
+
+
 class DeepLinear(StagedField):
     """Linear layers and nothing else: one for each step."""
 
