@@ -7,6 +7,7 @@ status: 0 all there, 2 wrong input or a data set that could not be had, 130 inte
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not names:
             return f"{asked.dataset} needs no download"
         if asked.dry_run:
-            return _announce([plan(name, data_dir) for name in names], say)
+            return _announce([plan(name, data_dir) for name in names], data_dir, say)
         failures = []
         for name in names:
             try:
@@ -94,7 +95,7 @@ def _get(name: str, data_dir: Path, allow_unverified: bool, console: Console) ->
         )
 
 
-def _announce(plans: list[Plan], say: Say) -> str:
+def _announce(plans: list[Plan], data_dir: Path, say: Say) -> str:
     """Say what each data set would take; return the sum."""
     total, unknown, shared = 0, False, set()
     for item in plans:
@@ -120,7 +121,11 @@ def _announce(plans: list[Plan], say: Say) -> str:
             total += item.load or 0
         shared.add(item.archive)
     more = " and what is of unknown size" if unknown else ""
-    return f"in all about {_size(total)}{more} on disk; nothing was downloaded (--dry-run)"
+    place = data_dir.absolute()
+    while not place.exists():
+        place = place.parent
+    free = _size(shutil.disk_usage(place).free)
+    return f"in all about {_size(total)}{more}, {free} free; nothing was downloaded (--dry-run)"
 
 
 def _size(count: int) -> str:

@@ -26,6 +26,9 @@ CHUNK = 1 << 20
 TIMEOUT = 30.0
 """Seconds without an answer after which an attempt is given up."""
 
+PAUSE = 1.0
+"""Seconds before a second attempt."""
+
 TRANSIENT = (408, 429)
 """Statuses below 500 after which it is worth to ask again."""
 
@@ -50,7 +53,7 @@ def download(
     checksum: Checksum | None,
     *,
     attempts: int = 3,
-    pause: float = 1.0,
+    pause: float | None = None,
     instead: str | None = None,
     largest: int | None = None,
     progress: Progress | None = None,
@@ -66,7 +69,8 @@ def download(
         attempts: How often each mirror is tried; an attempt that got on from where the one before
             it broke off is not counted. A wrong checksum or a refused request (HTTP 4xx) is final
             for its mirror.
-        pause: Seconds before the second attempt, doubled before each further one.
+        pause: Seconds before the second attempt, doubled before each further one; by default
+            :data:`PAUSE`.
         instead: What a person can do without the network, for the message; by default, put the file
             where it should have gone.
         largest: Bytes after which a body is given up.
@@ -79,6 +83,7 @@ def download(
         DataError: No mirror gave the file, or it cannot be written (no space, no permission).
     """
     failures = []
+    pause = PAUSE if pause is None else pause
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open_part(target) as part:

@@ -34,9 +34,11 @@ class Table(NamedTuple):
 class _Record:
     """Stands in for a class of pandas: keeps its arguments and state, does nothing."""
 
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
+
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
-        self.state: Any = None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state

@@ -36,7 +36,7 @@ def read_mat(path: Path, keys: Sequence[str], content: bytes | None = None) -> d
         if missing:
             raise DataError(
                 f"{path}: has no variable {', '.join(missing)}, only {', '.join(names) or 'none'}; "
-                "it is another file than expected"
+                "it is truncated or another file than expected"
             )
         loaded: dict[str, Any] = loadmat(io.BytesIO(content), variable_names=list(keys))
     except DataError:

@@ -7,7 +7,10 @@ what came is written beside it into ``SHA256SUMS``: from then on it has to stay 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,7 +146,8 @@ def obtain(
 ) -> Path:
     """Download what is missing of a data set, check it, and unpack it.
 
-    An archive that lies where it would be downloaded to is used instead, and stays.
+    An archive that lies where it would be downloaded to is used instead, and stays. A second
+    process that wants the same waits for the first one.
 
     Args:
         source: The data set's files.
@@ -159,14 +163,24 @@ def obtain(
         DataError: The download is refused or fails, or what came is damaged.
     """
     folder = data_dir / source.folders[0]
-    hint = by_hand(source, data_dir)
-    archive = _archive_here(source, data_dir)
-    if archive is None and not allow_unverified and not source.verified():
+    here = _archive_here(source, data_dir) is not None
+    if not here and not allow_unverified and not source.verified():
         raise DataError(
             f"{source.name}: not in {folder}, and a download could not be verified because no "
-            f"checksum is known; {hint}, or accept the download as it comes with "
-            "dataset.allow_unverified=true (scripts/data.py: --allow-unverified)"
+            f"checksum is known; {by_hand(source, data_dir)}, or accept the download as it comes "
+            "with dataset.allow_unverified=true (scripts/data.py: --allow-unverified)"
         )
+    with _alone(_place(source, data_dir)):
+        there = source.find(data_dir)
+        if there is None:  # else another process was faster
+            _fill(source, data_dir, progress, say)
+    return there or folder
+
+
+def _fill(source: Source, data_dir: Path, progress: Progress | None, say: Say) -> None:
+    folder = data_dir / source.folders[0]
+    hint = by_hand(source, data_dir)
+    archive = _archive_here(source, data_dir)
     for remote in source.remotes:
         target = _place(source, data_dir) / remote.name
         if target.is_file():
@@ -187,7 +201,6 @@ def obtain(
             if archive is None and source.archive_folder is None:
                 packed.unlink(missing_ok=True)
     record(source, folder)
-    return folder
 
 
 def record(source: Source, folder: Path) -> None:
@@ -234,6 +247,26 @@ def by_hand(source: Source, data_dir: Path) -> str:
     *rest, last = source.files
     files = f"{', '.join(rest)} and {last}" if rest else last
     return f"put {files} into {data_dir / source.folders[0]}"
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Make a folder and lock it against other processes, which wait here."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise DataError(
+            f"cannot write to {folder}: {error.strerror or error}; choose another data_dir"
+        ) from error
+    try:
+        with suppress(OSError):  # some network file systems cannot lock a folder
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+        with suppress(OSError):
+            folder.rmdir()  # where nothing came, nothing is left
 
 
 def _place(source: Source, data_dir: Path) -> Path:

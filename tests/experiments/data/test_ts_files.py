@@ -104,3 +104,40 @@ def test_a_missing_file_and_a_file_that_is_no_text(tmp_path: Path) -> None:
         read_ts(binary)
     with pytest.raises(DataError, match="cannot be read"):
         read_ts(tmp_path)
+
+
+HEADERS = {
+    "a gap": ({"missing": "false"}, None, "line 9: the value in channel 2, step 2 is missing, but"),
+    "lengths": ({"equalLength": "true"}, None, "line 10: a series of 1 steps, but all .* have 3"),
+    "series length": (
+        {"equalLength": "true", "seriesLength": "4"},
+        None,
+        r"line 10: a series of 3 steps, but all have to have 4; truncated\?",
+    ),
+    "lengths by option": ({}, False, "a series of 1 steps, but all have to have 3"),
+    "lengths against the header": ({"equalLength": "false"}, False, "a series of 1 steps, but"),
+}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_what_the_header_or_the_caller_excludes(tmp_path: Path, ts_text, case: str) -> None:
+    tags, unequal, message = HEADERS[case]
+    path = tmp_path / "Made_TRAIN.ts"
+    path.write_text(ts_text(SERIES, ["up", "down"], ["up", "down"], **tags))
+    with pytest.raises(DataError, match=message):
+        read_ts(path, unequal_lengths=unequal)
+
+
+def test_a_header_that_is_wrong_about_lengths_can_be_overruled(tmp_path: Path, ts_text) -> None:
+    path = tmp_path / "Made_TRAIN.ts"
+    tags = {"equalLength": "true", "seriesLength": "3", "missing": "true"}
+    path.write_text(ts_text(SERIES, ["up", "down"], ["up", "down"], **tags))
+    content = read_ts(path, unequal_lengths=True)
+    assert [values.shape for values in content.series] == [(2, 3), (2, 1)]
+
+
+def test_the_archives_newer_tag_for_the_number_of_channels(tmp_path: Path, ts_text) -> None:
+    path = tmp_path / "Made_TRAIN.ts"
+    text = ts_text(SERIES, ["up", "down"], ["up", "down"], equallength="false")
+    path.write_text(text.replace("@dimensions", "@dimension"))
+    assert [values.shape for values in read_ts(path).series] == [(2, 3), (2, 1)]

@@ -181,6 +181,8 @@ def test_articulary_word_recognition(real_data: Path) -> None:
     assert data.info.input_shape == (144, 19)
     assert data.info.num_classes == 25
     assert sum(data.sizes().values()) == 275 + 300
+    pooled = torch.cat([part[2] for _, part in data.items()])
+    assert torch.bincount(pooled).tolist() == [23] * 25
     for _, (x, lengths, y) in data.items():
         assert bool((lengths == 144).all())
         assert bool((x[..., 10:] == 1).all())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,15 @@ def test_what_was_trusted_once_has_to_stay_what_it_was(archive, tmp_path: Path) 
     (folder / "SHA256SUMS").write_text("nonsense\n")
     with pytest.raises(DataError, match="SHA256SUMS: cannot be read"):
         verify(uea_archive.source("Made"), folder)
+
+
+def test_two_processes_that_want_the_same(archive, tmp_path: Path) -> None:
+    archive.bodies["/Made.zip"] = zipped(FILES)
+    with ThreadPoolExecutor(4) as pool:
+        both = [pool.submit(fetch, tmp_path, True) for _ in range(4)]
+        assert {future.result(20) for future in both} == {tmp_path / "uea" / "Made"}
+    names = ["uea/Made/Made_TEST.ts", "uea/Made/Made_TRAIN.ts", "uea/Made/SHA256SUMS"]
+    assert files_below(tmp_path) == names
 
 
 def test_a_wrong_checksum_leaves_nothing_behind(archive, tmp_path: Path, monkeypatch) -> None:

@@ -1,0 +1,138 @@
+"""What ``scripts/data.py`` does: plans, downloads, refusals, and its exit status."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from hashlib import md5
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from experiments.data import catalogue
+from experiments.data.checksum import Checksum
+from experiments.data.sources import Remote, Source
+
+SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "data.py"
+PAPER = {
+    *("mnist", "svhn", "cifar10", "character_trajectories", "articulary_word_recognition"),
+    *("spoken_arabic_digits", "miniboone", "gas", "power", "hepmass"),
+}
+BODY = b"content " * 50_000
+
+
+@pytest.fixture
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("data_script", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def sources(monkeypatch, server) -> dict[str, Callable[[], Source]]:
+    """A small catalogue: a file with a checksum, and a zip file without one."""
+    server.bodies["/one.bin"] = BODY
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("inside/two.txt", b"two")
+    server.bodies["/two.zip"] = buffer.getvalue()
+    checksum = Checksum("md5", md5(BODY, usedforsecurity=False).hexdigest())
+    one = Remote("one.bin", (f"{server.url}/one.bin",), checksum, len(BODY))
+    two = Remote("two.zip", (f"{server.url}/two.zip",))
+    made = {
+        "one": Source("one", ("one", "."), ("one.bin",), (one,)),
+        "two": Source("two", ("two",), ("two.txt",), (two,), ("two.txt",), unpacked=3_000_000),
+    }
+    made["three"] = replace(made["two"], name="three", folders=("three",))
+    found = {name: partial(lambda source: source, source) for name, source in made.items()}
+    monkeypatch.setattr(catalogue, "SOURCES", found)
+    monkeypatch.setattr(catalogue, "OTHER_FORMS", ("three",))
+    return found
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_all_names_the_data_sets_of_the_paper_once() -> None:
+    assert set(catalogue.chosen("all")) == PAPER
+    assert set(catalogue.SOURCES) - PAPER == set(catalogue.OTHER_FORMS)
+    configs = {p.stem for p in (SCRIPT.parents[1] / "configs" / "dataset").glob("*.yaml")}
+    assert configs >= PAPER
+
+
+@pytest.mark.parametrize("name", sorted(catalogue.SOURCES))
+def test_every_source_is_complete(name: str, tmp_path: Path) -> None:
+    source = catalogue.SOURCES[name]()
+    assert source.files
+    assert all(url.startswith("http") for remote in source.remotes for url in remote.urls)
+    assert len(source.members) in (0, len(source.files))
+    for relative in source.folders:
+        assert not Path(relative).is_absolute()
+        assert ".." not in Path(relative).parts
+    plan = catalogue.plan(name, tmp_path)
+    assert plan.present is None
+    assert plan.verified == (source.name not in ("CharacterTrajectories", "SpokenArabicDigits"))
+
+
+def test_a_dry_run_says_size_and_place_and_asks_nobody(
+    script, sources, server, tmp_path: Path, capsys
+) -> None:
+    assert script.main(["all", "--data-dir", str(tmp_path / "d"), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert f"one: 0.4 MB to download, into {tmp_path / 'd' / 'one'}" in out
+    assert "two: a download of unknown size, about 3.0 MB unpacked, no checksum is published" in out
+    assert "in all about 3.4 MB and what is of unknown size, " in out
+    assert " free; nothing was downloaded" in out
+    assert not server.hits
+    assert not (tmp_path / "d").exists()
+
+
+def test_all_goes_on_after_a_refusal_and_says_so(
+    script, sources, server, tmp_path: Path, capsys
+) -> None:
+    assert script.main(["all", "--data-dir", str(tmp_path)]) == 2
+    caught = capsys.readouterr()
+    assert "two: error: two: not in" in caught.out
+    assert "one: 0.4 MB of 0.4 MB" in caught.out
+    assert caught.err == "error: not there: two (reasons above)\n"
+    assert files(tmp_path) == ["one/one.bin"]
+    assert script.main(["all", "--data-dir", str(tmp_path), "--allow-unverified"]) == 0
+    assert server.hits == {"/one.bin": 1, "/two.zip": 1}
+    assert files(tmp_path) == ["one/one.bin", "two/SHA256SUMS", "two/two.txt"]
+    assert script.main(["two", "--data-dir", str(tmp_path), "--dry-run"]) == 0
+    assert f"two: there, in {tmp_path / 'two'}" in capsys.readouterr().out
+    (tmp_path / "two" / "two.txt").write_text("changed")
+    assert script.main(["two", "--data-dir", str(tmp_path)]) == 2
+    assert "wrong sha256 checksum" in capsys.readouterr().err
+
+
+def test_a_broken_download_goes_on_with_the_same_command(
+    script, sources, server, tmp_path: Path, capsys
+) -> None:
+    server.cut["/one.bin"] = 1000
+    arguments = ["one", "--data-dir", str(tmp_path)]
+    assert script.main(arguments) == 2
+    assert "1000 bytes are kept, the same command goes on" in capsys.readouterr().err
+    del server.cut["/one.bin"]
+    server.ranges.add("/one.bin")
+    assert script.main(arguments) == 0
+    assert server.asked[-1] == "bytes=1000-"
+    assert (tmp_path / "one" / "one.bin").read_bytes() == BODY
+
+
+def test_names(script, sources, tmp_path: Path, capsys) -> None:
+    assert script.main(["oen"]) == 2
+    assert "unknown data set 'oen' (did you mean one?); valid: all, one, two" in (
+        capsys.readouterr().err
+    )
+    assert script.main(["circle"]) == 0
+    assert "circle needs no download" in capsys.readouterr().out

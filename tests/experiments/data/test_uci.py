@@ -1,0 +1,209 @@
+"""SpokenArabicDigits and CharacterTrajectories in the form of the UCI originals."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from uci_files import LETTERS, as_digits, make_digits, make_strokes, write_digits, write_strokes
+
+from experiments.data import uci, uea, uea_archive
+from experiments.data.stratify import stratified_split
+from experiments.errors import ConfigError, DataError
+
+DIGITS = "SpokenArabicDigits"
+STROKES = "CharacterTrajectories"
+
+
+@pytest.fixture
+def few(monkeypatch) -> None:
+    """As if 60 and 20 series were what is published."""
+    monkeypatch.setattr(uci, "BLOCKS", dict(zip(uci.BLOCKS, (60, 20), strict=True)))
+
+
+@pytest.mark.parametrize("place", ["uci/SpokenArabicDigits", "SpokenArabicDigits", "uci", "."])
+def test_digits_have_the_values_and_classes_of_the_files(tmp_path: Path, few, place: str) -> None:
+    train, test = write_digits(tmp_path / place, 6, 2)
+    problem = uci.read_arabic_digits(tmp_path / place)
+    assert problem.classes == tuple("0123456789")
+    assert problem.labels.tolist() == [n // 6 for n in range(60)] + [n // 2 for n in range(20)]
+    for ours, block in zip(problem.series, train + test, strict=True):
+        np.testing.assert_array_equal(ours, block.T)
+    data = uea.load(uea_name=DIGITS, data_dir=tmp_path, download=False)
+    assert data.info.input_shape == (9, 27)
+    assert data.info.num_classes == 10
+    assert data.info.source.startswith("UCI original, Train_Arabic_Digit.txt sha256")
+    assert data.sizes() == {"train": 56, "val": 12, "test": 12}
+    index = stratified_split(problem.labels, 0, DIGITS)
+    pooled = np.concatenate([(train + test)[n] for n in index.train])
+    mean, deviation = pooled.mean(axis=0), pooled.std(axis=0)
+    for rows, (_, (x, lengths, y)) in zip(index, data.items(), strict=True):
+        assert y.tolist() == problem.labels[rows].tolist()
+        for n, row in enumerate(rows):
+            expected = ((train + test)[row] - mean) / deviation
+            assert int(lengths[n]) == len(expected)
+            np.testing.assert_allclose(x[n, : lengths[n], 1:14].numpy(), expected, atol=1e-5)
+
+
+def test_another_number_of_series_is_said_but_taken(tmp_path: Path) -> None:
+    write_digits(tmp_path, 6, 2)
+    with pytest.warns(UserWarning, match=r"not the published .* \(60 in Train.*20 in Test"):
+        uci.read_arabic_digits(tmp_path)
+
+
+@pytest.mark.parametrize(("train", "test"), [(60, 19), (50, 20), (59, 20), (61, 21)])
+def test_a_file_with_blocks_missing_is_refused(tmp_path: Path, few, train: int, test: int) -> None:
+    blocks = make_digits(10, 0)
+    (tmp_path / "Train_Arabic_Digit.txt").write_text(as_digits(blocks[:train]))
+    (tmp_path / "Test_Arabic_Digit.txt").write_text(as_digits(blocks[:test]))
+    with pytest.raises(DataError, match=r"_Arabic_Digit\.txt: \d+ series, the published file has"):
+        uci.read_arabic_digits(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (-3, None, r"line \d+: 12 numbers, expected 13 \(the last line: is the file truncated"),
+        ("0.", "0,", r"line \d+: '-?0,\d+' is not a number"),
+        ("0.", "nan ", r"line \d+: 14 numbers"),
+        ("0.1", "nan", r"line \d+: '-?nan\d*' is not a (finite )?number"),
+        (0, "\x80", "not a text file"),
+        (0, "", "the file is empty"),
+    ],
+)
+def test_malformed_text(tmp_path: Path, few, old: object, new: str | None, message: str) -> None:
+    write_digits(tmp_path, 6, 2)
+    path = tmp_path / "Test_Arabic_Digit.txt"
+    text = path.read_text()
+    if new is None:
+        path.write_text(text.rstrip().rpartition(" ")[0])
+    elif old == 0:
+        path.write_bytes(new.encode("latin1"))
+    else:
+        path.write_text(text.replace(str(old), new, 1))
+    with pytest.raises(DataError, match=message):
+        uci.read_arabic_digits(tmp_path)
+
+
+def test_strokes_have_the_values_and_classes_of_the_file(tmp_path: Path) -> None:
+    strokes = make_strokes(200)
+    write_strokes(tmp_path / "uci" / STROKES / uci.MAT, strokes)
+    problem = uci.read_character_trajectories(tmp_path / "uci" / STROKES)
+    assert problem.classes == tuple(LETTERS)
+    assert problem.labels.tolist() == [n % 20 for n in range(200)]
+    for ours, stroke in zip(problem.series, strokes, strict=True):
+        np.testing.assert_array_equal(ours, stroke)
+    data = uea.load(uea_name=STROKES, data_dir=tmp_path, trim_zeros=True, download=False)
+    assert (data.info.input_shape, data.info.num_classes) == ((8, 7), 20)
+    whole = uea.load(uea_name=STROKES, data_dir=tmp_path, download=False)
+    assert whole.info.input_shape[0] == max(stroke.shape[1] for stroke in strokes) > 8
+    # Cut at the ends, and nowhere else.
+    rows = stratified_split(problem.labels, 0, STROKES).train
+    for n, row in enumerate(rows):
+        moving = np.flatnonzero(strokes[row].any(axis=0))
+        assert int(data.train[1][n]) == moving[-1] - moving[0] + 1
+    assert torch.equal(data.train[2], whole.train[2])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"mixout": None}, "has no variable mixout, only consts"),
+        ({"consts": None}, "has no variable consts, only mixout"),
+        ({"consts": 3.0}, "consts has to be a struct with charlabels and key"),
+        ({"charlabels": None}, "has setpoint, datanorm, TRAJSMTH, key, dt"),
+        ({"charlabels": np.ones((1, 39))}, "40 series in mixout, 39 in consts.charlabels"),
+        ({"charlabels": np.full((1, 40), 21.0)}, r"charlabels is not in 1 \.\.\. 20"),
+        ({"charlabels": np.zeros((1, 40))}, r"charlabels is not in 1 \.\.\. 20"),
+    ],
+)
+def test_mat_files_of_another_kind(tmp_path: Path, changed: dict, message: str) -> None:
+    write_strokes(tmp_path / uci.MAT, make_strokes(40), **changed)
+    with pytest.raises(DataError, match=message):
+        uci.read_character_trajectories(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.ones((2, 9)), r"mixout\[7\] is \(2, 9\), not numbers \(3, length\)"),
+        (np.ones((3, 0)), r"mixout\[7\] is \(3, 0\)"),
+        (np.full((3, 9), np.inf), r"mixout\[7\] holds a value that is not finite"),
+        ("text", r"mixout\[7\] is"),
+    ],
+)
+def test_strokes_that_cannot_be_used(tmp_path: Path, bad: object, message: str) -> None:
+    strokes = [*make_strokes(40)]
+    strokes[7] = bad
+    write_strokes(tmp_path / uci.MAT, strokes)
+    with pytest.raises(DataError, match=message):
+        uci.read_character_trajectories(tmp_path)
+
+
+def test_a_truncated_mat_file(tmp_path: Path) -> None:
+    write_strokes(tmp_path / uci.MAT, make_strokes(40))
+    content = (tmp_path / uci.MAT).read_bytes()
+    (tmp_path / uci.MAT).write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"mixoutALL_shifted\.mat: "):
+        uci.read_character_trajectories(tmp_path)
+
+
+def test_a_stroke_of_zeros(tmp_path: Path) -> None:
+    strokes = [*make_strokes(200)]
+    strokes[3] = np.zeros((3, 5))
+    write_strokes(tmp_path / uci.MAT, strokes)
+    with pytest.raises(DataError, match=r"every value of example 3 .* is zero"):
+        uea.load(uea_name=STROKES, data_dir=tmp_path, trim_zeros=True)
+
+
+def test_ts_files_come_first_unless_the_form_is_chosen(tmp_path: Path, few, write_problem) -> None:
+    generator = np.random.default_rng(0)
+    series = [generator.normal(size=(13, 5)) for _ in range(40)]
+    folder = write_problem(DIGITS, series, ["ab"[n % 2] for n in range(40)])
+    write_digits(folder / "uci", 6, 2)
+    assert uea.load(uea_name=DIGITS, data_dir=folder).info.num_classes == 2
+    assert uea.load(uea_name=DIGITS, data_dir=folder, form="uci").info.num_classes == 10
+    with pytest.raises(ConfigError, match="form=uci is known for SpokenArabicDigits, Character"):
+        uea.load(uea_name="Handwriting", data_dir=folder, form="uci")
+    with pytest.raises(ConfigError, match="form is 'txt', but has to be one of auto, uea, uci"):
+        uea.load(uea_name=DIGITS, data_dir=folder, form="txt")
+
+
+def test_missing_files_name_both_forms(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"_TRAIN\.ts .*UCI original will do .*Train_Arabic_Digit"):
+        uea.load(uea_name=DIGITS, data_dir=tmp_path, download=False)
+
+
+def test_a_download_of_the_original(tmp_path: Path, monkeypatch, server, few) -> None:
+    write_digits(tmp_path / "made", 6, 2)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("documentation.html", "no")
+        for name in uci.BLOCKS:
+            archive.write(tmp_path / "made" / name, name)
+    server.bodies["/195/spoken+arabic+digit.zip"] = buffer.getvalue()
+    monkeypatch.setattr(uci, "_UCI", server.url)
+    data_dir = tmp_path / "data"
+    options = {"uea_name": DIGITS, "data_dir": data_dir, "form": "uci"}
+    with pytest.raises(DataError, match="no checksum is known"):
+        uea.load(**options)
+    for _ in range(2):
+        data = uea.load(**options, allow_unverified=True)
+    assert data.sizes()["train"] == 56
+    assert server.hits.total() == 1
+    assert uea.load(**options).info == data.info  # recorded: no need to allow it again
+    path = data_dir / "uci" / DIGITS / "Test_Arabic_Digit.txt"
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(DataError, match="wrong sha256 checksum"):
+        uea.load(**options)
+
+
+def test_sources_are_the_known_pages() -> None:
+    assert uci.source(STROKES).remotes[0].urls == (
+        "https://archive.ics.uci.edu/static/public/175/character+trajectories.zip",
+    )
+    assert uea_archive.source(STROKES).verified() is False
