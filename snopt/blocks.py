@@ -73,7 +73,7 @@ class Block(Generic[State]):
             if parameter is not None and parameter.grad is not None:
                 parameter.grad.mul_(factor)
 
-    def _bias(self, columns: int) -> nn.Parameter | None:
+    def _bias(self, columns: int) -> Tensor | None:
         return self.layer.bias if columns > weight_columns(self.layer) else None
 
     def _parts(self, matrix: Tensor) -> list[tuple[Tensor, Tensor]]:
