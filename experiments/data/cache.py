@@ -1,10 +1,10 @@
 """Keep preprocessed data sets as tensors: text is parsed and split once, not in every run.
 
-A cache file belongs to the checksums of its source files and to every option that has a part in the
-result; other sources or options lead to another file. It lies in ``$SNOPT_CACHE_DIR``, by default
-in ``$XDG_CACHE_HOME/snopt`` or ``~/.cache/snopt``, and never in the data folder, which may be
-read-only. ``SNOPT_CACHE_DIR=`` (empty) turns it off. A cache that cannot be written is no error,
-one that is damaged is made again.
+A cache file belongs to the checksums of its source files, to every option that has a part in the
+result, and to the code of this package; with others of them it is another file. It lies in
+``$SNOPT_CACHE_DIR``, by default in ``$XDG_CACHE_HOME/snopt`` or ``~/.cache/snopt``, and never in
+the data folder, which may be read-only. ``SNOPT_CACHE_DIR=`` (empty) turns it off. A cache that
+cannot be written is no error, one that is damaged is made again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -24,9 +26,6 @@ import torch
 from experiments.data.splits import SPLIT_NAMES, DataInfo, Splits
 from experiments.errors import RecordError
 from experiments.files import write_whole
-
-FORMAT = 1
-"""Goes up when preprocessing changes: what was cached before is not used any more."""
 
 VARIABLE = "SNOPT_CACHE_DIR"
 
@@ -49,7 +48,7 @@ def cached(name: str, key: Mapping[str, Option], build: Callable[[], Splits]) ->
     folder = cache_folder()
     if folder is None:
         return build()
-    text = json.dumps({"format": FORMAT, "name": name, **key}, sort_keys=True)
+    text = json.dumps({"code": code(), "name": name, **key}, sort_keys=True)
     slug = re.sub(r"[^A-Za-z0-9_-]", "_", name)
     path = folder / f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.pt"
     kept = _load(path, text)
@@ -60,6 +59,17 @@ def cached(name: str, key: Mapping[str, Option], build: Callable[[], Splits]) ->
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, _encode(splits, text))
     return splits
+
+
+@cache
+def code() -> str:
+    """A digest of all that preprocesses: this package, and what it leaves the splitting to."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    for package in ("numpy", "scikit-learn"):
+        digest.update(f"{package} {version(package)}".encode())
+    return digest.hexdigest()[:16]
 
 
 def cache_folder() -> Path | None:

@@ -63,10 +63,15 @@ def test_other_sources_options_or_names_are_other_data(name: str, key: dict) -> 
     assert build.calls == 2
 
 
-def test_a_new_format_forgets_the_old_files(monkeypatch) -> None:
+def test_other_code_is_other_data(monkeypatch) -> None:
     build = Builder()
     cached("made", {}, build)
-    monkeypatch.setattr(module, "FORMAT", module.FORMAT + 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "version", lambda package: "0")
+        module.code.cache_clear()
+        cached("made", {}, build)
+    module.code.cache_clear()
+    assert build.calls == 2
     cached("made", {}, build)
     assert build.calls == 2
 
