@@ -41,7 +41,7 @@ from experiments.files import write_whole
 NAME = "figure-9"
 PROFILES = DATASETS
 LOOKS = {
-    "fixed": Look("fixed", "#555555", (0, (5.0, 1.5)), "o"),
+    "fixed": Look("fixed", "#7A7A7A", (0, (5.0, 1.5)), "o"),
     "baseline": Look("first-order baseline", "#E09F2B", (0, (1.5, 1.2)), "s"),
     "feedback": Look("second-order feedback", "#8C1C4A", "solid", "^"),
 }

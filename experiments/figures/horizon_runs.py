@@ -152,7 +152,8 @@ def settings(runs: Sequence[HorizonRun]) -> str:
     found = set()
     for run in runs:
         if run.mode != "fixed":
-            horizon: Any = OmegaConf.load(run.summary.folder / "config.yaml").get("horizon")
+            config: Any = OmegaConf.load(run.summary.folder / "config.yaml")
+            horizon = config["horizon"]
             found.add((horizon["lr"], horizon["cost"], horizon["every"], horizon["minimum"]))
     if len(found) != 1:
         raise RecordError(f"the runs have different settings of the integration time: {found}")

@@ -9,7 +9,7 @@ from inspect_runs import assert_same_run
 from stand_ins import make_config, run_elsewhere
 
 from experiments.build import build
-from experiments.checkpoint import load_checkpoint
+from experiments.checkpoint import load_checkpoint, save_checkpoint
 from experiments.config import check_config, identity, load_config, resolve, run_folder
 from experiments.errors import CheckpointError, ConfigError
 from experiments.explain import options
@@ -75,8 +75,9 @@ def test_a_run_without_it_has_no_such_keys(tmp_path):
     assert not any(key.startswith("horizon/") for row in rows for key in row)
 
 
-@pytest.mark.parametrize("optimizer", stand_ins.OPTIMIZERS)
-@pytest.mark.parametrize("name", ["baseline", "feedback"])
+@pytest.mark.parametrize(
+    ("name", "optimizer"), [("baseline", "adam"), ("feedback", "sgd"), ("feedback", "snopt")]
+)
 def test_killed_and_resumed_equals_unbroken(tmp_path, name, optimizer):
     """Killed at step 8 with a checkpoint of step 5: one step before an update, one after."""
     config = config_of(tmp_path / "resumed", name, optimizer)
@@ -94,21 +95,15 @@ def test_killed_and_resumed_equals_unbroken(tmp_path, name, optimizer):
 
 def test_a_checkpoint_without_the_horizon_is_refused(tmp_path):
     config = config_of(tmp_path)
-    assert run_elsewhere(config, FAULT_KILL_AT="8").returncode == -9
-    path = Record(run_folder(config)).checkpoint_path
-    identity_of_run = f"{identity(config)}-{config['seed']}"
-    state = load_checkpoint(path, identity_of_run)
+    run(config)
+    record = Record(run_folder(config))
+    state = load_checkpoint(record.checkpoint_path, f"{identity(config)}-{config['seed']}")
     assert state is not None
     del state["horizon"]
-    stand_ins_save(path, state)
+    save_checkpoint(record.checkpoint_path, state)
+    record.write_status("interrupted")
     with pytest.raises(CheckpointError, match="horizon"):
         run(config)
-
-
-def stand_ins_save(path, state):
-    from experiments.checkpoint import save_checkpoint
-
-    save_checkpoint(path, state)
 
 
 @pytest.mark.parametrize(
