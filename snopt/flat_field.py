@@ -134,6 +134,7 @@ def product_rows(out: Tensor, inputs: Sequence[Tensor], vectors: Tensor) -> Tens
     total = sum(x.numel() for x in inputs)
     if not out.requires_grad or vectors.shape[0] == 0:
         return vectors.new_zeros(vectors.shape[0], total)
+    found: tuple[Tensor | None, ...]
     try:
         found = torch.autograd.grad(
             out, inputs, vectors, is_grads_batched=True, allow_unused=True, retain_graph=True
@@ -146,7 +147,8 @@ def product_rows(out: Tensor, inputs: Sequence[Tensor], vectors: Tensor) -> Tens
             for v in vectors
         ]
         found = tuple(
-            None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True)
+            None if column[0] is None else torch.stack([g for g in column if g is not None])
+            for column in zip(*rows, strict=True)
         )
     count = vectors.shape[0]
     return torch.cat(

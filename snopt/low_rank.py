@@ -154,7 +154,8 @@ def hessian_factors(
             " and squares), or use second_order_adjoint, which takes any Φ"
         )
     kept = values > negligible
-    return (axes[:, kept] * values[kept].sqrt()).T.flip(0)
+    rows: Tensor = (axes[:, kept] * values[kept].sqrt()).T
+    return rows.flip(0)
 
 
 def flat_rows(field: FlatField, vectors: object) -> Tensor:

@@ -188,7 +188,7 @@ def _right_hand_side(
                 du, duz, duu = du + slope[n:], duz + H[n:, :n], duu + H[n:, n:]
         if du is None or duz is None or duu is None:
             return F, -dz, -dzz
-        return F, -dz, -dzz, -du, -duz, -duu
+        return F, -dz, -dzz, -du, duz.neg_(), duu.neg_()
 
     return rhs
 
