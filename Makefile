@@ -5,6 +5,8 @@ PYTHON     ?= python3.11## the interpreter that makes .venv
 PROFILE    ?= embedded## embedded: no network needed; paper: the published data sets and settings
 DATA_DIR   ?= data## where data sets lie, or are downloaded to
 OUTPUT_DIR ?= outputs## where run records are written
+DATASET    ?= all## what `make data` downloads
+DATA_FLAGS ?=## for `make data`: --dry-run, --allow-unverified
 X          ?=## figure-6: what the x-axis shows: time, steps or nfe
 SEEDS      ?= 0,1,2## seeds of every curve
 JOBS       ?= 1## runs at a time; more than one disturbs the clock that the figures show
@@ -18,7 +20,7 @@ STAMP := $(VENV)/.installed
 PINS   = $(shell grep -E '^(torch|torchvision)==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lint format test test-slow benchmark search sync pre-commit clean
+.PHONY: help venv lint format test test-slow data benchmark search sync pre-commit clean
 
 help: ## Show the targets and the variables
 	@echo "Targets:"
@@ -61,6 +63,9 @@ test-slow: $(STAMP) ## The slow tests only
 reproduce-%: $(STAMP)
 	$(BIN)/python scripts/reproduce.py $* --profile $(PROFILE) --seeds $(SEEDS) \
 		--data-dir $(DATA_DIR) --output-dir $(OUTPUT_DIR) --jobs $(JOBS) $(if $(X),--x $(X))
+
+data: $(STAMP) ## Download DATASET (or all) into DATA_DIR; DATA_FLAGS=--dry-run says what it would need
+	$(BIN)/python scripts/data.py $(DATASET) --data-dir $(DATA_DIR) $(DATA_FLAGS)
 
 benchmark: $(STAMP) ## Time and memory of the library, write results/benchmarks/
 	$(BIN)/python scripts/benchmark.py all
