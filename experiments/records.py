@@ -175,7 +175,7 @@ class Record:
         """
         state, rows = self.state, self.rows()
         last = rows[-1] if rows else {}
-        results = {key: value for key, value in last.items() if key.startswith("test/")}
+        results = {key: v for key, v in last.items() if key.startswith(("test/", "test_avg/"))}
         lost = not self.metrics_path.exists()
         if lost or (state == DONE and not results):
             what = "is gone" if lost else "does not end in test results"

@@ -136,7 +136,7 @@ class AdaHessian(pytorch_optimizer.AdaHessian):
                 for direction in (h, -h):
                     for p, value, z in zip(params, start, signs, strict=True):
                         torch.add(value, z, alpha=direction, out=p)
-                    found = _gradients(evaluation, params)
+                    found = evaluation.gradients(params)
                     for total, z, g in zip(diagonal, signs, found, strict=True):
                         if g is not None:
                             total.addcmul_(z, g, value=1 / (2 * direction * self.samples))
@@ -161,16 +161,6 @@ class AdaHessian(pytorch_optimizer.AdaHessian):
             return diagonal
         places = tuple(range(2, diagonal.ndim))
         return diagonal.mean(dim=places, keepdim=True).expand_as(diagonal).contiguous()
-
-
-def _gradients(evaluation: Evaluation, params: Sequence[Tensor]) -> list[Tensor | None]:
-    """Return the gradients at the present weights; ``.grad`` is left alone.
-
-    Raises:
-        Diverged: the loss is not finite.
-    """
-    loss = evaluation.loss()
-    return list(torch.autograd.grad(loss, list(params), allow_unused=True))
 
 
 def _signs(params: Sequence[Tensor]) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -96,6 +96,20 @@ class Evaluation:
         return self._refused()
 
     @torch.enable_grad()
+    def gradients(self, params: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return the loss's gradients at the present weights; ``.grad`` is left alone.
+
+        Args:
+            params: with respect to what; None is returned for one that the loss does not use.
+
+        Raises:
+            Diverged: the loss is not finite.
+            SolverError: an ODE could not be solved.
+        """
+        with self._same_start():
+            return list(torch.autograd.grad(self._finite(), list(params), allow_unused=True))
+
+    @torch.enable_grad()
     def loss(self) -> Tensor:
         """Return the loss with its graph; ``.grad`` is left alone.
 
@@ -104,7 +118,10 @@ class Evaluation:
             SolverError: an ODE could not be solved.
         """
         with self._same_start():
-            loss = self._forward()
+            return self._finite()
+
+    def _finite(self) -> Tensor:
+        loss = self._forward()
         if not math.isfinite(loss.item()):
             raise Diverged(f"the training loss is {loss.item()} within step {self.step}")
         return loss
@@ -154,7 +171,10 @@ class Evaluation:
         self._output = output
 
     def _refused(self) -> Tensor:
-        self.optimizer.zero_grad(set_to_none=False)
+        self.optimizer.zero_grad()
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
         like = next(self.model.parameters())
         return like.new_tensor(PENALTY * max(1.0, abs(self.first or 0.0)))
 
@@ -190,4 +210,5 @@ class _State:
     def restore(self) -> None:
         set_rng_state(self.rng)
         for buffer, value in self.buffers:
-            buffer.copy_(value)
+            if not torch.equal(buffer, value):  # a graph may hold the others, a block's times
+                buffer.copy_(value)

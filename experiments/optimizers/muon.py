@@ -47,6 +47,7 @@ class Muon(pytorch_optimizer.Muon):
         **options: Any,
     ) -> None:
         """Sort the parameters into the two groups."""
+        trained = trainable_groups(model, params)
         embeddings = {
             id(parameter)
             for module in model.modules()
@@ -55,7 +56,7 @@ class Muon(pytorch_optimizer.Muon):
         }
         groups: list[dict[str, Any]] = []
         others: list[tuple[str, Tensor]] = []
-        for group in trainable_groups(model, params):
+        for group in trained:
             matrices = []
             for name, parameter in group.members:
                 left_out = any(name == layer or name.startswith(f"{layer}.") for layer in exclude)

@@ -166,9 +166,8 @@ class SINGD(singd.optim.optimizer.SINGD):
     def _step(self) -> None:
         for name, sums in self._collector.sums.items():
             factors = sums.factors()
-            K, C = self.Ks[name], self.Cs[name]
-            self.H_Ks[name] = K.from_inner2(factors.A[0].to(K.to_dense().dtype))
-            self.H_Cs[name] = C.from_inner2(factors.B[0].to(C.to_dense().dtype))
+            self.H_Ks[name] = _inner(self.Ks[name], factors.A[0])
+            self.H_Cs[name] = _inner(self.Cs[name], factors.B[0])
         self._collector.clear()
         every = self.module_names
         # A layer that the backward pass did not reach has no gradient to precondition.
@@ -215,6 +214,12 @@ def _layers_among(model: nn.Module, trained: set[int]) -> dict[nn.Module, str]:
             layers[module] = name or type(module).__name__
             seen |= own
     return layers
+
+
+def _inner(K: StructuredMatrix, A: Tensor) -> StructuredMatrix:
+    """Return Kᵀ A K in the structure of K."""
+    dense = K.to_dense()
+    return K.from_dense(dense.T @ A.to(dense.dtype) @ dense)
 
 
 def _tensors(matrices: Mapping[str, StructuredMatrix]) -> dict[str, dict[str, Tensor]]:

@@ -1,0 +1,136 @@
+"""Every optimizer of configs/optimizer on every embedded data set, in half a second a run."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from experiments.build import build, build_optimizer
+from experiments.config import check_config, load_config, resolve
+from experiments.data.splits import Splits
+from experiments.explain import options
+from experiments.models.parameters import ode_parameters, other_parameters
+from experiments.optimizers.evaluation import Evaluation
+from experiments.optimizers.protocol import may_repeat, protocol_of, take_step
+from experiments.tasks.base import Task
+
+OPTIMIZERS = options("optimizer")
+"""Found by listing the folder: a new optimizer is tested as soon as its file is there."""
+
+SPLIT = tuple(name for name in OPTIMIZERS if name == "split" or name.endswith("_ode"))
+"""Those with two parts; the flow has no parameters outside its ODE."""
+
+DATASETS = {
+    "digits": ["task=image", "dataset=digits", "model=conv_ode_small"],
+    "japanese_vowels": ["task=time_series", "dataset=japanese_vowels"],
+    "basic_motions": ["task=time_series", "dataset=basic_motions"],
+    "circle": ["task=cnf", "dataset=circle"],
+}
+_SMALL = {
+    "digits": ["model.width=4"],
+    "japanese_vowels": ["model.hidden=8"],
+    "basic_motions": ["model.hidden=8"],
+    "circle": ["dataset.train_size=64", "model.width=8"],
+}
+BATCH, OBSERVATIONS, STEPS = 16, 3, 30
+
+ADJUSTED: dict[str, list[str]] = {
+    "lbfgs": ["optimizer.max_iter=2"],  # a step of 3 evaluations instead of 25
+    # Their period of 100 steps is longer than a run here: the inverses of the first batch for all.
+    "kfac": ["optimizer.inverse_freq=10"],
+    "ekfac": ["optimizer.inverse_freq=10"],
+}
+"""What fits an optimizer to 30 steps without making it another one."""
+
+PAIRS = [(o, d) for o in OPTIMIZERS for d in DATASETS if not (o in SPLIT and d == "circle")]
+
+
+@dataclass
+class Run:
+    """A tiny model in training on one batch, always the same.
+
+    Attributes:
+        task: gives the loss.
+        model: what is trained.
+        optimizer: by the configuration.
+        batch: the batch.
+        config: the configuration.
+    """
+
+    task: Task
+    model: nn.Module
+    optimizer: Optimizer
+    batch: tuple[Tensor, ...]
+    config: dict[str, Any]
+
+    def train(self, steps: int = STEPS) -> list[float]:
+        """Take steps as the trainer does; return the losses before them."""
+        losses = []
+        for step in range(1, steps + 1):
+            evaluation = Evaluation(
+                *(self.task, self.model, self.batch, self.optimizer),
+                step=step,
+                repeatable=may_repeat(self.optimizer),
+            )
+            losses.append(take_step(protocol_of(self.optimizer), self.optimizer, evaluation))
+        return losses
+
+    def vector(self) -> Tensor:
+        """Return all weights as one vector, copied."""
+        return nn.utils.parameters_to_vector(self.model.parameters()).detach().clone()
+
+
+def start(
+    dataset: str,
+    optimizer: str,
+    *overrides: str,
+    small: bool = True,
+    prepare: Callable[[nn.Module], None] | None = None,
+) -> Run:
+    """Build a run.
+
+    Args:
+        dataset: a key of :data:`DATASETS`.
+        optimizer: a name of :data:`OPTIMIZERS`.
+        *overrides: further changes.
+        small: whether model, batch and series are cut to a size for tests.
+        prepare: changes the model before the optimizer is made.
+    """
+    chosen = [*DATASETS[dataset], f"optimizer={optimizer}", *overrides, "tracking=none"]
+    if small:
+        chosen += [*_SMALL[dataset], *ADJUSTED.get(optimizer, []), "trainer.batch_size=16"]
+    config = resolve(load_config(chosen))
+    check_config(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # what gets a plain update is said elsewhere
+        parts = build(config, torch.device("cpu"))
+        made = parts.optimizer
+        if prepare is not None:
+            prepare(parts.model)
+            made = build_optimizer(config["optimizer"], parts.model)
+    size = BATCH if small else int(config["trainer"]["batch_size"])
+    batch = _first(parts.data, size, OBSERVATIONS if small else None)
+    return Run(parts.task, parts.model, made, batch, config)
+
+
+def _first(data: Splits, size: int, observations: int | None) -> tuple[Tensor, ...]:
+    """Return the first examples; of series, the first observations."""
+    first = tuple(tensor[:size] for tensor in data.train)
+    if len(first) == 3 and observations is not None:
+        x, lengths, y = first
+        return x[:, :observations], lengths.clamp_max(observations), y
+    return first
+
+
+@cache
+def has_two_parts(dataset: str) -> bool:
+    """Return whether a data set's model has parameters inside an ODE and outside of one."""
+    model = start(dataset, "sgd").model
+    return bool(ode_parameters(model)) and bool(other_parameters(model))
