@@ -1,0 +1,111 @@
+"""Tables 1 and 2: from measurements to rows, and what they refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.derivatives import systems, ways
+from experiments.derivatives.memory import WAYS
+from experiments.errors import ConfigError
+from experiments.figures import table_1, table_2
+from experiments.figures.table_1 import ENTRIES, REFERENCE
+from experiments.reproduce import MEASURED
+
+
+def test_both_are_targets() -> None:
+    assert MEASURED["table-1"] is table_1
+    assert MEASURED["table-2"] is table_2
+
+
+def request(**changes: Any) -> dict[str, Any]:
+    return {
+        "profile": "embedded",
+        "seeds": (0,),
+        "overrides": (),
+        "data_dir": Path("none"),
+        "output_dir": Path("none"),
+        "folder": Path("none"),
+        "command": "make",
+        "say": lambda line: None,
+        **changes,
+    }
+
+
+@pytest.mark.parametrize("table", [table_1, table_2])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"profile": "paper"}, "no profile 'paper'; valid: embedded"),
+        ({"seeds": (1, 1)}, "seeds must be different"),
+        ({"overrides": ("a=1",)}, "takes no overrides"),
+    ],
+    ids=["profile", "seeds", "overrides"],
+)
+def test_requests_that_cannot_be(table: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        table.reproduce(**request(**changes))
+
+
+def row(system: str, entry: table_1.Entry, solver: str, seed: int, error: float) -> dict[str, Any]:
+    facts = {"system": system, "z": 12, "theta": 24, "seed": seed}
+    named = {"quantity": entry.quantity, "way": entry.way, "solver": solver}
+    return {**facts, **named, "error": error}
+
+
+def test_table_1_shows_medians_over_seeds() -> None:
+    errors = (1e-3, 3e-3, 2e-1)
+    rows = [
+        row("small field", entry, solver, seed, error)
+        for entry in ENTRIES
+        for solver in (REFERENCE, *(s.name for s in ways.SOLVERS))
+        for seed, error in enumerate(errors)
+    ]
+    rows += [
+        row("digits, ReLU", ENTRIES[0], solver, 0, 4e-2)
+        for solver in (REFERENCE, *(s.name for s in ways.SOLVERS))
+    ]
+    table = table_1.as_table(rows, (0, 1, 2))
+    assert table.rows[0] == ["small field (|z| = 12, |θ| = 24)"]
+    assert [line[0] for line in table.rows[1:6]] == [entry.label for entry in ENTRIES]
+    assert table.rows[1][1:] == ["3.0e-03"] * len(ways.SOLVERS)
+    assert table.rows[6] == ["digits, ReLU (|z| = 12, |θ| = 24)"]
+    assert table.rows[7:] == [[ENTRIES[0].label, *["4.0e-02"] * len(ways.SOLVERS)]]
+    assert "at most 0.2)" in table.caption  # the smooth systems' reference
+    assert "at most 0.04)" in table.caption  # that of the field with kinks
+
+
+def test_table_1_measures_every_way_against_its_own_reference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        table_1,
+        "reference",
+        lambda system, looser=False: ways.exact(system, ways.tight(1e-4 if looser else 1e-5)),
+    )
+    rk4 = ways.Solver("rk4", "rk4", {"method": "rk4", "options": {"step_size": 0.25}})
+    found = list(table_1.measure(systems.small(0), 0, [rk4]))
+    assert len(found) == 2 * len(ENTRIES)
+    assert all(set(entry) == set(table_1.COLUMNS) for entry in found)
+    for entry in found:
+        # A wrong pairing of way and reference would be off by the size of the quantity.
+        assert 0 < entry["error"] < 0.05, entry
+
+
+def test_table_2_shows_theory_and_medians() -> None:
+    rows = [
+        {"way": way.name, "width": d, "theory_mb": 0.5 * d, "seed": seed, "measured_mb": value}
+        for way in WAYS
+        for d in (4, 40)
+        for seed, value in ((0, 1.0 * d), (1, 2.0 * d), (2, 9.0 * d))
+    ]
+    rows[-3:] = [
+        {"way": WAYS[-1].name, "width": 40, "theory_mb": 2e3, "seed": None, "measured_mb": None}
+    ]
+    table = table_2.as_table(rows)
+    assert table.header[2] == "d = 4 (|z| = 16, |θ| = 40)"
+    assert table.rows[0] == [WAYS[0].label, WAYS[0].formula, "2.00", "8.00", "20", "80"]
+    assert table.rows[-1][-2:] == ["2,000", "–"]
+    assert table.text_columns == 2
