@@ -1,4 +1,4 @@
-"""Running sums of one layer's factors between two refreshes."""
+"""Running sums of one layer's factors (docs/method.md, eq. 9) between two refreshes."""
 
 from __future__ import annotations
 

@@ -4,9 +4,9 @@ With a(t1) = Φ_z and Q_u(t1) = 0 it integrates
 
     dz/dt = F(t, z, θ),    -da/dt = F_zᵀ a,    -dQ_u/dt = F_θᵀ a
 
-(Chen et al. 2018; SNOpt paper, eq. 3), adding the loss's gradient at every output time on the way:
-O(1) memory in the number of solver steps. This file does it on stock torchdiffeq, the reference and
-the road for everything that the engine (:mod:`snopt.path_integral`) does not take.
+(docs/method.md, eq. 2), adding the loss's gradient at every output time on the way: O(1) memory in
+the number of solver steps. This file does it on stock torchdiffeq, the reference and the road for
+everything that the engine (:mod:`snopt.path_integral`) does not take.
 
 On a step at which an optimizer wants curvature, the quadrature nodes become extra output times of
 that same solve. Output times are dense output: they change neither its steps nor its result, so the

@@ -1,4 +1,4 @@
-"""Collecting the Kronecker factors of every supported layer during one backward pass.
+"""Collecting every supported layer's Kronecker factors (docs/method.md, eq. 8) in a backward pass.
 
 A :class:`Collector` is *armed* for the steps at which factors are wanted. While it is armed,
 

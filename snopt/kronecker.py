@@ -18,7 +18,7 @@ class KroneckerPair:
     """The block ``Q ≈ A ⊗ B`` of one layer.
 
     The inverse is applied in the eigenbases of A and B with a running second moment S of the
-    gradient rotated into them (George et al. 2018): with R = U_Bᵀ G U_A,
+    gradient rotated into them (docs/method.md, eq. 10): with R = U_Bᵀ G U_A,
 
         S ← α S + (1 - α) · batch · R²,    step = U_B [R / (S + ε)] U_Aᵀ,
 

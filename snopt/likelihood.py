@@ -3,7 +3,8 @@
 For a loss that is the negative log-likelihood of a distribution with natural parameters o, one row
 of output a sample, the Hessian H of one sample's loss is the covariance of the gradient ∂ℓ/∂o with
 labels drawn from the model's own prediction. Both kinds return vectors y with Σ y yᵀ equal to H
-(``ggn``, one vector for each output) or in expectation (``mc``, from drawn labels).
+(``ggn``, one vector for each output) or in expectation (``mc``, from drawn labels): the rows of
+"Which vectors" in docs/method.md, section 4.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The backward solve on the engine: (z, a) alone, everything else an integral along its path.
 
-Nothing depends on the parameter gradient Q_u while the solve runs, so it is not part of the state:
+Nothing depends on the parameter gradient Q_u of docs/method.md, eq. 2, while the solve runs, so it
+is not part of the state:
 
     Q_u(t0) = ∫ F_θᵀ a dt  ≈  Σ over accepted steps of dt Σ_i b_i F_θᵀ a at stage i,
 

@@ -1,8 +1,8 @@
 """Quadrature along the path: where the integrands of the Kronecker factors are sampled.
 
-The factors are time integrals, ``A = ∫ E[x xᵀ] dt`` and ``B = ∫ E[g gᵀ] dt``. A rule turns one
-smooth piece ``[a, b]`` of a solve into nodes strictly inside it and **positive** weights that sum
-to ``|b - a|``: a negative weight could make a factor indefinite.
+The factors are time integrals, ``A = ∫ E[x xᵀ] dt`` and ``B = ∫ E[g gᵀ] dt`` (docs/method.md, eqs.
+8 and 9). A rule turns one smooth piece ``[a, b]`` of a solve into nodes strictly inside it and
+**positive** weights that sum to ``|b - a|``: a negative weight could make a factor indefinite.
 
 The adjoint jumps where the loss reads the state, so a solve with several output times has several
 smooth pieces, and the rule is applied to each.
