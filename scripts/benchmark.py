@@ -1,9 +1,10 @@
-"""Measure the library: python scripts/benchmark.py [engine|optimizer|memory|all] [--only NAME].
+"""Measure the library: python scripts/benchmark.py [NAME|all] [--only WORKLOAD].
 
 engine: a forward and backward pass by every way to get the gradient, and by its evaluations alone.
 optimizer: a step of SNOpt against SGD and Adam. memory: peak memory, each in its own process.
-Writes <output>/{engine,optimizer,memory}.json after every workload, and a picture of each. Exit
-status: 0 done, 2 wrong input or a failed workload, 130 interrupted (finished workloads are kept).
+optimizers: a step of every optimizer, relative to SGD's.
+Writes <output>/NAME.json after every workload, and a picture of each. Exit status: 0 done, 2 wrong
+input or a failed workload, 130 interrupted (finished workloads are kept).
 """
 
 from __future__ import annotations

@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 
-from experiments.benchmark import plot_engine, plot_memory, plot_optimizer, store, workloads
+from experiments.benchmark import (
+    plot_engine,
+    plot_memory,
+    plot_optimizer,
+    plot_step_cost,
+    step_cost,
+    store,
+    workloads,
+)
 from experiments.benchmark.engine import measure_engine
 from experiments.benchmark.memory import STEPS, measure_memory, measure_steps
 from experiments.benchmark.optimizers import measure_optimizers
@@ -29,6 +37,7 @@ DRAW: dict[str, Callable[[Path], None]] = {
     "engine": plot_engine.draw,
     "optimizer": plot_optimizer.draw,
     "memory": plot_memory.draw,
+    "optimizers": plot_step_cost.draw,
 }
 """Draws a benchmark's picture from its JSON in a folder; the keys are the benchmarks."""
 
@@ -83,6 +92,8 @@ def _table(plan: Plan, benchmark: str) -> dict[str, Measure]:
     elif benchmark == "optimizer":
         for w in workloads.TRAINING:
             table[w.name] = partial(measure_optimizers, w, device, repeats, plan.max_seconds)
+    elif benchmark == "optimizers":
+        table["digits"] = partial(step_cost.measure_step_cost, device, repeats)
     else:
         for w in workloads.TRAINING:
             table[w.name] = partial(measure_memory, w, device, plan.processes)
@@ -134,6 +145,8 @@ def headline(benchmark: str, entry: dict[str, Any]) -> str:
         ]
         floor = entry["floor"]["seconds"]["median"]
         return f"floor {floor * 1e3:.1f} ms; times the floor: {', '.join(parts)}"
+    if benchmark == "optimizers":
+        return step_cost.headline(entry)
     if benchmark == "optimizer":
         refresh = entry["refresh"]
         average = entry["average"]["all"]["100"]["over_sgd"]["median"]
