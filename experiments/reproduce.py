@@ -23,6 +23,7 @@ from experiments.figures import (
     figure_6,
     figure_7,
     figure_9,
+    figure_density,
     table_1,
     table_2,
     table_3,
@@ -34,7 +35,7 @@ TARGETS = {figure_1.NAME: figure_1, figure_6.NAME: figure_6}
 # Targets that plan their own measurements or runs.
 MEASURED = {
     module.NAME: module
-    for module in (ablation, figure_7, figure_9, table_1, table_2, table_3, table_5)
+    for module in (ablation, figure_7, figure_9, figure_density, table_1, table_2, table_3, table_5)
 }
 """What can be reproduced, by name."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -105,10 +106,36 @@ class CNF(nn.Module):
         """
         like = next(self.parameters())
         z = torch.randn(n, self.dim, generator=generator, dtype=like.dtype, device=like.device)
-        nothing = z.new_zeros(n, 1)
-        for flow in reversed(self.flows):
-            z, _ = self._solve(flow, (z, nothing), times=(0.0, self.t1), density=False)
-        return z
+        return self.path(z, [1.0])[0]
+
+    @torch.no_grad()
+    def path(self, z: Tensor, fractions: Sequence[float]) -> list[Tensor]:
+        """Move base points towards the data and return where they are on the way; no gradient.
+
+        Args:
+            z: points at time 0, shape (batch, dim).
+            fractions: parts of the whole time, of all flows together, from 0 to 1, not decreasing.
+
+        Returns:
+            For each fraction the points, shape (batch, dim).
+
+        Raises:
+            ConfigError: if the fractions decrease or leave [0, 1].
+        """
+        if any(b < a for a, b in pairwise([0.0, *fractions, 1.0])):
+            raise ConfigError(f"fractions must rise from 0 to 1, got {list(fractions)}")
+        nothing, now, found = z.new_zeros(len(z), 1), 0.0, []
+        flows = list(reversed(self.flows))
+        for fraction in fractions:
+            end = fraction * len(flows)
+            while now < end:
+                k = int(now)
+                stop = min(end, k + 1.0)
+                times = (self.t1 * (now - k), self.t1 * (stop - k))
+                z, _ = self._solve(flows[k], (z, nothing), times=times, density=False)
+                now = stop
+            found.append(z)
+        return found
 
     @staticmethod
     def _solve(

@@ -1,0 +1,41 @@
+"""Draw what a 2-d flow has learned: python scripts/density.py RUN_FOLDER [RUN_FOLDER ...].
+
+Writes density/figure.png (with data.csv and provenance.json) into the folder of the first run, or
+where --out says. `make reproduce-figure-density` trains and draws one run a density. Exit status: 0
+drawn, 2 wrong input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from experiments.command import resumable
+from experiments.figures.figure_density import write
+from experiments.summary import summarise
+
+
+def main() -> int:
+    """Run the command line and return its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs, seed-<k>")
+    parser.add_argument("--out", type=Path, help="default: density/ in the folder of the first run")
+    chosen = parser.parse_args()
+    folder = chosen.out or chosen.runs[0] / "density"
+
+    def work() -> str:
+        runs = [summarise(path) for path in chosen.runs]
+        write(
+            runs,
+            folder,
+            command="python scripts/density.py RUN_FOLDER",
+            run_commands=[f"record {run.task}/{run.dataset}/{run.optimizer}" for run in runs],
+        )
+        return f"drawn: {folder / 'figure.png'}"
+
+    return resumable(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""The 2-d densities: points lie where their definitions say, with the moments that follow."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from experiments.data import circle
+from experiments.data.densities import ARMS, checkerboard, eight_gaussians, moons, pinwheel
+
+N = 40_000
+# Four standard deviations of a fraction of 1/2 over N points.
+FAIR = 4 * 0.5 / math.sqrt(N)
+
+
+def draw(sampler: circle.Sampler, noise: float) -> np.ndarray:
+    return sampler(np.random.default_rng(0), N, noise)
+
+
+@pytest.mark.parametrize("name", ["pinwheel", "eight_gaussians", "checkerboard", "moons"])
+def test_loads_as_a_data_set(name: str) -> None:
+    data = circle.load(density=name, name=name, train_size=100, val_size=10, test_size=10)
+    assert data.sizes() == {"train": 100, "val": 10, "test": 10}
+    assert data.info.input_shape == (2,)
+    assert not np.allclose(data.val[0], data.test[0])
+
+
+@pytest.mark.parametrize("sampler", [pinwheel, eight_gaussians, checkerboard, moons])
+def test_is_centred(sampler: circle.Sampler) -> None:
+    x = draw(sampler, 0.05)
+    assert np.abs(x.mean(axis=0)).max() < 5 * x.std() / math.sqrt(N)
+
+
+def test_checkerboard_has_only_black_fields_equally_likely() -> None:
+    x = draw(checkerboard, 0.0)
+    assert np.abs(x).max() <= 2.0
+    field = np.floor(x).astype(int) + 2
+    assert (field.sum(axis=1) % 2 == 0).all()
+    counts = np.bincount(4 * field[:, 0] + field[:, 1])
+    assert (counts > 0).sum() == 8
+    assert np.abs(counts[counts > 0] / N - 1 / 8).max() < FAIR
+    # Within a field the points are uniform: variance 1/12.
+    assert (x - np.floor(x)).var(axis=0) == pytest.approx([1 / 12] * 2, rel=0.03)
+
+
+def test_eight_gaussians() -> None:
+    noise = 0.1
+    x = draw(eight_gaussians, noise)
+    angle = np.round(np.arctan2(x[:, 1], x[:, 0]) / (2 * np.pi / 8)) * (2 * np.pi / 8)
+    centre = 1.5 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    assert (x - centre).std(axis=0) == pytest.approx([noise] * 2, rel=0.03)
+    counts = np.unique(np.round(angle / (np.pi / 4)).astype(int) % 8, return_counts=True)[1]
+    assert len(counts) == 8
+    assert np.abs(counts / N - 1 / 8).max() < FAIR
+
+
+def test_moons_are_half_circles() -> None:
+    x = draw(moons, 0.0)
+    upper = np.hypot(x[:, 0] + 0.5, x[:, 1] + 0.25)
+    lower = np.hypot(x[:, 0] - 0.5, x[:, 1] - 0.25)
+    on_upper, on_lower = np.abs(upper - 1) < 1e-9, np.abs(lower - 1) < 1e-9
+    assert (on_upper | on_lower).all()
+    assert (x[on_upper & ~on_lower, 1] >= -0.25 - 1e-9).all()
+    assert (x[on_lower & ~on_upper, 1] <= 0.25 + 1e-9).all()
+    assert abs(on_upper.mean() - 0.5) < FAIR + 0.001
+
+
+def test_pinwheel_arms() -> None:
+    """Turned back by its radius, a point lies on one of five rays; without noise exactly."""
+    x = draw(pinwheel, 0.0)
+    radius = np.hypot(*x.T)
+    ray = (np.arctan2(x[:, 1], x[:, 0]) - 0.25 * np.exp(radius)) / (2 * np.pi / ARMS)
+    # A radius below 0, 3.3 standard deviations away, lies on the opposite ray of another curve.
+    near = np.abs(ray - np.round(ray)) < 1e-9
+    assert near.mean() > 0.998
+    counts = np.unique(np.round(ray[near]).astype(int) % ARMS, return_counts=True)[1]
+    assert len(counts) == ARMS
+    assert np.abs(counts / N - 1 / ARMS).max() < FAIR
+    assert radius.mean() == pytest.approx(1.0, abs=0.01)
+    assert radius.std() == pytest.approx(0.3, rel=0.03)
