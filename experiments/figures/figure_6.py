@@ -18,6 +18,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from experiments.errors import ConfigError, RecordError
@@ -186,11 +187,12 @@ def draw(curves: Sequence[Curve], profile: str, caption_line: str = "", x: str =
     known = {panel.dataset for panel in PROFILES[profile]}
     if not any(curve.dataset in known for curve in curves):
         raise RecordError(f"{NAME}: no run of any of its data sets: {', '.join(sorted(known))}")
-    figure = Figure(figsize=(WIDTH_IN, 9.6), layout="constrained")
     lines = textwrap.wrap(caption_line, width=int(15.5 * WIDTH_IN))
     foot = 0.005 + 0.0155 * len(lines)
-    figure.get_layout_engine().set(rect=(0.0, foot, 1.0, 0.965 - foot), hspace=0.0, h_pad=0.02)
-    for part, block in zip(figure.subfigures(len(BLOCKS), 1, hspace=0.03), BLOCKS, strict=True):
+    space = ConstrainedLayoutEngine(rect=(0.0, foot, 1.0, 0.965 - foot), hspace=0.0, h_pad=0.02)
+    figure = Figure(figsize=(WIDTH_IN, 9.6), layout=space)
+    subfigures: Any = figure.subfigures(len(BLOCKS), 1, hspace=0.03)
+    for part, block in zip(subfigures, BLOCKS, strict=True):
         part.suptitle(block.title, x=0.01, ha="left", fontsize=10, fontweight="bold")
         grid = part.subplots(2, COLUMNS, sharex="col", squeeze=False)
         for column in range(COLUMNS):

@@ -13,13 +13,14 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
@@ -123,7 +124,7 @@ def learned(run: Summary, points: int = POINTS, grid: int = GRID) -> Learned:
     y, x = torch.meshgrid(centres, centres, indexing="ij")
     cells = torch.stack([x.reshape(-1), y.reshape(-1)], dim=1)
     with torch.no_grad():
-        log_p = torch.cat([flow.log_prob(part, trace="exact") for part in cells.split(4096)])
+        log_p = torch.cat([flow.log_prob(part, trace="exact") for part in torch.split(cells, 4096)])
     density = log_p.double().exp().reshape(grid, grid)
     base = torch.randn(points, 2, generator=torch.Generator().manual_seed(0))
     path = flow.path(base, FRACTIONS)
@@ -225,10 +226,10 @@ def draw(rows: Sequence[Learned], caption: str = "") -> Figure:
     lines = textwrap.wrap(caption, width=int(15.5 * WIDTH_IN))
     foot = 0.05 + 0.145 * len(lines)
     height = 0.3 + 1.0 * len(rows) + foot
-    figure = Figure(figsize=(WIDTH_IN, height), layout="constrained")
-    figure.get_layout_engine().set(
+    space = ConstrainedLayoutEngine(
         rect=(0, foot / height, 1, 1 - foot / height), w_pad=0.01, h_pad=0.01, hspace=0, wspace=0
     )
+    figure = Figure(figsize=(WIDTH_IN, height), layout=space)
     axes = figure.subplots(len(rows), 2 + len(FRACTIONS), squeeze=False)
     for row, line in zip(rows, axes, strict=True):
         _draw_row(line, row)
@@ -248,7 +249,12 @@ def _draw_row(line: Sequence[Axes], row: Learned) -> None:
         ax.spines[:].set_visible(True)
     line[0].plot(*row.data[:2000].T, ".", color="#333333", markersize=0.8, alpha=0.6)
     line[0].set_ylabel(TITLES.get(row.dataset, row.dataset), fontsize=8)
-    shown = {"origin": "lower", "extent": (*box, *box), "cmap": "magma", "vmin": 0.0}
+    shown: dict[str, Any] = {
+        "origin": "lower",
+        "extent": (*box, *box),
+        "cmap": "magma",
+        "vmin": 0.0,
+    }
     line[1].imshow(row.density, vmax=float(np.quantile(row.density, 0.998)), **shown)
     line[1].text(
         *(0.04, 0.96, f"{row.test_nll:.2f}"),

@@ -170,14 +170,20 @@ def measure(
         config["data_dir"] = str(data_dir)
     if "download" in config:
         config["download"] = False
-    paper = PAPER.get(dataset, (None, None, None))
+    stated = PAPER.get(dataset, (None, None, None))
     try:
         load = get_method(config["_target_"])
         data: Splits = load(**{k: v for k, v in config.items() if k not in ("_target_", "task")})
     except DataError as error:
         reason = " ".join(str(error).split()).replace(str(data_dir), "<data_dir>")
-        return Row(dataset, title, task, *[None] * 6, *paper, source=reason)
-    return Row(dataset, title, task, *_numbers(data), *paper, source=data.info.source)
+        return _row((dataset, title, task), (None,) * 6, stated, reason)
+    return _row((dataset, title, task), _numbers(data), stated, data.info.source)
+
+
+def _row(which: Sequence[str], own: Sequence[Any], stated: Sequence[Any], source: str) -> Row:
+    """Put a row together in the order of its fields."""
+    values = (*which, *own, *stated, source)
+    return Row(**dict(zip((field.name for field in fields(Row)), values, strict=True)))
 
 
 def _numbers(data: Splits) -> tuple[int, int, int, str, int | None, int | None]:
