@@ -54,7 +54,7 @@ class Averaging:
         if model is not None:
             self._averaged = AveragedModel(
                 model,
-                multi_avg_fn=None if decay is None else get_ema_multi_avg_fn(decay),
+                multi_avg_fn=None if decay is None else _ema(decay),
                 use_buffers=any(isinstance(module, _NormBase) for module in model.modules()),
             )
 
@@ -85,6 +85,10 @@ class Averaging:
             raise ValueError("it has no averaged weights" if state is None else "it has averages")
         if self._averaged is not None and state is not None:
             self._averaged.load_state_dict(state)
+
+
+def _ema(decay: float) -> Any:
+    return get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
 
 def check_averaging(config: Mapping[str, Any] | None) -> None:

@@ -18,9 +18,25 @@ from experiments.values import (
     check_whole,
 )
 
-_NOT_NEGATIVE = ("lr", "momentum", "weight_decay", "eps", "alpha", "adamw_lr", "adamw_wd")
+_NOT_NEGATIVE: tuple[str, ...] = (
+    "lr",
+    "momentum",
+    "weight_decay",
+    "eps",
+    "alpha",
+    "adamw_lr",
+    "adamw_wd",
+)
 _NOT_NEGATIVE += ("adamw_eps", "tolerance_grad", "tolerance_change")
-_WHOLE = ("max_iter", "max_eval", "history_size", "update_period", "samples", "T", "ns_steps")
+_WHOLE: tuple[str, ...] = (
+    "max_iter",
+    "max_eval",
+    "history_size",
+    "update_period",
+    "samples",
+    "T",
+    "ns_steps",
+)
 _WHOLE += ("precondition_frequency", "preconditioning_compute_steps", "max_precondition_dim")
 _WHOLE += ("update_freq",)
 _INTERVALS = {
@@ -34,7 +50,13 @@ _INTERVALS = {
 }
 _OPTIONAL = ("max_eval", "relative_step", "shampoo_beta", "scheduler")
 _PAIRS = ("betas", "adamw_betas")
-_FLAGS = ("nesterov", "amsgrad", "maximize", "decoupled_weight_decay", "average_kernels")
+_FLAGS: tuple[str, ...] = (
+    "nesterov",
+    "amsgrad",
+    "maximize",
+    "decoupled_weight_decay",
+    "average_kernels",
+)
 _FLAGS += ("kfac_like", "normalize_lr_cov", "precondition_1d", "merge_dims", "correct_bias")
 NESTED = ("ode", "rest")  # the two of experiments.split_optimizer
 

@@ -92,7 +92,8 @@ class SplitOptimizer(Optimizer):
                 loss = closure()
         for member in (self.ode, self.rest):
             if getattr(member, "wants_evaluation", False):
-                member.step(evaluate=evaluate)  # type: ignore[call-arg]
+                take: Any = member.step
+                take(evaluate=evaluate)
             else:
                 member.step()
         return loss

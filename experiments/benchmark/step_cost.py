@@ -113,7 +113,7 @@ class _Stepper:
         tensors = self.parts.data.train
         chosen = epoch_order(config["seed"], 0, len(tensors[0]))[: self.batch_size]
         self.batch = tuple(tensor[chosen.to(tensor.device)] for tensor in tensors)
-        self.params = list(self.parts.model.parameters())
+        self.params: list[torch.Tensor] = list(self.parts.model.parameters())
         self.start = [p.detach().clone() for p in self.params]
         self.protocol = protocol_of(self.parts.optimizer)
         self.steps = self.looks = 0

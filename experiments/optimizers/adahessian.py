@@ -25,7 +25,7 @@ from snopt import ODEBlock
 HVP: Final = ("auto", "double_backward", "finite_difference")
 
 
-class AdaHessian(pytorch_optimizer.AdaHessian):
+class AdaHessian(pytorch_optimizer.AdaHessian):  # type: ignore[misc]
     """AdaHessian of ``pytorch_optimizer``, given the Hessian's diagonal.
 
     Args:
@@ -109,7 +109,7 @@ class AdaHessian(pytorch_optimizer.AdaHessian):
         for sample in range(self.samples):
             signs = _signs(params)
             products = torch.autograd.grad(
-                [grads[i] for i in used],  # type: ignore[misc]
+                [grads[i] for i in used],
                 [params[i] for i in used],
                 [signs[i] for i in used],
                 allow_unused=True,

@@ -41,7 +41,7 @@ class LBFGS(torch.optim.LBFGS):
         frozen = [isinstance(p, Tensor) and not p.requires_grad for p in params]
         super().__init__([p for p, skip in zip(params, frozen, strict=True) if not skip], **options)
 
-    def step(self, closure: Callable[[], Any]) -> Any:
+    def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
         """Take up to ``max_iter`` iterations on one batch.
 
         Args:
@@ -50,7 +50,7 @@ class LBFGS(torch.optim.LBFGS):
         Returns:
             The loss before the step.
         """
-        loss = super().step(closure)
+        loss = super().step(closure)  # type: ignore[no-untyped-call]
         state = self.state[self._params[0]]
         if self.param_groups[0]["line_search_fn"] is not None and float(state.get("t", 1.0)) == 0.0:
             state.clear()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from experiments.optimizers.parameters import tell_of_plain_updates, trainable_groups
 
 
-class Muon(pytorch_optimizer.Muon):
+class Muon(pytorch_optimizer.Muon):  # type: ignore[misc]
     """Muon for weight matrices and kernels, AdamW for vectors, embeddings and read-outs.
 
     A GRU cell's stacked gates are one matrix. A matrix with a side of length 1 is a vector: an

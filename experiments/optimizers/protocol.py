@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 from torch.optim import Optimizer
 
@@ -84,7 +85,8 @@ def may_repeat(optimizer: Optimizer) -> bool:
 def _plain(optimizer: Optimizer, evaluation: Evaluation) -> None:
     evaluation()
     if getattr(optimizer, "wants_evaluation", False):
-        optimizer.step(evaluate=evaluation.value)  # type: ignore[call-arg]
+        step: Any = optimizer.step
+        step(evaluate=evaluation.value)
     else:
         optimizer.step()
 

@@ -33,7 +33,7 @@ from snopt.quadrature import Quadrature
 _MATRICES = ("Ks", "Cs", "m_Ks", "m_Cs")
 
 
-class SINGD(singd.optim.optimizer.SINGD):
+class SINGD(singd.optim.optimizer.SINGD):  # type: ignore[misc]
     """Structured inverse-free natural gradient descent for Linear and Conv2d layers.
 
     Other parameters (a GRU cell, a scalar, a normalisation), grouped convolutions and layers of
@@ -58,6 +58,8 @@ class SINGD(singd.optim.optimizer.SINGD):
     Raises:
         ValueError: an argument is out of range, or the model has no layer to precondition.
     """
+
+    module_names: dict[nn.Module, str]
 
     def __init__(
         self,
