@@ -24,6 +24,7 @@ from experiments.figures import (
     figure_7,
     figure_9,
     figure_density,
+    figure_spectrum,
     table_1,
     table_2,
     table_3,
@@ -35,7 +36,17 @@ TARGETS = {figure_1.NAME: figure_1, figure_6.NAME: figure_6}
 # Targets that plan their own measurements or runs.
 MEASURED = {
     module.NAME: module
-    for module in (ablation, figure_7, figure_9, figure_density, table_1, table_2, table_3, table_5)
+    for module in (
+        ablation,
+        figure_7,
+        figure_9,
+        figure_density,
+        figure_spectrum,
+        table_1,
+        table_2,
+        table_3,
+        table_5,
+    )
 }
 """What can be reproduced, by name."""
 

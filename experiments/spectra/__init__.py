@@ -1,0 +1,1 @@
+"""What curvature looks like: eigenvalues, densities, and factors along the path."""
