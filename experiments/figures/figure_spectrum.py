@@ -3,7 +3,8 @@
 One column a training step. Above: eigenvalues by rank of the Hessian (those that Lanczos has
 found), of Gauss-Newton's matrix Q_θθ of the whole solve and of the Kronecker blocks A ⊗ B, and
 SNOpt's S, which stands for them after some steps; what lies below the damping ε is treated as flat.
-Below: the density of the eigenvalues, for the Hessian by stochastic Lanczos quadrature. Drawn from ``data.csv`` alone.
+Below: the density of the eigenvalues, for the Hessian by stochastic Lanczos quadrature.
+Drawn from ``data.csv`` alone.
 """
 
 from __future__ import annotations
@@ -132,7 +133,8 @@ def reproduce(
             f"{device}. Digits, conv field, {chosen.samples} training images, matrices over the"
             f" field's parameters; SNOpt with tuned settings, ε = {damping:g}. Seeds {named}: above"
             " medians and ranges, below means. The Hessian by curvlinops, backpropagating through"
-            f" dopri5; {chosen.probes} × {chosen.lanczos} Lanczos steps. Densities smoothed with a"
+            f" dopri5; {chosen.probes} × {chosen.lanczos} Lanczos steps. The adjoint's is of"
+            " differences of gradients, which see the kinks of the ReLUs. Densities smoothed with a"
             f" Gaussian of {100 * SIGMA:g} % of the range."
         ),
     }
