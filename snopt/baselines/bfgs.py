@@ -40,7 +40,7 @@ def bfgs_update(H: Tensor, s: Tensor, y: Tensor) -> Tensor:
 def hessian_action_update(H: Tensor, A: Tensor, v: Tensor) -> Tensor:
     """Return the update of ``H`` towards A⁻¹ with s = H v, y = A s.
 
-    Hessian-action BFGS (Goldfarb, Ren, Bahamou 2020, section 4.1): the Hessian A is known, so y is
+    Hessian-action BFGS (Goldfarb, Ren, Bahamou 2020): the Hessian A is known, so y is
     its action on s and needs no damping. H v is the Newton direction at v as far as H knows it.
 
     Args:

@@ -1,6 +1,6 @@
 """Double damping of (s, y): what keeps a BFGS inverse positive definite and bounded.
 
-Goldfarb, Ren, Bahamou (2020), section 4.2 and algorithm 2. Mini-batches and non-convex losses give
+Goldfarb, Ren, Bahamou (2020). Mini-batches and non-convex losses give
 pairs with sᵀy ≤ 0 or close to it. Two interpolations in a row repair them:
 
 1. Powell's damping on the inverse H: s̃ = θ₁ s + (1 - θ₁) H y, with the largest θ₁ ≤ 1 that gives
@@ -40,8 +40,8 @@ def double_damping(s: Tensor, y: Tensor, Hy: Tensor, *, mu_1: float, mu_2: float
         s: change of the variable, (…, d).
         y: change of the gradient, (…, d).
         Hy: the positive definite inverse applied to ``y``, (…, d).
-        mu_1: μ₁ in (0, 1); 0.2 in the paper.
-        mu_2: μ₂ in (0, 1); √λ in the paper.
+        mu_1: μ₁ in (0, 1); 0.2 in the authors' code.
+        mu_2: μ₂ in (0, 1); √λ there.
 
     Raises:
         ValueError: if μ₁ or μ₂ is out of range.

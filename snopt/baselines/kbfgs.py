@@ -27,7 +27,7 @@ class KBFGS(KroneckerBFGS):
         BFGS update of H_a with s = H_a x̄, y = (A + √λ I) s     (Hessian action)
 
     with Powell's μ₁ = 0.2 and μ₂ = √λ (:mod:`snopt.baselines.double_damping`), H_g = I and
-    H_a = (A + √λ I)⁻¹ at first. The paper starts A with a pass over all data, which an optimizer
+    H_a = (A + √λ I)⁻¹ at first. The authors start A with a pass over all data, which an optimizer
     does not have: here A starts with the first batch's. Convolutions as in Ren, Bahamou, Goldfarb
     (2021): patches are inputs, h is averaged over locations. A layer that is used many times, along
     a solve or at many locations: means of x and h, sum of g; :mod:`snopt.baselines.means` says why.
@@ -50,10 +50,10 @@ class KBFGS(KroneckerBFGS):
         model: the model whose parameters are trained.
         lr: learning rate (authors' code: 0.3).
         damping: λ in (0, 1) (authors' code: 0.3).
-        decay: β in [0, 1) of all averages (paper: 0.9).
-        weight_decay: L2 penalty, added to the gradient before the average (paper: 1e-5).
+        decay: β in [0, 1) of all averages (authors' code: 0.9).
+        weight_decay: L2 penalty, added to the gradient before the average (authors' code: 1e-5).
         update_freq: steps between two updates of A and the inverses; the steps in between evaluate
-            the loss once (paper: 1).
+            the loss once (authors' code: 1).
         quadrature: nodes on each smooth piece of a solve; None means ``gauss_legendre(4)``. With
             ``gradient="direct"`` nodes cost one more solve in each pass; ``evaluations()`` costs
             none, but moves with the solver's steps.

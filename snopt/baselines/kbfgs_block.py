@@ -15,7 +15,7 @@ from snopt.baselines.double_damping import double_damping
 from snopt.baselines.means import Means
 from snopt.inverse import inverse
 
-MU_1 = 0.2  # the paper's μ₁
+MU_1 = 0.2  # μ₁ of the first damping, as in the authors' code
 
 Part = TypeVar("Part")
 

@@ -25,10 +25,10 @@ class KBFGSL(KroneckerBFGS):
         model: the model whose parameters are trained.
         lr: learning rate (authors' code: 0.3).
         damping: λ in (0, 1) (authors' code: 0.3).
-        decay: β in [0, 1) of all averages (paper: 0.9).
-        memory: pairs (s, y) kept for each layer, at least 1 (paper: 100).
-        weight_decay: L2 penalty, added to the gradient before the average (paper: 1e-5).
-        update_freq: steps between two updates of A and the inverses (paper: 1).
+        decay: β in [0, 1) of all averages (authors' code: 0.9).
+        memory: pairs (s, y) kept for each layer, at least 1 (authors' code: 100).
+        weight_decay: L2 penalty, added to the gradient before the average (authors' code: 1e-5).
+        update_freq: steps between two updates of A and the inverses (authors' code: 1).
         quadrature: nodes on each smooth piece of a solve; None means ``gauss_legendre(4)``.
         scope: ``"all"``, or ``"ode"`` to precondition only layers inside an ODE.
         curvature_batch: rows of the batch used for means and A; None means all.
