@@ -7,6 +7,7 @@ from snopt.adjoint import odeint_adjoint
 from snopt.block import ODEBlock
 from snopt.checkpoint import odeint_checkpoint
 from snopt.direct import odeint
+from snopt.distributed import average_gradients
 from snopt.errors import SolverError
 from snopt.horizon import IntegrationTime
 from snopt.kronecker import KroneckerPair
@@ -31,6 +32,7 @@ __all__ = [
     "SolverError",
     "TrustRegion",
     "WhenStale",
+    "average_gradients",
     "evaluations",
     "gauss_legendre",
     "hessian_factors",

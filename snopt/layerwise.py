@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from snopt.accumulator import Accumulator, Sums
 from snopt.blocks import Block, find_blocks
 from snopt.curvature import Collector
+from snopt.distributed import Ranks
 from snopt.layers import groups_of
 from snopt.quadrature import Quadrature, gauss_legendre
 
@@ -106,6 +108,24 @@ class Layerwise(ABC, Generic[State]):
         )
         self._collector.arm()
         self.vectors = 1  # backward passes that gathered curvature from the same rows
+        self.ranks: Ranks | None = None
+
+    def distribute(self, process_group: dist.ProcessGroup | None = None) -> None:
+        """Average curvature over ranks (:mod:`snopt.distributed`): :meth:`step` is then collective.
+
+        Args:
+            process_group: of ``torch.distributed``, which must be initialised; None: all ranks.
+
+        Raises:
+            RuntimeError: if there is no process group, or this has been called before.
+            ValueError: if the method gathers something else than factors.
+        """
+        if self._collector.accumulator is not Accumulator:
+            raise ValueError(f"{type(self).__name__} gathers more than factors to average")
+        if self.ranks is not None:
+            raise RuntimeError("distribute() has been called before")
+        self.ranks = Ranks(process_group)
+        self._collector.max_rows = self.ranks.share(self._collector.max_rows)
 
     @property
     def only_on_request(self) -> bool:
@@ -233,6 +253,9 @@ class Layerwise(ABC, Generic[State]):
             gathered = {name: f.of_vectors(self.vectors) for name, f in gathered.items()}
         for factors in gathered.values():
             factors.unscale(loss_scale)
+        if self.ranks is not None:
+            weights = {n: b.layer.weight for n, b in self._blocks.items()}
+            gathered = self.ranks.factors(gathered, weights)
         self._refresh(gathered)
         self._warn_of_missing(gathered.keys())
         self._collector.clear()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -63,6 +64,14 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
         # One list and one state for both: schedulers and checkpoints see what the base uses.
         self.base.param_groups = self.param_groups
         self.state = self.base.state
+
+    def distribute(self, process_group: dist.ProcessGroup | None = None) -> None:
+        """Train data-parallel from now on; see :meth:`snopt.layerwise.Layerwise.distribute`.
+
+        The gradients must be averages over the ranks when :meth:`step` is called: wrap the model in
+        ``DistributedDataParallel``, or call :func:`snopt.average_gradients` before.
+        """
+        self.preconditioner.distribute(process_group)
 
     @property
     def curvature(self) -> Mapping[nn.Module, Any]:

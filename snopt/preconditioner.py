@@ -175,7 +175,8 @@ class Preconditioner(Layerwise[KroneckerPair]):
     def _refresh(self, gathered: Mapping[str, Factors]) -> None:
         states = {name: self._blocks[name].state for name in gathered}
         blended = {n: states[n].blend(f, self.factor_decay) for n, f in gathered.items()}
-        bases = eigenbases([M for factors in blended.values() for M in (factors.A, factors.B)])
+        decompose = eigenbases if self.ranks is None else self.ranks.eigenbases
+        bases = decompose([M for factors in blended.values() for M in (factors.A, factors.B)])
         for i, (name, factors) in enumerate(blended.items()):
             found = (bases[2 * i], bases[2 * i + 1])
             states[name].refresh(factors, self.time_correlation, found, self.carry_moment)

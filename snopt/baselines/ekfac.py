@@ -151,7 +151,8 @@ class EKFACPreconditioner(Layerwise[CorrectedEigenbasis]):
         due = self.steps % self.inverse_freq == 0
         # A first basis and one of another shape (the bias has been frozen) cannot wait.
         waiting = [s for s in states if due or not s.ready or s.shape != s.average.shape]
-        bases = eigenbases([M for state in waiting for M in state.average.both()])
+        decompose = eigenbases if self.ranks is None else self.ranks.eigenbases
+        bases = decompose([M for state in waiting for M in state.average.both()])
         return [s for i, s in enumerate(waiting) if s.turn((bases[2 * i], bases[2 * i + 1]))]
 
     def _precondition(

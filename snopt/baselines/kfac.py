@@ -164,7 +164,7 @@ class KFACPreconditioner(Layerwise[FactoredInverse]):
             damping = group.get("damping", self.damping)
             check_damping(damping)
             matrices.extend(block.state.damped(damping))
-        found = inverses(matrices)
+        found = (inverses if self.ranks is None else self.ranks.inverses)(matrices)
         for i, (block, _) in enumerate(pairs):
             block.state.take((found[2 * i], found[2 * i + 1]))
 
