@@ -20,7 +20,7 @@ STAMP := $(VENV)/.installed
 PINS   = $(shell grep -E '^(torch|torchvision)==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lint format test test-slow data benchmark search sync pre-commit clean
+.PHONY: help venv lint format test test-slow data report benchmark search sync pre-commit clean
 
 help: ## Show the targets and the variables
 	@echo "Targets:"
@@ -66,6 +66,9 @@ reproduce-%: $(STAMP)
 
 data: $(STAMP) ## Download DATASET (or all) into DATA_DIR; DATA_FLAGS=--dry-run says what it would need
 	$(BIN)/python scripts/data.py $(DATASET) --data-dir $(DATA_DIR) $(DATA_FLAGS)
+
+report: $(STAMP) ## One page with every figure and table: results/index.html
+	$(BIN)/python scripts/report.py
 
 benchmark: $(STAMP) ## Time and memory of the library, write results/benchmarks/
 	$(BIN)/python scripts/benchmark.py all
