@@ -40,7 +40,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         now: the same of the later one.
     """
     pairs = []
-    for key, name in (("git_commit", "commit"), ("device", "device")):
+    for key, name in (("git_commit", "commit"), ("device", "device"), ("ranks", "ranks")):
         if key in before:
             pairs.append((name, before[key], now[key]))
     if "versions" in before:

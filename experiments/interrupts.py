@@ -25,26 +25,36 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Remembers the first signal; the second one interrupts at once."""
+    """Remembers the first signal; the second one interrupts at once.
 
-    def __init__(self) -> None:
+    Args:
+        patient: whether further signals change nothing. torchrun passes on to its ranks what they
+            may have received already, and ends them itself if they take too long.
+    """
+
+    def __init__(self, *, patient: bool = False) -> None:
         """Start without a signal."""
         self.received: int | None = None
+        self.patient = patient
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
         """Signal handler: note the signal, or raise if one was noted before."""
-        if self.received is not None:
+        if self.received is None:
+            self.received = signum
+        elif not self.patient:
             raise Interrupted(signum)
-        self.received = signum
 
 
 @contextmanager
-def catch_interrupts() -> Iterator[Interrupts]:
+def catch_interrupts(*, patient: bool = False) -> Iterator[Interrupts]:
     """Note SIGINT and SIGTERM inside instead of dying from them.
 
     Outside the main thread Python allows no handlers; nothing is caught there.
+
+    Args:
+        patient: see :class:`Interrupts`.
     """
-    interrupts = Interrupts()
+    interrupts = Interrupts(patient=patient)
     if threading.current_thread() is not threading.main_thread():
         yield interrupts
         return

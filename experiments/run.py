@@ -24,13 +24,13 @@ from experiments.config import (
     run_folder,
 )
 from experiments.device import (
-    choose_device,
     describe,
     peak_memory_mb,
     reset_peak_memory,
     synchroniser,
     torch_threads,
 )
+from experiments.distributed import Team, joined
 from experiments.environment import differences, git_commit, git_dirty, versions
 from experiments.errors import RecordError, UserError
 from experiments.interrupts import Interrupted, Interrupts, catch_interrupts
@@ -45,7 +45,7 @@ from experiments.records import (
     RUNNING,
     Record,
 )
-from experiments.tracking import Tracker, make_tracker
+from experiments.tracking import NoTracker, Tracker, make_tracker
 from experiments.trainer import Trainer
 from snopt import SolverError
 
@@ -84,27 +84,36 @@ def run(config: DictConfig | Mapping[str, Any]) -> RunResult:
     """
     plain = resolve(config)
     check_config(plain)
-    device = choose_device(str(plain["device"]))
+    with joined(str(plain["device"])) as (team, device), team.noticing_loss():
+        return _run(plain, team, device)
+
+
+def _run(plain: Config, team: Team, device: torch.device) -> RunResult:
+    """Train as one rank of a team; all ranks return the same."""
     clock = Clock(synchroniser(device))
     settings = TrainerSettings.from_config(plain["trainer"])
     record = Record(run_folder(plain))
-    progress = ProgressBar(settings.progress)
-    tracker = make_tracker(plain, record.folder)
-    if not settings.restart and (complete := _complete(record)):
-        progress.say(f"{_title(plain)}: {complete.state} already, skipped ({record.folder})")
+    progress = ProgressBar(settings.progress if team.first else False)
+    with team.failing_together():
+        tracker = make_tracker(plain, record.folder) if team.first else NoTracker()
+    complete = team.from_first(lambda: None if settings.restart else _complete(record))
+    if complete:
+        if team.first:
+            what = f"{complete.state} already, skipped"
+            progress.say(f"{_title(plain)}: {what} ({record.folder})")
         return complete
     with torch_threads(settings.threads):
         reset_peak_memory(device)
         # Before the record is touched: what is refused here leaves nothing behind.
-        parts = build(plain, device)
-        with record.locked(), catch_interrupts() as interrupts:
-            if settings.restart:
-                record.clear()
-            elif complete := _complete(record):  # another process was faster
-                progress.say(f"{_title(plain)}: {complete.state} by now ({record.folder})")
-                return complete
-            session = _Session(plain, parts, settings, record, device, clock, tracker, progress)
-            return session.run(interrupts)
+        with team.failing_together():
+            parts = build(plain, device)
+            team.admit(parts, settings)
+        team.same_weights(parts.model)
+        session = _Session(plain, parts, settings, record, device, clock, tracker, progress, team)
+        if not team.first:
+            return session.follow()
+        with record.locked(), catch_interrupts(patient=team.size > 1) as interrupts:
+            return session.lead(interrupts)
 
 
 @dataclass(frozen=True)
@@ -119,9 +128,13 @@ class _Session:
     clock: Clock
     tracker: Tracker
     progress: ProgressBar
+    team: Team
 
-    def run(self, interrupts: Interrupts) -> RunResult:
-        """Train and record the outcome, whatever it is."""
+    def lead(self, interrupts: Interrupts) -> RunResult:
+        """Train and record the outcome, whatever it is; or find that another process did."""
+        if complete := self.team.from_first(self._begin):
+            self.progress.say(f"{_title(self.config)}: {complete.state} by now ({complete.folder})")
+            return complete
         self._start()
         try:
             with self.progress:
@@ -140,6 +153,24 @@ class _Session:
         self._end(DONE, None, results)
         return RunResult(self.record.folder, DONE, results=results)
 
+    def follow(self) -> RunResult:
+        """Train along with rank 0, which keeps the record."""
+        with catch_interrupts(patient=True) as interrupts:
+            if complete := self.team.from_first(self._begin):
+                return complete
+            try:
+                results = self._train(interrupts)
+            except (Diverged, SolverError) as error:
+                return RunResult(self.record.folder, DIVERGED, error=str(error))
+        return RunResult(self.record.folder, DONE, results=results)
+
+    def _begin(self) -> RunResult | None:
+        """Clear the record for a restart, or return what it has by now if it is complete."""
+        if self.settings.restart:
+            self.record.clear()
+            return None
+        return _complete(self.record)
+
     def _train(self, interrupts: Interrupts) -> dict[str, float]:
         trainer = Trainer(
             self.parts,
@@ -151,8 +182,10 @@ class _Session:
             tracker=self.tracker,
             progress=self.progress,
             interrupts=interrupts,
+            team=self.team,
         )
-        return trainer.fit()
+        with self.team.noticing_loss():
+            return trainer.fit()
 
     def _start(self) -> None:
         before = self.record.status() or {}
@@ -162,6 +195,7 @@ class _Session:
             "git_dirty": git_dirty(),
             "device": describe(self.device),
             "threads": torch.get_num_threads(),
+            "ranks": self.team.size,
         }
         now = _now()
         self.record.write_config(self.config)
@@ -216,7 +250,7 @@ def _history(status: Mapping[str, Any]) -> list[Any]:
     """Return the earlier starts; a status without a list tells of the last one alone."""
     if not status or "history" in status:
         return list(status.get("history", []))
-    kept = ("started_at", "versions", "git_commit", "git_dirty", "device", "threads")
+    kept = ("started_at", "versions", "git_commit", "git_dirty", "device", "threads", "ranks")
     return [{key: status[key] for key in kept if key in status}]
 
 

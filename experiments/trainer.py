@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ from experiments.build import Parts
 from experiments.checkpoint import load_checkpoint, restoring, same_keys, save_checkpoint
 from experiments.clock import EVALUATION, TRAIN, Clock
 from experiments.config import TrainerSettings
+from experiments.distributed import ALONE, SharedEvaluation, Team
 from experiments.interrupts import Interrupted, Interrupts
 from experiments.meter import Meter
 from experiments.models.nfe import KINDS, nfe_counts
-from experiments.optimizers.evaluation import Diverged, Evaluation
+from experiments.optimizers.evaluation import Diverged
 from experiments.optimizers.protocol import may_repeat, metrics_of, protocol_of, take_step
 from experiments.progress import ProgressBar
 from experiments.records import Record
@@ -44,6 +46,7 @@ class Trainer:
         tracker: mirror of the record.
         progress: what a person sees.
         interrupts: signals received so far.
+        team: the ranks that train the model together; only the first of them reads and writes.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Trainer:
         tracker: Tracker,
         progress: ProgressBar,
         interrupts: Interrupts,
+        team: Team = ALONE,
     ) -> None:
         """Stand at step 0; :meth:`fit` restores and trains."""
         self.parts = parts
@@ -69,6 +73,7 @@ class Trainer:
         self.tracker = tracker
         self.progress = progress
         self.interrupts = interrupts
+        self.team = team
         self.step = 0
         self.meter = Meter()
         self.steps_per_epoch, self.last_step = settings.length(len(parts.data.train[0]))
@@ -103,8 +108,9 @@ class Trainer:
         """One optimizer step; nothing but this is booked on ``train``."""
         parts, before = self.parts, nfe_counts(self.parts.model)
         with self.clock.booked_on(TRAIN):
-            evaluation = Evaluation(
-                *(parts.task, parts.model, self._batch(), parts.optimizer),
+            self.team.reseed(self.seed, self.step)
+            evaluation = SharedEvaluation(
+                *(self.team, parts.task, parts.model, self._batch(), parts.optimizer),
                 step=self.step + 1,
                 repeatable=may_repeat(parts.optimizer),
             )
@@ -131,14 +137,14 @@ class Trainer:
         self.progress.update(self._fraction(), {**row, **results}, self.parts.task.metric)
 
     def _batch(self) -> tuple[Tensor, ...]:
-        """Return the batch of the coming step, on the device of the data."""
+        """Return this rank's part of the coming step's batch, on the device of the data."""
         tensors = self.parts.data.train
         epoch, position = divmod(self.step, self.steps_per_epoch)
         if epoch != self._order_epoch:
             order = epoch_order(self.seed, epoch, len(tensors[0]))
             self._order, self._order_epoch = order.to(tensors[0].device), epoch
         start = position * self.settings.batch_size
-        chosen = self._order[start : start + self.settings.batch_size]
+        chosen = self.team.share(self._order[start : start + self.settings.batch_size])
         return tuple(tensor[chosen] for tensor in tensors)
 
     def _advance_schedule(self) -> None:
@@ -148,6 +154,9 @@ class Trainer:
 
     def _evaluate(self, split: str) -> dict[str, float]:
         """Return loss and metric on a split, ``<split>/…``; of an average, ``<split>_avg/…``."""
+        return self.team.from_first(partial(self._evaluate_here, split))
+
+    def _evaluate_here(self, split: str) -> dict[str, float]:
         parts = self.parts
         tensors: tuple[Tensor, ...] = getattr(parts.data, split)
         with self.clock.booked_on(EVALUATION):
@@ -185,8 +194,9 @@ class Trainer:
             **results,
         }
         self.meter = Meter()
-        self.record.append(row)
-        self.tracker.log(row)
+        if self.team.first:
+            self.record.append(row)
+            self.tracker.log(row)
 
     def _reaches(self, results: Mapping[str, float]) -> bool:
         """Whether the validation metric is as good as ``stop_at`` asks for."""
@@ -202,7 +212,9 @@ class Trainer:
         if self.last_step is not None and self.step >= self.last_step:
             return True
         limit = self.settings.max_seconds
-        return limit is not None and self.clock.seconds()[TRAIN] >= limit
+        if limit is None:
+            return False
+        return self.team.from_first(lambda: self.clock.seconds()[TRAIN]) >= limit
 
     def _fraction(self) -> float:
         """How much of the run is done, by the limit that is closest."""
@@ -214,12 +226,16 @@ class Trainer:
         return min(1.0, max(fractions))
 
     def _stop_if_interrupted(self) -> None:
-        if self.interrupts.received is not None:
+        received = self.team.agreed(self.interrupts.received)
+        if received is not None:
             self._save()
-            raise Interrupted(self.interrupts.received)
+            self.team.wait()  # torchrun ends all ranks when the first one goes
+            raise Interrupted(received)
 
     def _save(self) -> None:
         """Write a checkpoint of the state after :attr:`step` steps."""
+        if not self.team.first:
+            return
         parts = self.parts
         self.record.sync()
         state = {
@@ -242,10 +258,10 @@ class Trainer:
 
     def _restore(self) -> list[dict[str, Any]]:
         """Continue from the checkpoint, if any; return the rows logged up to it."""
-        path = self.record.checkpoint_path
-        state = load_checkpoint(path, self.run)
+        path, team = self.record.checkpoint_path, self.team
+        state = team.from_first(lambda: load_checkpoint(path, self.run))
         if state is None:
-            return self.record.truncate(None)
+            return team.from_first(lambda: self.record.truncate(None))
         parts = self.parts
         with restoring(path, "model"):
             parts.model.load_state_dict(state["model"])
@@ -270,4 +286,5 @@ class Trainer:
             set_rng_state(state["rng"])
         self.step = state["step"]
         self.reached = bool(state.get("reached", False))
-        return self.record.truncate(self.step, self.step - self.meter.steps)
+        logged = self.step - self.meter.steps
+        return team.from_first(lambda: self.record.truncate(self.step, logged))

@@ -2,13 +2,15 @@
 
 Exit status: 0 done (or skipped), 2 wrong input, 3 diverged, 130/143 interrupted by Ctrl-C/SIGTERM,
 1 anything else. In a sweep a run that diverged is a result like any other: the sweep goes on and
-ends with 0.
+ends with 0. Several processes train one run under torchrun --nproc-per-node=N, whose own exit
+status is 0 or 1.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,12 +19,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.errors import UserError
+from experiments.distributed import is_follower
+from experiments.errors import ConfigError, UserError
 from experiments.explain import CONFIGS, ROOT, explain
 from experiments.interrupts import Interrupted
 from experiments.run import RunResult, run
 
 WRONG_INPUT, DIVERGED = 2, 3
+GRACE_S = 3.0
 
 _outcomes: list[RunResult | UserError] = []
 
@@ -31,6 +35,8 @@ _outcomes: list[RunResult | UserError] = []
 def _job(config: DictConfig) -> None:
     """Train one configuration; Hydra calls this, once for every point of a sweep."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+            raise ConfigError("torchrun trains one run on its ranks: leave out -m")
         run(config)
         return
     # Outside a sweep Hydra would only decorate the message.
@@ -42,6 +48,14 @@ def _job(config: DictConfig) -> None:
 
 def main() -> int:
     """Run the command line and return its exit status."""
+    status = _main()
+    if status and is_follower():
+        # torchrun ends all ranks with the first one that fails: rank 0 has to have its say before.
+        time.sleep(GRACE_S)
+    return status
+
+
+def _main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's exceptions reach us instead of its own printer.
     # argparse reads `a=1 -m b=2` as two lists of overrides and refuses the second one.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
@@ -50,7 +64,7 @@ def main() -> int:
     except UserError as error:
         return _refuse(error)
     except Interrupted as error:
-        print(f"stopped by {error}; the same command goes on from here", file=sys.stderr)
+        _tell(f"stopped by {error}; the same command goes on from here")
         return 128 + error.signal
     except KeyboardInterrupt:
         return 130
@@ -80,8 +94,14 @@ def _from_composition(error: Exception) -> bool:
 
 
 def _refuse(error: UserError) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    _tell(f"error: {error}")
     return WRONG_INPUT
+
+
+def _tell(line: str) -> None:
+    """Say something once, however many ranks there are."""
+    if not is_follower():
+        print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

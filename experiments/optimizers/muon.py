@@ -37,6 +37,8 @@ class Muon(pytorch_optimizer.Muon):  # type: ignore[misc]
         ValueError: an argument is out of range, or no matrix is left.
     """
 
+    gradient_only = True  # it takes the model for its names alone (experiments.distributed)
+
     def __init__(
         self,
         model: nn.Module,
