@@ -134,7 +134,7 @@ def digits_batch(seed: int, data_dir: Path | None = None) -> tuple[System, Syste
 
 def _train(net: nn.Module, x: Tensor, y: Tensor) -> None:
     """Take some steps of Adam: weights as they are met in training, not at the start."""
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
     for _ in range(DIGITS["steps"]):
         chosen = torch.randint(len(x), (DIGITS["training_batch"],))
         optimizer.zero_grad()

@@ -63,7 +63,7 @@ def reference(system: System, *, looser: bool = False) -> Exact:
         looser: ten times the tolerance, to see how good the reference is.
     """
     if system.smooth:
-        return exact(system, tight(1e-8 if looser else 1e-9))
+        return exact(system, tight(1e-9 if looser else 1e-10))
     solver = tight(1e-6 if looser else 1e-7)
     return Exact(first_order(system, solver), None, proposition_2(system, solver))
 

@@ -195,7 +195,7 @@ def as_table(rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> Table:
     caption = (
         "Relative error in the Frobenius norm, float64, CPU; medians over seeds"
         f" {', '.join(map(str, seeds))}. The reference is double backpropagation through dopri5 at"
-        f" rtol 1e-9 (at 1e-8 it differs by at most {worst[False]:.1g}); for the ReLU field the"
+        f" rtol 1e-10 (at 1e-9 it differs by at most {worst[False]:.1g}); for the ReLU field the"
         f" adjoint at rtol 1e-7 (at 1e-6 it differs by at most {worst[True]:.1g}), since"
         " backpropagation errs where a step crosses a kink. The Hessian of the ReLU field has jumps"
         " at the kinks that no adjoint ODE contains; the softplus field has the same weights."

@@ -93,12 +93,14 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         " biases, a and b inputs (with the bias) and outputs of a layer. Measured: peak of the"
         " resident memory of a process of its own less that at its start, after a run on a tiny"
         " system; medians over seeds, resolution about 0.3 MB. dopri5 keeps a copy of what it"
-        " integrates for each of its 7 stages and some 5 more. Of the adjoint of the adjoint two"
-        " rows were run beside the whole matrix. The Kronecker row includes eigenbases and second"
-        f" moment. –: not run, above {LIMIT_MB:g} MB in theory."
+        " integrates for each of its 7 stages and some 10 more (states, error, products). Of the"
+        " adjoint of the adjoint two rows were run beside the whole matrix. The Kronecker row"
+        f" includes eigenbases and second moment. –: not run, above {LIMIT_MB:g} MB in theory."
     )
     return Table(header, lines, caption, text_columns=2)
 
 
 def _mb(value: float) -> str:
+    if value < 0.005:
+        return "<0.01"
     return f"{value:.2f}" if value < 10 else f"{value:,.0f}"
