@@ -55,8 +55,9 @@ def draw(table: pd.DataFrame) -> Figure:
         for column, (quantity, label) in enumerate(QUANTITIES.items()):
             own = along[(along["step"] == step) & (along["quantity"] == quantity)]
             _draw_along(axes[row, column], own)
-            axes[row, column].set_title(label)
             axes[row, column].set_xlabel("Time $t$")
+            if row == 0:
+                axes[row, column].set_title(label)
         name = "before training" if step == 0 else f"after {int(step)} steps"
         axes[row, 0].set_ylabel(name, fontweight="bold")
     for column, field in enumerate(FIELDS):
@@ -67,12 +68,7 @@ def draw(table: pd.DataFrame) -> Figure:
     axes[-1, 0].set_ylabel("Relative error")
     _draw_time(axes[-1, 2], table[table["panel"] == TIME])
     _share_rows(axes, len(steps))
-    curves = [
-        Line2D([], [], label=f"${factor}$ of {layer}", **style)
-        for (layer, factor), style in CURVES.items()
-    ]
-    figure.legend(handles=curves, loc="upper center", ncols=4, columnspacing=1.6)
-    _legend_of_errors(axes[-1, 0], axes[-1, 1])
+    _legends(figure, axes[-1, 1])
     return figure
 
 
@@ -83,18 +79,26 @@ def _share_rows(axes: Any, rows: int) -> None:
         high = max(axes[row, column].get_ylim()[1] for row in range(rows))
         for row in range(rows):
             axes[row, column].set_ylim(0.0 if low < 0.5 * high else low, high)
-            axes[row, column].set_xlim(left=0.0)
+            axes[row, column].set_xlim(0.0, 1.0)
 
 
-def _legend_of_errors(first: Axes, second: Axes) -> None:
-    rules = [Line2D([], [], linestyle="none", markersize=4, **rule) for rule in RULES.values()]
+def _legends(figure: Figure, errors: Axes) -> None:
+    """Put the legends of curves and of rules above all panels, that of A and B into one of them."""
+    curves = [
+        Line2D([], [], label=f"${factor}$ of {layer}", **style)
+        for (layer, factor), style in CURVES.items()
+    ]
+    rules = [Line2D([], [], markersize=4, linewidth=1.1, **rule) for rule in RULES.values()]
+    rules.append(Line2D([], [], color=GREY, linewidth=1.0, label="error of the solve"))
+    height = figure.get_figheight()
+    common: dict[str, Any] = {"loc": "upper center", "ncols": 4, "columnspacing": 1.6}
+    figure.legend(handles=curves, bbox_to_anchor=(0.5, 1.0), **common)
+    figure.legend(handles=rules, bbox_to_anchor=(0.5, 1.0 - 0.22 / height), **common)
     factors = [
         Line2D([], [], color="black", linestyle=style, linewidth=1.2, label=f"${name}$")
         for name, style in OF_FACTOR.items()
     ]
-    small: dict[str, Any] = {"fontsize": 7, "handlelength": 2.0, "labelspacing": 0.2}
-    first.legend(handles=rules, loc="lower left", borderpad=0.1, **small)
-    second.legend(handles=factors, loc="upper right", borderpad=0.1, **small)
+    errors.legend(handles=factors, loc="upper right", borderpad=0.1, fontsize=8, handlelength=2.0)
 
 
 def _wide(table: pd.DataFrame, index: str) -> pd.DataFrame:
@@ -151,8 +155,10 @@ def _draw_time(axes: Axes, table: pd.DataFrame) -> None:
         axes.set_yticks([])
         return
     edge = 1.15 * float(finite["value"].max()) if len(finite) else 1.0
-    for rule in ("gauss_legendre", "uniform"):
+    # A little to the side, so that two rules with the same n are both seen.
+    for rule, shift in (("gauss_legendre", 0.92), ("uniform", 1.08)):
         own, look = seconds[seconds["rule"] == rule], RULES[rule]
+        own = own.assign(n=own["n"] * shift)
         style = {"color": look["color"], "marker": look["marker"]}
         hit = own[np.isfinite(own["value"])]
         missed = own[~np.isfinite(own["value"])]

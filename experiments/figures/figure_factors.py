@@ -108,7 +108,7 @@ def _facts(
 ) -> dict[str, Any]:
     device = devices([{"device": "cpu", "threads": torch.get_num_threads()}])
     where = machine([run.summary for run in runs]) if runs else device
-    timed = f" Time to {100 * TARGET:g} % validation accuracy on {where}: medians, dots are seeds."
+    timed = f" Time to {100 * TARGET:g} % validation accuracy on {where}: medians, dots are seeds, × missed it."
     return {
         "device": device,
         "seeds": list(seeds),
@@ -137,4 +137,4 @@ def redraw(folder: Path) -> None:
     line = json.loads(path.read_text(encoding="utf-8"))["caption"] if path.is_file() else ""
     with mpl.rc_context(RC):
         figure = draw(table)
-        finish(figure, line, folder / "figure.png", top=1 - 0.32 / figure.get_figheight())
+        finish(figure, line, folder / "figure.png", top=1 - 0.52 / figure.get_figheight())
