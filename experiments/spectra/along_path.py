@@ -167,7 +167,7 @@ def gather(
 ) -> dict[str, dict[str, Any]]:
     """Return what each rule's collector gathers in one backward pass, by rule and layer."""
     net = snapshot.solved(gradient="adjoint", rtol=rtol, atol=rtol)
-    layers = {
+    layers: dict[nn.Module, str] = {
         layer: name for name, layer in net.ode.func.named_modules() if isinstance(layer, SUPPORTED)
     }
     collectors = {

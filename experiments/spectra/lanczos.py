@@ -57,7 +57,8 @@ def random_starts(
 ) -> Tensor:
     """Return ``count`` unit vectors of random direction as columns, (dim, count)."""
     drawn = torch.randn(dim, count, generator=generator, dtype=torch.float64)
-    return (drawn / drawn.norm(dim=0)).to(dtype)
+    unit: Tensor = drawn / drawn.norm(dim=0)
+    return unit.to(dtype)
 
 
 def lanczos(product: Product, start: Tensor, steps: int) -> Nodes:
@@ -118,4 +119,5 @@ def density(grid: Tensor, values: Tensor, weights: Tensor, sigma: float) -> Tens
     """
     z = (grid.unsqueeze(1) - values.reshape(1, -1)) / sigma
     bumps = torch.exp(-(z**2) / 2) / (sigma * (2 * torch.pi) ** 0.5)
-    return bumps @ weights.reshape(-1).to(bumps)
+    curve: Tensor = bumps @ weights.reshape(-1).to(bumps)
+    return curve

@@ -66,7 +66,7 @@ def finite_difference_product(
     @torch.no_grad()
     def moved(direction: Tensor, length: float) -> Tensor:
         before = [p.clone() for p in params]
-        parts = direction.split([p.numel() for p in params])
+        parts = torch.split(direction, [p.numel() for p in params])
         try:
             for p, part in zip(params, parts, strict=True):
                 p.add_(part.reshape(p.shape), alpha=length)
@@ -121,7 +121,8 @@ def gauss_newton_rows(snapshot: Snapshot, rtol: float = 1e-4) -> Tensor:
                 atol=rtol,
             ).p
         )
-    return torch.cat(found) / len(z0) ** 0.5
+    rows: Tensor = torch.cat(found) / len(z0) ** 0.5
+    return rows
 
 
 def gram_eigenvalues(rows: Tensor) -> Tensor:
@@ -135,7 +136,8 @@ def gram_eigenvalues(rows: Tensor) -> Tensor:
     """
     rows = rows.double()
     small = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
-    return torch.linalg.eigvalsh(small).clamp_min(0).flip(0)
+    values: Tensor = torch.linalg.eigvalsh(small).clamp_min(0)
+    return values.flip(0)
 
 
 def kronecker_eigenvalues(snapshot: Snapshot, curvature: str, rtol: float = 1e-4) -> Tensor:

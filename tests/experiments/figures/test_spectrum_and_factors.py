@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from experiments.config import load_config, resolve
 from experiments.errors import ConfigError, RecordError
 from experiments.figures import figure_factors, figure_spectrum, node_runs
 from experiments.figures.factor_panels import COLUMNS
@@ -127,7 +128,11 @@ def test_runs_to_the_target_become_the_last_panel(tmp_path):
 def test_the_paper_rule_is_another_group_with_the_tuned_settings():
     runs = node_runs.plan((0,), (), Path("d"), Path("o"))
     uniform = next(one for one in runs if (one.rule, one.n) == ("uniform", 100))
-    assert "optimizer.quadrature.step=0.01" in uniform.run.overrides
+    theirs = resolve(load_config(uniform.run.overrides))["optimizer"]
+    own = resolve(load_config(runs[0].run.overrides))["optimizer"]
+    assert theirs.pop("quadrature") == {"_target_": "snopt.uniform", "step": 0.01}
+    assert own.pop("quadrature") == {"_target_": "snopt.gauss_legendre", "n": 1}
+    assert theirs == own
     assert "trainer.stop_at=0.85" in uniform.run.command
 
 
