@@ -242,9 +242,13 @@ def distribute(optimizer: Optimizer) -> None:
         )
 
 
-def is_follower() -> bool:
-    """Return whether torchrun started this process, and as another than rank 0."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
+def started_as() -> tuple[int, int, int, int]:
+    """Return rank, size, and both within this machine, as torchrun set them; 0, 1, 0, 1 without."""
+    found = [os.environ.get(key) for key in _TORCHRUN]
+    if None in found:
+        return 0, 1, 0, 1
+    rank, size, local, neighbours = (int(str(value)) for value in found[:4])
+    return rank, size, local, neighbours
 
 
 @contextmanager
@@ -258,11 +262,10 @@ def joined(device_name: str) -> Iterator[tuple[Team, torch.device]]:
     Raises:
         ConfigError: a device is missing or named for all ranks alike.
     """
-    environment = {key: os.environ.get(key) for key in _TORCHRUN}
-    if None in environment.values() or environment["WORLD_SIZE"] == "1":
+    rank, size, local, neighbours = started_as()
+    if size == 1:
         yield ALONE, choose_device(device_name)
         return
-    rank, size, local, neighbours = (int(str(environment[key])) for key in _TORCHRUN[:4])
     device = _device_of(device_name, local, neighbours)
     if rank:
         warnings.simplefilter("ignore")  # rank 0 gives the same ones
@@ -282,7 +285,7 @@ def _device_of(name: str, local: int, ranks: int) -> torch.device:
     device = choose_device(name)
     if device.type != "cuda":
         return device
-    if device.index is not None:
+    if ":" in name:
         raise ConfigError(f"device={name} is one device for all ranks: use device=cuda")
     if ranks > torch.cuda.device_count():
         raise ConfigError(

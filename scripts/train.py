@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.distributed import is_follower
+from experiments.distributed import started_as
 from experiments.errors import ConfigError, UserError
 from experiments.explain import CONFIGS, ROOT, explain
 from experiments.interrupts import Interrupted
@@ -35,7 +35,7 @@ _outcomes: list[RunResult | UserError] = []
 def _job(config: DictConfig) -> None:
     """Train one configuration; Hydra calls this, once for every point of a sweep."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+        if started_as()[1] > 1:
             raise ConfigError("torchrun trains one run on its ranks: leave out -m")
         run(config)
         return
@@ -49,7 +49,7 @@ def _job(config: DictConfig) -> None:
 def main() -> int:
     """Run the command line and return its exit status."""
     status = _main()
-    if status and is_follower():
+    if status and started_as()[0] > 0:
         # torchrun ends all ranks with the first one that fails: rank 0 has to have its say before.
         time.sleep(GRACE_S)
     return status
@@ -100,7 +100,7 @@ def _refuse(error: UserError) -> int:
 
 def _tell(line: str) -> None:
     """Say something once, however many ranks there are."""
-    if not is_follower():
+    if started_as()[0] == 0:
         print(line, file=sys.stderr, flush=True)
 
 

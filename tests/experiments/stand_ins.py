@@ -52,12 +52,14 @@ class Field(nn.Module):
 class TinyModel(nn.Module):
     """Linear, dropout (so that the generators matter), ODE, Linear."""
 
-    def __init__(self, info: DataInfo, solver: SolverSettings, *, width: int = 4) -> None:
+    def __init__(
+        self, info: DataInfo, solver: SolverSettings, *, width: int = 4, dropout: float = 0.2
+    ) -> None:
         super().__init__()
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width}")
         self.encode = nn.Linear(info.input_shape[0], width)
-        self.dropout = nn.Dropout(0.2)
+        self.dropout = nn.Dropout(dropout)
         self.ode = solver.block(Field(width))
         self.decode = nn.Linear(width, 2)
 
