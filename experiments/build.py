@@ -25,6 +25,7 @@ from experiments.data.splits import Splits
 from experiments.errors import ConfigError, one_line
 from experiments.group_checks import NESTED
 from experiments.horizon import build_horizon
+from experiments.optimizers.evaluation import check_task
 from experiments.seeding import seed_everything
 from experiments.tasks.base import Task
 from snopt import IntegrationTime
@@ -78,6 +79,7 @@ def build(config: Config, device: torch.device) -> Parts:
         config.get("averaging"), model, steps_per_epoch=steps_per_epoch, last_step=last_step
     )
     optimizer = build_optimizer(config["optimizer"], model)
+    check_task(task, optimizer)
     horizon = build_horizon(config.get("horizon"), model, optimizer)
     scheduler, interval = build_scheduler(config["optimizer"].get("scheduler"), optimizer)
     data = Splits(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -139,13 +139,8 @@ class Evaluation:
     def _backward(self, loss: Tensor) -> None:
         """Run the backward pass, the optimizer's own where its curvature starts at the output."""
         if needs_output(self.optimizer):
-            likelihood = self.task.likelihood
-            if likelihood is None or self._output is None:
-                raise ConfigError(
-                    "the optimizer's curvature starts at the distribution that the model predicts,"
-                    f" and the task {self.task.name} has none: take curvature=empirical"
-                )
-            self.optimizer.backward(loss, self._output, likelihood)  # type: ignore[attr-defined]
+            backward: Any = self.optimizer.backward  # type: ignore[attr-defined]
+            backward(loss, self._output, self.task.likelihood)
             self._output = None
         else:
             loss.backward()  # type: ignore[no-untyped-call]
@@ -197,6 +192,15 @@ class Evaluation:
 def needs_output(optimizer: Optimizer) -> bool:
     """Return whether the optimizer's backward pass wants the model's output (mc and ggn)."""
     return getattr(optimizer, "curvature_type", "empirical") != "empirical"
+
+
+def check_task(task: Task, optimizer: Optimizer) -> None:
+    """Raise ConfigError where the optimizer needs a likelihood and the task has none."""
+    if needs_output(optimizer) and task.likelihood is None:
+        raise ConfigError(
+            "the optimizer's curvature starts at the distribution that the model predicts, and the"
+            f" task {task.name} has none: take curvature=empirical"
+        )
 
 
 class _State:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from experiments.config import run_folder
+from experiments.errors import ConfigError
 from experiments.models.nfe import nfe_counts
 from experiments.optimizers.evaluation import PENALTY, Diverged, Evaluation
 from experiments.optimizers.protocol import (
@@ -222,3 +223,12 @@ def test_model_is_counted_for_every_look():
     once = nfe_counts(look.model)["forward"]
     look()
     assert nfe_counts(look.model)["forward"] == 2 * once
+
+
+def test_curvature_from_the_output_needs_a_likelihood_before_anything_is_written(tmp_path):
+    config = make_config(tmp_path, "snopt")
+    config["optimizer"] = {**OPTIMIZERS["snopt"], "curvature": "mc"}
+    config["task"] = {"_target_": "experiments.tasks.cnf.CNFTask", "name": "image"}
+    with pytest.raises(ConfigError, match=r"task cnf has none: take curvature=empirical"):
+        run(config)
+    assert not list(tmp_path.iterdir())
