@@ -14,7 +14,13 @@ from experiments.files import write_whole
 NAME = "scaling"
 _KINDS = ("ordinary", "refresh")
 _PARTS = ("gradients", "factors", "bases")
-_HEAD = ("net", "ranks × rows", "ordinary step", "refresh step", "efficiency, ordinary step")
+_HEAD: tuple[str, ...] = (
+    "net",
+    "ranks × rows",
+    "ordinary step",
+    "refresh step",
+    "efficiency, ordinary step",
+)
 _HEAD += ("refresh step", "mean of gradients", "mean of factors", "eigenbases")
 
 

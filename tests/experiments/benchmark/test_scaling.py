@@ -8,7 +8,10 @@ import torch
 from experiments.benchmark import scaling, scaling_table
 from experiments.benchmark.origin import origin
 from experiments.benchmark.scaling_model import Compute, Link, efficiency, volume
+from experiments.environment import REPOSITORY
 from snopt import SNOpt
+
+CPU = torch.device("cpu")
 
 
 def test_volume_by_hand_and_as_the_optimizer_has_it():
@@ -59,3 +62,24 @@ def test_a_tiny_measurement_and_its_tables(tmp_path):
     assert "| digits net | 2 × 2 |" in text
     assert "| digits net | 10 Gbit/s |" in text
     assert "1 × 4: ordinary 100 %, refresh 100 %" in scaling_table.headline(entry)
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_the_volumes_in_the_documentation(name):
+    workload = next(w for w in scaling.TRAINING if w.name == name)
+    case = scaling.replace(workload, shape={**workload.shape, "batch": 1}).build(CPU)
+    optimizer = SNOpt(case.model)
+    case.loss().backward()
+    optimizer.step()
+    parameters = sum(p.numel() for p in case.model.parameters())
+    sent = volume(parameters, [state.shape for state in optimizer.curvature.values()])
+    title = "digits net (width 16)" if name == "digits" else "MNIST net (width 64)"
+    text = (REPOSITORY / "docs" / "scaling.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith(f"| {title}"))
+    cells = [cell.strip().removesuffix(" MB").replace(" ", "") for cell in row.split("|")[2:-1]]
+    average = sent.gradients + (sent.factors + sent.bases) / 100
+    expected = [sent.gradients, sent.factors, sent.bases, average]
+    assert int(cells[0]) == parameters
+    for cell, size in zip(cells[1:], expected, strict=True):
+        assert float(cell) == pytest.approx(size / 1e6, rel=0.02)
+    assert sent.largest_share(4) == pytest.approx({"digits": 0.50, "mnist": 0.42}[name], abs=0.005)
