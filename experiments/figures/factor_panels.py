@@ -56,6 +56,8 @@ def draw(table: pd.DataFrame) -> Figure:
             own = along[(along["step"] == step) & (along["quantity"] == quantity)]
             _draw_along(axes[row, column], own)
             axes[row, column].set_xlabel("Time $t$")
+            if quantity == "trace":
+                axes[row, column].set_yscale("log")
             if row == 0:
                 axes[row, column].set_title(label)
         name = "before training" if step == 0 else f"after {int(step)} steps"
@@ -78,7 +80,8 @@ def _share_rows(axes: Any, rows: int) -> None:
         low = min(axes[row, column].get_ylim()[0] for row in range(rows))
         high = max(axes[row, column].get_ylim()[1] for row in range(rows))
         for row in range(rows):
-            axes[row, column].set_ylim(0.0 if low < 0.5 * high else low, high)
+            linear = axes[row, column].get_yscale() == "linear"
+            axes[row, column].set_ylim(0.0 if linear and low < 0.5 * high else low, high)
             axes[row, column].set_xlim(0.0, 1.0)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,7 @@ def reproduce(
         "device": device,
         "seeds": list(seeds),
         "experiment": EXPERIMENT,
+        "curvlinops": metadata.version("curvlinops-for-pytorch"),
         "overrides": list(overrides),
         "settings": chosen.facts(),
         "damping": damping,
@@ -161,17 +163,24 @@ def draw(table: pd.DataFrame, damping: float) -> Figure:
     """Return the figure without its caption; call it within ``matplotlib.rc_context(RC)``."""
     steps = sorted(table["step"].unique())
     figure = Figure(figsize=(WIDTH_IN, 5.6))
-    axes = figure.subplots(2, len(steps), sharey="row", squeeze=False)
-    lowest, highest = np.inf, 0.0
+    axes = figure.subplots(2, len(steps), squeeze=False)
     for column, step in enumerate(steps):
         own = table[table["step"] == step]
         _draw_ranks(axes[0, column], own, damping)
-        bottom, top = _draw_density(axes[1, column], own)
-        lowest, highest = min(lowest, bottom), max(highest, top)
+        _draw_density(axes[1, column], own)
         axes[0, column].set_title("before training" if step == 0 else f"after {step} steps")
         axes[0, column].set_xlabel("Rank")
         axes[1, column].set_xlabel("Eigenvalue")
-    axes[1, 0].set_ylim(lowest, 3 * highest)
+    limits = [one.get_ylim() for one in axes[0]]
+    for one in axes[0]:
+        one.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    if np.isfinite(damping):
+        axes[0, -1].annotate(
+            *(r"damping $\varepsilon$", (0.03, damping), (0, -10)),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            fontsize=8,
+        )
     axes[0, 0].set_ylabel("Eigenvalue")
     axes[1, 0].set_ylabel("Density")
     shown = set(table["matrix"])
@@ -206,18 +215,12 @@ def _draw_ranks(axes: Axes, table: pd.DataFrame, damping: float) -> None:
     axes.set_yscale("log")
     if np.isfinite(damping):
         axes.axhline(damping, color="#111111", linewidth=0.8, linestyle=(0, (2, 2)))
-        axes.annotate(
-            *(r"damping $\varepsilon$", (1.0, damping), (2, 2)),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8,
-        )
 
 
-def _draw_density(axes: Axes, table: pd.DataFrame) -> tuple[float, float]:
-    """Draw all densities of one step; return the range worth showing."""
-    low, high = float(table["value"].min()), float(table["value"].max())
+def _draw_density(axes: Axes, table: pd.DataFrame) -> None:
+    """Draw all densities of one step, over the range of the Hessian and of Gauss-Newton."""
+    true = table[table["matrix"].isin([HESSIAN, ADJOINT, GAUSS_NEWTON])]["value"]
+    low, high = float(true.min()), float(true.max())
     margin = 0.05 * (high - low)
     grid = torch.linspace(low - margin, high + margin, 600, dtype=torch.float64)
     sigma, highest = SIGMA * (high - low), 0.0
@@ -234,4 +237,4 @@ def _draw_density(axes: Axes, table: pd.DataFrame) -> tuple[float, float]:
     axes.set_yscale("log")
     # The smallest share of the exact matrices is one eigenvalue: show a tenth of its bump.
     share = float(table.loc[table["probe"].isna(), "share"].min())
-    return 0.1 * share / (sigma * (2 * np.pi) ** 0.5), highest
+    axes.set_ylim(0.1 * share / (sigma * (2 * np.pi) ** 0.5), 3 * highest)
