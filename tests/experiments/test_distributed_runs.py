@@ -72,7 +72,7 @@ if os.environ.get("RANK") != "1":
 def on_two(tmp_path: Path, config: dict, **environment: str) -> tuple[int, str, list[str]]:
     """Run to the end; return exit status, output, and what was told as an error or a stop."""
     process = launch(tmp_path, config, **environment)
-    out, err = process.communicate(timeout=150)
+    out, err = process.communicate(timeout=300)
     return process.returncode, out + err, re.findall(r"^(?:error|stopped by).*", err, re.MULTILINE)
 
 

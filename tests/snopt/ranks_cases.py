@@ -142,7 +142,7 @@ def start_ranks(script: Path, folder: Path, size: int, *arguments: str) -> list[
         for rank in range(size)
     ]
     try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
+        errors = [process.communicate(timeout=300)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
