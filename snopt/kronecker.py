@@ -187,7 +187,7 @@ class KroneckerPair:
         if alpha < 1:
             S.mul_(alpha).addcmul_(R, R, value=(1 - alpha) * self.batch)
         if momentum > 0:
-            torch.matmul(U_B.mT, self._M, out=other)
+            torch.matmul(U_B.mT, _present(self._M), out=other)
             torch.matmul(other, U_A, out=R)
         torch.add(S, S.mean().mul_(eps) if relative else eps, out=other)
         R.div_(other if exponent == 1 else other.pow_(exponent))

@@ -108,7 +108,10 @@ def _facts(
 ) -> dict[str, Any]:
     device = devices([{"device": "cpu", "threads": torch.get_num_threads()}])
     where = machine([run.summary for run in runs]) if runs else device
-    timed = f" Time to {100 * TARGET:g} % validation accuracy on {where}: medians, dots are seeds, × missed it."
+    timed = (
+        f" Time to {100 * TARGET:g} % validation accuracy on {where}: medians, dots are seeds, ×"
+        " missed it."
+    )
     return {
         "device": device,
         "seeds": list(seeds),
