@@ -95,8 +95,11 @@ def test_the_results_are_redrawn_from_the_table_alone(tmp_path):
 def test_every_variant_is_a_valid_run_of_its_own(dataset):
     plans = Ablation.load().variant_runs(dataset, 0.5, [0], WHERE)
     assert len(plans) >= 15
-    folders = {runs[0].folder for runs in plans.values()}
-    assert len(folders) == len(plans)  # no two variants are the same
+    base = {name: plans[name][0].folder for name in ("SNOpt", "snopt_plus")}
+    others = [runs[0].folder for name, runs in plans.items() if name not in base]
+    # A change to what a data set's tuned settings say already is no change: one run serves both.
+    changed = [folder for folder in others if folder not in base.values()]
+    assert len(set(changed)) == len(changed) >= 13
 
 
 @pytest.mark.parametrize("dataset", ["digits", "japanese_vowels", "circle"])

@@ -171,9 +171,14 @@ def test_an_interrupt_reaches_the_run_and_keeps_what_is_done(tmp_path: Path) -> 
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
+    # A shell starts background jobs deaf to Ctrl-C, and their children inherit it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=interrupt_when_it_waits, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        execute(runs, 1, lambda line: None, command)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            execute(runs, 1, lambda line: None, command)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (tmp_path / "outputs" / "interrupted").exists()
     assert [state_of(run.folder) for run in runs] == ["done", "missing", "missing"]
 
