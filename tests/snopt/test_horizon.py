@@ -163,7 +163,7 @@ def test_steps_and_averages_by_hand(mode):
             s = float((model.ode.func(torch.tensor(T, dtype=torch.float64), z) * z.grad).sum())
         optimizer.step()
         if k % 2 == 0:
-            assert horizon.t1 == T
+            assert horizon.t1 == pytest.approx(T, rel=1e-10)
             continue
         moved = [p.detach() - was for p, (was, _) in zip(field, before, strict=True)]
         change = sum(float((g * d).sum()) for d, (_, g) in zip(moved, before, strict=True))
