@@ -16,15 +16,15 @@ gradient with collection is the gradient without, bit for bit.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from snopt.curvature import Collector, all_or_nothing, node_collectors
 from snopt.nodes import collect_node, leaves_no_trace, plan_nodes
+from snopt.norms import adjoint_norm
 from snopt.path_integral import integrate_on_engine
 from snopt.problem import Problem
 from snopt.solve import FIXED_GRID, NFE, Settings, solve, user_callbacks
@@ -194,37 +194,13 @@ def _backward_settings(problem: Problem, n: int, *, extra_outputs: bool) -> Sett
             # evaluation for each output time and returns the grid's own values at the grid's times.
             options.setdefault("interp", "cubic")
     else:
-        options["norm"] = _adjoint_norm(options.get("norm"), problem.forward.options, n, problem)
+        norm = options.get("norm")
+        if not callable(norm):
+            user_norm = problem.forward.options.get("norm")
+            seminorm = norm is not None
+            options["norm"] = adjoint_norm(problem.pack, n, user_norm, seminorm=seminorm)
     backward = problem.backward
     return Settings(backward.rtol, backward.atol, backward.method, options)
-
-
-def _adjoint_norm(
-    norm: Any, forward_options: Mapping[str, Any], n: int, problem: Problem
-) -> Callable[[tuple[Tensor, ...]], Any]:
-    """Return torchdiffeq's norm of the backward state: the largest of its components' norms."""
-    if callable(norm):
-        user_norm: Callable[[tuple[Tensor, ...]], Any] = norm
-        return user_norm
-    user_state_norm = forward_options.get("norm")
-
-    def state_norm(parts: tuple[Tensor, ...]) -> Any:
-        if user_state_norm is not None:
-            return user_state_norm(problem.pack(parts))
-        return max(_rms(p) for p in parts)
-
-    def adjoint_norm(state: tuple[Tensor, ...]) -> Any:
-        z, a, params = state[1 : 1 + n], state[1 + n : 1 + 2 * n], state[1 + 2 * n :]
-        norms = [state[0].abs(), state_norm(z), state_norm(a)]
-        if norm is None:
-            norms.extend(_rms(p) for p in params)
-        return max(norms)
-
-    return adjoint_norm
-
-
-def _rms(x: Tensor) -> Tensor:
-    return x.abs().pow(2).mean().sqrt()
 
 
 def collect_without_gradient(

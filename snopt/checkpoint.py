@@ -125,7 +125,7 @@ class _Checkpoint(torch.autograd.Function):
         times = t.detach().tolist()
         adaptive = TABLEAUX[problem.forward.method].adaptive
         records, rows = [], [layout.flatten(parts)]
-        with torch.no_grad():
+        with torch.no_grad(), inside_solve():
             for step, inside in forward_steps(
                 problem.func,
                 problem.pack,
@@ -189,7 +189,7 @@ class _Replay:
         """Return the gradients to a step's state and first stage from those to its results."""
         with torch.enable_grad():
             y0 = record.y0.detach().requires_grad_(True)
-            stages = Stages.like(y0, self.tableau.stages, differentiable=True)
+            stages = Stages.like(y0, self.tableau, differentiable=True)
             inputs = [y0]
             if record.k0 is None:
                 stages[0], _ = self._field(0, record.t0, y0)

@@ -13,6 +13,7 @@ from snopt.checks import CONTROL_OPTIONS, GRID_OPTIONS
 from snopt.curvature import inside_solve
 from snopt.evaluate import evaluate_field
 from snopt.layout import Layout
+from snopt.norms import rms_norm
 from snopt.runge_kutta import Control, Field, Step, Stepper, is_finite
 from snopt.solve import Settings, State, solver_error, user_callbacks
 from snopt.tableau import TABLEAUX, Tableau
@@ -64,20 +65,6 @@ def takes(settings: Settings, func: object, parts: Sequence[Tensor]) -> bool:
     return not user_callbacks(func) and not user_callbacks(func, adjoint=True)
 
 
-def rms_norm(layout: Layout) -> Callable[[Tensor], Tensor]:
-    """Return torchdiffeq's norm: the largest root mean square of the parts."""
-
-    def norm(e: Tensor) -> Tensor:
-        if len(layout.sizes) == 1:
-            length: Tensor = torch.linalg.vector_norm(e)
-            return length / math.sqrt(e.numel())
-        pieces = e.split_with_sizes(layout.sizes)
-        norms = [torch.linalg.vector_norm(p) / math.sqrt(p.numel()) for p in pieces]
-        return torch.stack(norms).max()
-
-    return norm
-
-
 def make_control(
     settings: Settings, layout: Layout, norm: Callable[[Tensor], Tensor], like: Tensor
 ) -> Control:
@@ -87,9 +74,10 @@ def make_control(
         for name in ("safety", "ifactor", "dfactor", "min_step", "max_step")
         if settings.options.get(name) is not None
     }
+    atol = _entrywise(settings.atol, layout, like)
     return Control(
         rtol=_entrywise(settings.rtol, layout, like),
-        atol=_entrywise(settings.atol, layout, like),
+        atol=atol.to(like) if isinstance(atol, Tensor) else like.new_full((), atol),
         norm=norm,
         max_num_steps=settings.max_num_steps,
         **given,
@@ -168,6 +156,8 @@ def forward_steps(
 ) -> Iterator[tuple[Step, list[int]]]:
     """Yield every accepted step of a forward solve with the output times that lie in it.
 
+    To be run to its end inside :class:`snopt.curvature.inside_solve`.
+
     Args:
         func: vector field F(t, y).
         pack: makes the state that ``func`` wants from its parts.
@@ -189,8 +179,7 @@ def forward_steps(
         nonlocal calls
         calls += 1
         count()
-        with inside_solve():
-            return evaluate_field(func, pack, layout, t, layout.split(y)), None
+        return evaluate_field(func, pack, layout, t, layout.split(y)), None
 
     user_norm = settings.options.get("norm")
     norm = (
@@ -246,10 +235,11 @@ def solve_on_engine(
     layout = Layout(tuple(part.shape for part in parts))
     rows = [layout.flatten(parts)]
     cubic = settings.options.get("interp") == "cubic"
-    for step, inside in forward_steps(
-        func, pack, parts, times, settings, count, memory, differentiable=differentiable
-    ):
-        rows.extend(step.interpolate(times[i], cubic=cubic) for i in inside)
+    with inside_solve():  # once for the whole solve: small ones are spent on such details
+        for step, inside in forward_steps(
+            func, pack, parts, times, settings, count, memory, differentiable=differentiable
+        ):
+            rows.extend(step.interpolate(times[i], cubic=cubic) for i in inside)
     return tuple(layout.split(torch.stack(rows)))
 
 

@@ -33,6 +33,8 @@ def evaluate_field(
     """
     first = parts[0]
     out = func(torch.full((), t, dtype=first.dtype, device=first.device), pack(parts))
+    if len(parts) == 1 and isinstance(out, Tensor) and out.shape == first.shape:  # the usual case
+        return [out if out.dtype == first.dtype else out.to(first.dtype)]
     answer = (out,) if isinstance(out, Tensor) else tuple(out)
     fits = len(answer) == len(layout.shapes)
     if not fits or any(a.shape != s for a, s in zip(answer, layout.shapes, strict=True)):

@@ -19,24 +19,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from snopt.curvature import Collector, Recording, inside_solve
-from snopt.engine import make_stepper, rms_norm, steps_between
+from snopt.engine import make_stepper, steps_between
 from snopt.evaluate import evaluate_field
 from snopt.layout import Layout
 from snopt.nodes import Plan, collect_node, leaves_no_trace, plan_nodes
+from snopt.norms import adjoint_norm, rms_norm
+from snopt.path_sum import PathSum
 from snopt.problem import Problem
 from snopt.quadrature import Evaluations, StepEnds
 from snopt.runge_kutta import Step, is_finite
 from snopt.stages import Negated, Part
 from snopt.tableau import TABLEAUX
 
-Products = Sequence[Tensor | None]
+_UNMARKED: AbstractContextManager[None] = nullcontext()
 
 
 def integrate_on_engine(
@@ -54,9 +56,11 @@ def integrate_on_engine(
     Raises:
         SolverError: if the solve fails.
     """
-    return _BackwardSolve(problem, t, solution, params, collectors).run(
-        grad_solution, t_requires_grad=t_requires_grad
-    )
+    # Marked once for the whole solve; its nodes and recorded stages open a mark of their own.
+    with inside_solve():
+        return _BackwardSolve(problem, t, solution, params, collectors).run(
+            grad_solution, t_requires_grad=t_requires_grad
+        )
 
 
 class _BackwardSolve:
@@ -75,10 +79,11 @@ class _BackwardSolve:
         self.t = t
         self.solution = solution
         self.params = list(params)
-        self.Q_u = [torch.zeros_like(p) for p in params]
+        self.n = len(solution)
         self.state = Layout(tuple(part.shape[1:] for part in solution))
         self.layout = self.state.twice()
         self.tableau = TABLEAUX[problem.backward.method]
+        self.Q_u = PathSum(self.params, self.tableau)
         self.at_stages = [c for c in collectors if c.discrete]
         self.at_ends = [c for c in collectors if isinstance(c.quadrature, StepEnds)]
         other_rules = (StepEnds, Evaluations)
@@ -88,12 +93,14 @@ class _BackwardSolve:
         stages = range(self.tableau.stages)
         self.products_at = [self.tableau.needs_product(i) for i in stages]
         self.ends_at = [bool(self.at_ends) and self._is_at_an_end(i) for i in stages]
+        # A last stage at the step's end; None if the method has none.
+        self.end_stage = self.tableau.stages - 1 if self.tableau.ends_on_a_stage else None
 
     def run(
         self, grad_solution: Sequence[Tensor], *, t_requires_grad: bool
     ) -> tuple[list[Tensor], Tensor | None, list[Tensor]]:
         """Return a(t[0]) by part, the gradient to ``t`` or None, and Q_u(t[0])."""
-        problem, times, state = self.problem, self.times, self.state
+        problem, times = self.problem, self.times
         grad_t = torch.zeros_like(self.t) if t_requires_grad else None
         a = [torch.zeros_like(g[0]) for g in grad_solution]
         stepper = make_stepper(
@@ -118,7 +125,8 @@ class _BackwardSolve:
             for step in steps_between(
                 stepper, self.tableau, problem.backward, y, times[i], times[i - 1]
             ):
-                self._add_products(step)
+                # The solve runs from the end of the path to its start.
+                self.Q_u.accept(step.t0 - step.t1)
                 waiting, is_last = len(plan), step.t1 == times[i - 1]
                 plan = self._collect(step, plan, is_last=is_last)
                 if self.at_ends:
@@ -133,33 +141,29 @@ class _BackwardSolve:
             if not is_finite(y):
                 why = ("non-finite state", "Check the input, the step size and the learning rate.")
                 raise stepper.failure(*why, times[i - 1], math.nan)
-            a = self.layout.split(y)[len(state.sizes) :]
+            a = self.layout.split(y)[self.n :]
         if grad_t is not None:
             # Moving the start moves the whole solution along F: dΦ/dt0 = -a(t0)ᵀ F(t0, z(t0)).
             grad_t[0] = -self._time_product(times[0], [part[0] for part in self.solution], a)
         if problem.memory is not None:
             problem.memory.keep("backward", stepper.dt)
         a = [adj + g[0] for adj, g in zip(a, grad_solution, strict=True)]
-        return a, grad_t, self.Q_u
+        return a, grad_t, self.Q_u.result()
 
-    def _field(self, stage: int, t: float, y: Tensor) -> tuple[Sequence[Part], Any]:
-        """Return (F, -F_zᵀ a) by parts; keep the parameter products and the uses of layers."""
+    def _field(self, stage: int, t: float, y: Tensor) -> tuple[Sequence[Part], Recording | None]:
+        """Return (F, -F_zᵀ a) by parts and the uses of layers; hand the parameter products on."""
         self.calls += 1
         self.problem.nfe.backward += 1
-        parts = self.layout.split(y)
-        n = len(self.state.sizes)
-        last = t == self.end and self.tableau.ends_on_a_stage and stage == self.tableau.stages - 1
         # The last stage of all has weight 0, and there is no next step to hand it on to.
+        last = stage == self.end_stage and t == self.end
         needed = stage >= 0 and self.products_at[stage] and not last
         wanted = self.params if needed else []
-        takers = [*(self.at_stages if needed else ())]
-        if stage >= 0 and self.ends_at[stage]:
-            takers += self.at_ends
-        recording = Recording(takers) if takers else None
+        recording = self._recording(stage, needed=needed)
+        parts, n = self.layout.split(y), self.n
         # Inside the marks to the end: the backward pass through a field that solves an ODE itself
         # is the solver's evaluation too.
-        with torch.enable_grad(), inside_solve(recording):
-            z = [part.detach().requires_grad_(True) for part in parts[:n]]
+        with torch.enable_grad(), _UNMARKED if recording is None else inside_solve(recording):
+            z = [part.detach().requires_grad_() for part in parts[:n]]
             outputs = evaluate_field(self.problem.func, self.problem.pack, self.state, t, z)
             inputs: list[Any] = [*z, *wanted, *(recording.edges if recording else ())]
             adjoints = parts[n:]
@@ -174,29 +178,22 @@ class _BackwardSolve:
                 products = torch.autograd.grad(
                     reached, inputs, adjoints, allow_unused=True, retain_graph=True
                 )
-        adjoint = [
-            torch.zeros_like(part) if p is None else Negated(p)
-            for part, p in zip(parts[:n], products[:n], strict=True)
-        ]
+        if wanted:
+            self.Q_u.add(stage, products[n : n + len(wanted)])
         if recording is not None:
             recording.gradients = products[n + len(wanted) :]
-        kept = (products[n : n + len(wanted)], recording)
-        return [*[o.detach() for o in outputs], *adjoint], kept
+        adjoint = [
+            torch.zeros_like(part) if p is None else Negated(p)
+            for part, p in zip(parts, products[:n], strict=False)
+        ]
+        return [*outputs, *adjoint], recording
 
-    def _add_products(self, step: Step) -> None:
-        """Add dt Σ b_i F_θᵀ a of an accepted step to Q_u."""
-        if not self.params:
-            return
-        dt = step.t0 - step.t1  # the solve runs from the end of the path to its start
-        for weight, (products, _) in zip(self.tableau.b, step.kept, strict=True):
-            if weight == 0:
-                continue
-            sums = self.Q_u
-            if any(p is None for p in products):  # parameters that the field does not use
-                used = [i for i, p in enumerate(products) if p is not None]
-                sums, products = [sums[i] for i in used], [products[i] for i in used]
-            if sums:
-                torch._foreach_add_(sums, products, alpha=dt * weight)
+    def _recording(self, stage: int, *, needed: bool) -> Recording | None:
+        """Return where to record a stage; None if nobody wants it, as on all but refresh steps."""
+        takers = [*(self.at_stages if needed else ())]
+        if stage >= 0 and self.ends_at[stage]:
+            takers += self.at_ends
+        return Recording(takers) if takers else None
 
     def _collect(self, step: Step, plan: Plan, *, is_last: bool) -> Plan:
         """Give the collectors what lies in this step; return the nodes still to come."""
@@ -215,7 +212,7 @@ class _BackwardSolve:
     def _collect_stages(self, step: Step) -> None:
         """Give every stage that the gradient is made of, weighted as it is in :meth:`run`'s Q_u."""
         dt = step.t0 - step.t1
-        for weight, (_, recording) in zip(self.tableau.b, step.kept, strict=True):
+        for weight, recording in zip(self.tableau.b, step.kept, strict=True):
             if weight != 0:
                 recording.give(dict.fromkeys(self.at_stages, 1.0), scale=dt * weight)
 
@@ -229,13 +226,13 @@ class _BackwardSolve:
         """Add a step's ends by the trapezoid rule; return the weight that its end still owes."""
         half = abs(step.t1 - step.t0) / 2
         if self._is_at_an_end(0):
-            step.kept[0][1].give(dict.fromkeys(self.at_ends, pending + half))
+            step.kept[0].give(dict.fromkeys(self.at_ends, pending + half))
         else:
             self._collect_at(step.t0, step.y0, [(c, pending + half) for c in self.at_ends])
         if not is_last:
             return half
         if self.tableau.ends_on_a_stage:
-            step.kept[-1][1].give(dict.fromkeys(self.at_ends, half))
+            step.kept[-1].give(dict.fromkeys(self.at_ends, half))
         else:
             self._collect_at(step.t1, step.y1, [(c, half) for c in self.at_ends])
         return 0.0
@@ -255,19 +252,16 @@ class _BackwardSolve:
     def _time_product(self, t: float, z: Sequence[Tensor], a: Sequence[Tensor]) -> Tensor:
         """Return aᵀ F(t, z), a scalar."""
         self.problem.nfe.add("backward")
-        with inside_solve():
-            outputs = evaluate_field(self.problem.func, self.problem.pack, self.state, t, z)
+        outputs = evaluate_field(self.problem.func, self.problem.pack, self.state, t, z)
         return torch.stack([(o * adj).sum() for o, adj in zip(outputs, a, strict=True)]).sum()
 
     def _norm(self) -> Callable[[Tensor], Tensor]:
         user_norm = self.problem.forward.options.get("norm")
         if user_norm is None:
             return rms_norm(self.layout)
-        pack, state = self.problem.pack, self.state
+        norm = adjoint_norm(self.problem.pack, self.n, user_norm, seminorm=True)
 
-        def norm(e: Tensor) -> Tensor:
-            z, a = e.chunk(2)
-            norms = [torch.as_tensor(user_norm(pack(state.split(half)))) for half in (z, a)]
-            return torch.stack(norms).max()
+        def of_flat(e: Tensor) -> Tensor:
+            return torch.as_tensor(norm((e.new_zeros(()), *self.layout.split(e))))
 
-        return norm
+        return of_flat

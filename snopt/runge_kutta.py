@@ -34,7 +34,7 @@ class Control:
 
     Attributes:
         rtol: relative tolerance, a number or one for each entry of the state.
-        atol: absolute tolerance, likewise.
+        atol: absolute tolerance, a scalar tensor or one for each entry.
         norm: maps the error in units of the tolerance, (n,), to a scalar.
         safety: factor on the step that the error estimate would just allow.
         ifactor: largest growth of a step.
@@ -45,7 +45,7 @@ class Control:
     """
 
     rtol: float | Tensor
-    atol: float | Tensor
+    atol: Tensor
     norm: Callable[[Tensor], Tensor]
     safety: float = 0.9
     ifactor: float = 10.0
@@ -53,6 +53,13 @@ class Control:
     min_step: float = 0.0
     max_step: float = math.inf
     max_num_steps: int = 10_000
+
+    def scale(self, y: Tensor) -> Tensor:
+        """Return the error that a state, (n,), is allowed in each entry: rtol |y| + atol."""
+        size = y.detach().abs()
+        if isinstance(self.rtol, Tensor):
+            return size.mul_(self.rtol).add_(self.atol)
+        return torch.add(self.atol, size, alpha=self.rtol)  # a pass less
 
 
 @dataclass
@@ -98,7 +105,7 @@ class Step:
             end = x * x * (-5 + x * (14 - x * 8))
             # The weight of y0 is that of the quartic plus that of the middle, which starts from y0.
             base = torch.lerp(self.y0, self.y1, end)
-            return self.stages.combine_once(base, tuple(weights), dt)
+            return self.stages.combine(base, weights, dt)
         if not cubic:
             return torch.lerp(self.y0, self.y1, x)
         rise = x * x * (3 - 2 * x)
@@ -141,13 +148,13 @@ class Stepper:
     def adaptive(self, y: Tensor, t0: float, t1: float) -> Iterator[Step]:
         """Yield the accepted steps from ``y`` at ``t0`` to exactly ``t1``."""
         control, tableau = self.control, self.tableau
-        stages = Stages.like(y, tableau.stages, differentiable=self.differentiable)
+        stages = Stages.like(y, tableau, differentiable=self.differentiable)
         kept: list[Any] = [None] * tableau.stages
         stages[0], kept[0] = self.field(0, t0, y)
         sign = 1.0 if t1 > t0 else -1.0
+        scale = control.scale(y)
         if self.dt is None:
-            self.dt = self._initial_step(y, t0, stages[0], sign)
-        size = y.detach().abs()
+            self.dt = self._initial_step(y, t0, stages[0], scale, sign)
         t, ratio = t0, self.dt  # a first step that is not finite tells of a field that is not
         while t != t1:
             proposed = min(max(self.dt, control.min_step), control.max_step)
@@ -165,23 +172,23 @@ class Stepper:
                 raise self.failure(*too_many_steps(control.max_num_steps), t, dt)
             self.steps += 1
             y1 = take_step(self.field, tableau, y, t, end, stages, kept)
-            with torch.no_grad():
-                error, size1 = stages.weighted(y, tableau.error, dt), y1.abs()
-                scale = torch.maximum(size, size1).mul_(control.rtol).add_(control.atol)
-                ratio = float(control.norm(error.div_(scale)))
+            scale1 = control.scale(y1)
+            # The scale of the larger state, entry by entry, is the larger of the two scales.
+            ratio = float(control.norm(stages.error(y, dt).div_(torch.maximum(scale, scale1))))
             accepted = ratio <= 1 or dt <= control.min_step
             grown = dt * self._factor(ratio)
             # A step cut short by the end says nothing against the length proposed before.
             self.dt = max(grown, proposed) if last and accepted else grown
             if accepted:
                 yield Step(t, end, y, y1, stages, kept, tableau, lambda: stages[-1])
-                t, y, size = end, y1, size1
-                stages.hand_on()
-                kept[0] = kept[-1]
+                t, y, scale = end, y1, scale1
+                if not last:
+                    stages.hand_on()
+                    kept[0] = kept[-1]
 
     def grid(self, y: Tensor, grid: Sequence[float]) -> Iterator[Step]:
         """Yield the steps from ``y`` at ``grid[0]`` from each grid point to the next."""
-        stages = Stages.like(y, self.tableau.stages, differentiable=self.differentiable)
+        stages = Stages.like(y, self.tableau, differentiable=self.differentiable)
         kept: list[Any] = [None] * self.tableau.stages
         ahead: list[Any] = []  # first stage at the current point, where a step before took it
         for t0, t1 in itertools.pairwise(grid):
@@ -209,15 +216,14 @@ class Stepper:
         return float(min(control.ifactor, max(wanted, smallest)))
 
     @torch.no_grad()
-    def _initial_step(self, y: Tensor, t0: float, f0: Tensor, sign: float) -> float:
+    def _initial_step(self, y: Tensor, t0: float, f0: Tensor, scale: Tensor, sign: float) -> float:
         """Return Hairer, Nørsett and Wanner's first step (Solving ODEs I, II.4)."""
         control = self.control
-        scale = y.abs().mul_(control.rtol).add_(control.atol)
         d0, d1 = torch.stack([control.norm(y / scale), control.norm(f0 / scale)]).tolist()
         h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
         parts, _ = self.field(-1, t0 + sign * h0, torch.add(y, f0, alpha=sign * h0))
-        f1 = join(parts)
-        d2 = float(control.norm((f1 - f0) / scale)) / h0 if h0 > 0 else math.nan
+        change = join(parts).sub_(f0).div_(scale)
+        d2 = float(control.norm(change)) / h0 if h0 > 0 else math.nan
         if d1 <= 1e-15 and d2 <= 1e-15:
             h1 = max(1e-6, h0 * 1e-3)
         else:
@@ -242,8 +248,8 @@ def take_step(
 ) -> Tensor:
     """Evaluate all stages but the first, which must be there, and return the state at ``t1``."""
     dt, at = t1 - t0, y
-    for i in range(1, tableau.stages):
-        at = stages.combine(y, tableau.a[i], dt)
-        c = tableau.c[i]
-        stages[i], kept[i] = field(i, t1 if c == 1 else t0 + c * dt, at)
-    return at if tableau.ends_on_a_stage else stages.combine(y, tableau.b, dt)
+    for i, c in enumerate(tableau.c):
+        if i > 0:
+            at = stages.place(i, y, dt)
+            stages[i], kept[i] = field(i, t1 if c == 1 else t0 + c * dt, at)
+    return at if tableau.ends_on_a_stage else stages.result(y, dt)

@@ -13,6 +13,7 @@ weights of dopri5's dense output: Shampine (1986).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Tableau:
         """Whether the method controls its step; then its last stage is the next step's first."""
         return bool(self.error)
 
-    @property
+    @cached_property
     def ends_on_a_stage(self) -> bool:
         """Whether the last stage is taken at the step's own result."""
         return self.b == (*self.a[-1], 0.0)

@@ -22,7 +22,7 @@ import snopt
 from snopt import NFE, ODEBlock
 from snopt.engine import StepMemory, takes
 from snopt.solve import Settings
-from snopt.stages import _as_tensor
+from snopt.stages import _weights
 from snopt.tableau import TABLEAUX
 
 ADAPTIVE = [name for name, tableau in TABLEAUX.items() if tableau.adaptive]
@@ -351,9 +351,9 @@ def test_output_times_do_not_push_tableaux_out_of_the_cache():
     field, z0 = make_field("tensor"), initial_state("tensor").detach()
     with torch.no_grad():
         snopt.odeint(field, z0, times_for("forward", 2))
-        before = _as_tensor.cache_info().currsize
+        before = _weights.cache_info().currsize
         snopt.odeint(field, z0, times_for("forward", 200))
-    assert _as_tensor.cache_info().currsize == before
+    assert _weights.cache_info().currsize == before
 
 
 def test_products_are_taken_only_where_they_count():
