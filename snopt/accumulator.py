@@ -65,12 +65,8 @@ class Accumulator:
         if rows == 0:
             return
         x, g = thinned(x, g, rows, max_rows)
-        A, B = input_factor(layer, x), output_factor(layer, g, rows)
-        if self.A is None or self.B is None:
-            self.A, self.B = A.mul_(weight), B.mul_(weight)
-        else:
-            self.A.add_(A, alpha=weight)
-            self.B.add_(B, alpha=weight)
+        self.A = input_factor(layer, x, self.A, weight)
+        self.B = output_factor(layer, g, rows, self.B, weight)
         self.weight += weight
         self.rows[task] = max(rows, self.rows.get(task, 0))
 
@@ -98,8 +94,8 @@ class Accumulator:
             raise ValueError("the layer received no data")
         passes = len(self.rows)
         return Factors(
-            A=self.A / passes,
-            B=self.B * passes,
+            A=self.A if passes == 1 else self.A / passes,  # no copy in the usual case
+            B=self.B if passes == 1 else self.B * passes,
             weight=self.weight / passes,
             batch=sum(self.rows.values()),
         )

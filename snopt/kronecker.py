@@ -10,6 +10,7 @@ from torch import Tensor
 from snopt.accumulator import Factors
 from snopt.eigenbasis import Basis, eigenbases
 from snopt.robust import symmetric
+from snopt.workspace import Workspace
 
 TIME_CORRELATION = ("full", "none")
 
@@ -24,21 +25,26 @@ class KroneckerPair:
 
     S starting at λ_B λ_Aᵀ after each refresh.
 
+    Args:
+        workspace: room for :meth:`precondition`, for pairs that take turns to share; None means
+            the pair's own.
+
     Attributes:
         weight: total weight of the factors: time inside an ODE, 1 for each use outside.
         batch: rows that the layer saw.
         failures: eigendecompositions that failed; the previous basis was kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, workspace: Workspace | None = None) -> None:
         """Start without factors: :meth:`precondition` may be called after the first refresh."""
-        self._A: Tensor | None = None
-        self._B: Tensor | None = None
+        # The factors themselves are not kept: their bases and eigenvalues have all of them.
+        self._lam_A: Tensor | None = None
+        self._lam_B: Tensor | None = None
         self._U_A: Tensor | None = None
         self._U_B: Tensor | None = None
         self._S: Tensor | None = None
         self._M: Tensor | None = None  # momentum of the gradient, where it is asked for
-        self._work: tuple[Tensor, ...] = ()  # two buffers like S, kept from step to step
+        self._workspace = Workspace() if workspace is None else workspace
         self.weight = 0.0
         self.batch = 1
         self.failures = 0
@@ -57,12 +63,12 @@ class KroneckerPair:
     @property
     def A(self) -> Tensor:  # noqa: N802 - the paper's symbol
         """Input-side factor ∫ E[x xᵀ] dt, (features, features); (groups, …) for grouped layers."""
-        return _ungroup(_present(self._A))
+        return _ungroup(_composed(self._lam_A, self._U_A))
 
     @property
     def B(self) -> Tensor:  # noqa: N802 - the paper's symbol
         """Output-side factor ∫ E[g gᵀ] dt, (out, out); (groups, …) for grouped layers."""
-        return _ungroup(_present(self._B))
+        return _ungroup(_composed(self._lam_B, self._U_B))
 
     @property
     def S(self) -> Tensor:  # noqa: N802 - the symbol of the method's update
@@ -104,10 +110,9 @@ class KroneckerPair:
             V, W = U_B.mT @ _present(self._U_B), U_A.mT @ _present(self._U_A)
             S = V.square_() @ self._S @ W.square_().mT
         self._U_A, self._U_B = U_A, U_B
-        self._A, self._B = symmetric(factors.A), symmetric(factors.B)
+        self._lam_A, self._lam_B = lam_A, lam_B
         self.weight, self.batch = factors.weight, factors.batch
         self._S = S
-        self._work = ()
         return True
 
     def blend(self, factors: Factors, decay: float) -> Factors:
@@ -117,10 +122,10 @@ class KroneckerPair:
             factors: new factors.
             decay: weight of the present ones, in [0, 1).
         """
-        if self._A is None or self._B is None or decay == 0 or self._A.shape != factors.A.shape:
+        if self._U_A is None or decay == 0 or self._U_A.shape != factors.A.shape:
             return factors
-        A = torch.lerp(factors.A, self._A.to(factors.A), decay)
-        B = torch.lerp(factors.B, self._B.to(factors.B), decay)
+        A = torch.lerp(factors.A, _composed(self._lam_A, self._U_A).to(factors.A), decay)
+        B = torch.lerp(factors.B, _composed(self._lam_B, self._U_B).to(factors.B), decay)
         return Factors(A, B, factors.weight, factors.batch)
 
     @torch.no_grad()
@@ -141,11 +146,8 @@ class KroneckerPair:
         return U_B.mT @ G.to(U_B.dtype) @ U_A
 
     def buffer(self) -> Tensor:
-        """Return a matrix like S, kept from step to step, to write the gradient into."""
-        S = _present(self._S)
-        if not self._work:
-            self._work = (torch.empty_like(S), torch.empty_like(S))
-        return self._work[1]
+        """Return a matrix like S in the workspace, to write the gradient into."""
+        return self._workspace.like(_present(self._S))[1]
 
     @torch.no_grad()
     def precondition(
@@ -170,11 +172,10 @@ class KroneckerPair:
                 takes G in any case.
 
         Returns:
-            Tensor like ``G``, in its dtype; valid until the next call.
+            Tensor like ``G``, in its dtype; valid until the workspace is used again.
         """
         S, U_A, U_B = _present(self._S), _present(self._U_A), _present(self._U_B)
-        other = self.buffer()
-        R = self._work[0]
+        R, other = self._workspace.like(S)
         # The gradient may have been written into the buffer by the caller: read it first.
         if momentum > 0:
             # M is kept in the layer's own coordinates, so that it outlives a change of bases.
@@ -212,8 +213,8 @@ class KroneckerPair:
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue exactly."""
         return {
-            "A": self._A,
-            "B": self._B,
+            "lam_A": self._lam_A,
+            "lam_B": self._lam_B,
             "U_A": self._U_A,
             "U_B": self._U_B,
             "S": self._S,
@@ -225,16 +226,25 @@ class KroneckerPair:
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Take over a state of :meth:`state_dict`, moved to ``device``."""
-        for name in ("A", "B", "U_A", "U_B", "S", "M"):
+        for name in ("lam_A", "lam_B", "U_A", "U_B", "S", "M"):
             value = state.get(name)
             setattr(self, f"_{name}", None if value is None else value.to(device, copy=True))
-        self._work = ()
+        for side in ("A", "B"):  # older states hold factors in place of eigenvalues
+            if state.get(f"lam_{side}") is None and state.get(side) is not None:
+                M, U = state[side].to(device), getattr(self, f"_U_{side}")
+                setattr(self, f"_lam_{side}", (U * (M @ U)).sum(-2))
         self.weight, self.batch = float(state["weight"]), int(state["batch"])
         self.failures = int(state["failures"])
 
 
 def _ungroup(M: Tensor) -> Tensor:
     return M[0] if M.shape[0] == 1 else M
+
+
+def _composed(lam: Tensor | None, U: Tensor | None) -> Tensor:
+    """Return U diag(λ) Uᵀ, symmetric to the last bit."""
+    U, lam = _present(U), _present(lam)
+    return symmetric((U * lam.unsqueeze(-2)) @ U.mT)
 
 
 def _present(M: Tensor | None) -> Tensor:

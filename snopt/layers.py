@@ -23,6 +23,8 @@ from torch.nn import functional as F
 
 Layer: TypeAlias = nn.Linear | nn.Conv2d
 SUPPORTED = (nn.Linear, nn.Conv2d)
+CHUNK = 2**16
+"""Numbers of patches or gradients that are rearranged at a time."""
 
 
 def has_bias(layer: Layer) -> bool:
@@ -71,39 +73,52 @@ def output_rows(layer: Layer, g: Tensor) -> Tensor:
     return g.permute(1, 0, 3, 2)
 
 
-def input_factor(layer: Layer, x: Tensor) -> Tensor:
-    """Return ``E[x xᵀ]``, the mean over batch and shared positions.
+def input_factor(
+    layer: Layer, x: Tensor, into: Tensor | None = None, weight: float = 1.0
+) -> Tensor:
+    """Return ``weight × E[x xᵀ]``, the mean over batch and shared positions.
+
+    Args:
+        layer: a linear or convolutional layer.
+        x: its input.
+        into: matrices to add it to, in place, or None for new ones.
+        weight: factor on the mean.
 
     Returns:
         Tensor of shape (groups, features, features).
     """
-    chunks = torch.split(x, _images_at_a_time(layer, x)) if _is_image_batch(layer, x) else (x,)
-    square: Tensor | None = None
     total: Tensor | None = None
-    count = 0
+    chunks = torch.split(x, _images_at_a_time(layer, x)) if _is_image_batch(layer, x) else (x,)
     for chunk in chunks:
-        rows = _rows(layer, at_least_float32(chunk.detach())).flatten(1, 2)
-        count += rows.shape[1]
-        if square is None or total is None:
-            square, total = rows.mT @ rows, rows.sum(1, keepdim=True)
-        else:
-            square.baddbmm_(rows.mT, rows)
-            total += rows.sum(1, keepdim=True)
-    if square is None or total is None or count == 0:
+        columns = _columns(layer, at_least_float32(chunk.detach()))
+        groups, features, positions = columns.shape
+        count = positions * len(x) / len(chunk) if x.dim() > 1 else positions
+        if count == 0:
+            raise ValueError("a batch of no rows has no factor")
+        if into is None:
+            size = features + has_bias(layer)
+            into = columns.new_zeros(groups, size, size)
+        _add_square(into[:, :features, :features], columns, weight / count)
+        if has_bias(layer):  # the input of the bias is 1: its row and column are the means
+            sums = columns.sum(-1).mul_(weight / count)
+            total = sums if total is None else total.add_(sums)
+    if into is None:
         raise ValueError("a batch of no rows has no factor")
-    if not has_bias(layer):
-        return square.div_(count)
-    # The input of the bias is 1: its row and column are the means.
-    groups, features, _ = square.shape
-    factor = square.new_ones(groups, features + 1, features + 1)
-    torch.div(square, count, out=factor[:, :-1, :-1])
-    factor[:, -1:, :-1] = total.div_(count)
-    factor[:, :-1, -1:] = total.mT
-    return factor
+    if total is not None:
+        into[:, -1, :-1] += total
+        into[:, :-1, -1] += total
+        into[:, -1, -1] += weight
+    return into
 
 
-def output_factor(layer: Layer, g: Tensor, batch: int | None = None) -> Tensor:
-    """Return ``E[Σ_shared g gᵀ]`` for per-sample g, given the gradient of the batch's mean loss.
+def output_factor(
+    layer: Layer,
+    g: Tensor,
+    batch: int | None = None,
+    into: Tensor | None = None,
+    weight: float = 1.0,
+) -> Tensor:
+    """Return ``weight × E[Σ_shared g gᵀ]`` for per-sample g, from the gradient of a mean loss.
 
     The mean over the batch is undone: per-sample gradients are ``batch`` times as large, so the
     mean of their outer products is ``batch × Σ g gᵀ``. The sum over shared positions is the factor
@@ -113,15 +128,33 @@ def output_factor(layer: Layer, g: Tensor, batch: int | None = None) -> Tensor:
         layer: a linear or convolutional layer.
         g: gradient at its output, or the rows of it that were chosen.
         batch: rows of the whole batch; None means that ``g`` has them all.
+        into: matrices to add it to, in place, or None for new ones.
+        weight: factor on the mean.
 
     Returns:
         Tensor of shape (groups, out / groups, out / groups).
     """
-    rows = output_rows(layer, g)
-    chosen = rows.shape[1]
+    whole = (isinstance(layer, nn.Conv2d) and g.dim() == 3) or g.dim() == 1
+    chosen = 1 if whole else g.shape[0]
     batch = chosen if batch is None else batch
-    rows = rows.flatten(1, 2)
-    return rows.mT @ rows * (batch * batch / chosen)
+    images = isinstance(layer, nn.Conv2d) and g.dim() == 4
+    for chunk in torch.split(g, max(1, CHUNK // max(1, g[0].numel()))) if images else (g,):
+        rows = output_rows(layer, chunk)
+        columns = rows.permute(0, 3, 1, 2).flatten(2)
+        if into is None:
+            into = columns.new_zeros(len(columns), columns.shape[1], columns.shape[1])
+        _add_square(into, columns, weight * batch * batch / chosen)
+    if into is None:
+        raise ValueError("a batch of no rows has no factor")
+    return into
+
+
+def _add_square(into: Tensor, columns: Tensor, weight: float) -> None:
+    """Add ``weight × Σ c cᵀ`` over columns c, (groups, features, n), in place."""
+    if len(columns) == 1:  # writes into a part of a matrix without a copy, which a batch does not
+        into[0].addmm_(columns[0], columns[0].mT, alpha=weight)
+    else:
+        into.baddbmm_(columns, columns.mT, alpha=weight)
 
 
 def batch_of(layer: Layer, x: Tensor) -> int:
@@ -171,7 +204,20 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def _rows(layer: Layer, x: Tensor) -> Tensor:
-    return _patches(layer, x) if isinstance(layer, nn.Conv2d) else _linear_rows(x)
+    if not isinstance(layer, nn.Conv2d):
+        return _linear_rows(x)
+    windows = _windows(layer, x)
+    groups, batch = windows.shape[0], windows.shape[4]
+    patches = windows.permute(0, 4, 5, 6, 1, 2, 3)
+    return patches.reshape(groups, batch, -1, windows.shape[1:4].numel())
+
+
+def _columns(layer: Layer, x: Tensor) -> Tensor:
+    """Return inputs as columns, (groups, features, batch × shared), without the bias's."""
+    if not isinstance(layer, nn.Conv2d):
+        return x.reshape(1, -1, x.shape[-1]).mT
+    windows = _windows(layer, x)
+    return windows.reshape(windows.shape[0], windows.shape[1:4].numel(), -1)
 
 
 def _is_image_batch(layer: Layer, x: Tensor) -> bool:
@@ -181,15 +227,15 @@ def _is_image_batch(layer: Layer, x: Tensor) -> bool:
 def _images_at_a_time(layer: Layer, x: Tensor) -> int:
     """Return how many images to cut into patches at a time.
 
-    Patches are many times the size of their image. About 1 MB of them in float32 keeps the peak
-    low; no fewer rows than half a factor's size keeps the products from being all additions.
+    Patches are many times the size of their image: a limit keeps the peak low, but no fewer
+    positions than half a factor's size keep the products from being all additions.
     """
     if not isinstance(layer, nn.Conv2d):
         return len(x)
     features = x.shape[1] * layer.kernel_size[0] * layer.kernel_size[1]
     locations = max(1, x.shape[2] * x.shape[3] // (layer.stride[0] * layer.stride[1]))
-    rows = max(2**18 // features, features // 2)
-    return max(1, rows // locations)
+    positions = max(CHUNK // features, features // 2)
+    return max(1, positions // locations)
 
 
 def _linear_rows(x: Tensor) -> Tensor:
@@ -198,18 +244,28 @@ def _linear_rows(x: Tensor) -> Tensor:
     return x.reshape(1, x.shape[0], -1, x.shape[-1])
 
 
-def _patches(layer: nn.Conv2d, x: Tensor) -> Tensor:
+def _windows(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """Return the patches of images as a view.
+
+    Its shape is (groups, channels / groups, kernel height, kernel width, batch, out height, out
+    width). Copying it in whichever order is wanted is the one copy that patches need.
+    """
     if x.dim() == 3:
         x = x.unsqueeze(0)
     pad = _padding(layer)
     if any(pad):
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         x = F.pad(x, pad, mode=mode)
-    columns = F.unfold(x, layer.kernel_size, dilation=layer.dilation, stride=layer.stride)
-    batch, features, locations = columns.shape
-    # unfold orders features channel by channel, so the groups are contiguous blocks.
-    columns = columns.reshape(batch, layer.groups, features // layer.groups, locations)
-    return columns.permute(1, 0, 3, 2)
+    (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
+    batch, channels, height, width = x.shape
+    out = [(height - dh * (kh - 1) - 1) // sh + 1, (width - dw * (kw - 1) - 1) // sw + 1]
+    each = channels // layer.groups
+    n, c, h, w = x.stride()
+    return x.as_strided(
+        (layer.groups, each, kh, kw, batch, *out),
+        (each * c, c, dh * h, dw * w, n, sh * h, sw * w),
+        x.storage_offset(),
+    )
 
 
 def _padding(layer: nn.Conv2d) -> list[int]:

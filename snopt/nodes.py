@@ -62,6 +62,7 @@ def collect_node(
             [adj for _, adj in pairs],
             allow_unused=True,
         )
+        del out, outputs, pairs  # before the factors need room of their own
     recording.give(dict(takers))
 
 

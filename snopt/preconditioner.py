@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from snopt.kronecker import TIME_CORRELATION, KroneckerPair
 from snopt.layerwise import Layerwise, check_choice
 from snopt.quadrature import Quadrature
 from snopt.schedules import DenseThenSparse, Refresh, WhenStale
+from snopt.workspace import Workspace
 
 Pair = tuple[Block[KroneckerPair], Mapping[str, Any]]
 
@@ -86,7 +88,7 @@ class Preconditioner(Layerwise[KroneckerPair]):
         rule = update_freq if isinstance(update_freq, (DenseThenSparse, WhenStale)) else None
         super().__init__(
             model,
-            KroneckerPair,
+            partial(KroneckerPair, Workspace()),
             update_freq=update_freq if rule is None else 1,  # type: ignore[arg-type]
             quadrature=quadrature,
             scope=scope,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from snopt.layers import at_least_float32
 
 Tensors = tuple[Tensor, ...]
+LARGE = 128
+"""Size of a matrix from which on it is decomposed alone."""
 
 
 def robustly(M: Tensor, decompose: Callable[[Tensor], Tensors]) -> Tensors:
@@ -21,7 +24,8 @@ def robustly(M: Tensor, decompose: Callable[[Tensor], Tensors]) -> Tensors:
 
     Args:
         M: matrices of shape (…, d, d), symmetric up to rounding.
-        decompose: what to compute of symmetric matrices; fails with ``torch.linalg.LinAlgError``.
+        decompose: what to compute of their lower triangles; fails with
+            ``torch.linalg.LinAlgError``.
 
     Returns:
         What ``decompose`` returned, in the dtype and on the device of ``M``.
@@ -29,15 +33,14 @@ def robustly(M: Tensor, decompose: Callable[[Tensor], Tensors]) -> Tensors:
     Raises:
         ArithmeticError: if an entry is not finite or every attempt fails.
     """
-    M = symmetric(at_least_float32(M))
+    M = at_least_float32(M)
     if not bool(torch.isfinite(M).all()):
         raise ArithmeticError("the matrix has entries that are not finite")
     scale = M.diagonal(dim1=-2, dim2=-1).abs().mean().clamp_min(torch.finfo(M.dtype).tiny)
     jitter = scale * 10 * torch.finfo(M.dtype).eps
-    identity = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
     attempts = (
         lambda: M,
-        lambda: M + jitter * identity,
+        lambda: M + jitter * torch.eye(M.shape[-1], dtype=M.dtype, device=M.device),
         lambda: M.double(),
         lambda: M.double().cpu(),
     )
@@ -55,7 +58,9 @@ def robustly(M: Tensor, decompose: Callable[[Tensor], Tensors]) -> Tensors:
 def by_size(
     matrices: Sequence[Tensor], compute: Callable[[Tensor], Tensors]
 ) -> list[Tensors | None]:
-    """Return ``compute`` of many matrices, those of one size in one call.
+    """Return ``compute`` of many matrices, small ones of one size in one call.
+
+    Large ones (:data:`LARGE`) gain nothing from company, and would need room for all at once.
 
     Args:
         matrices: each (groups, d, d).
@@ -64,25 +69,27 @@ def by_size(
     Returns:
         For each matrix the tensors with leading axis ``groups``; None where ``compute`` failed.
     """
-    alike: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
+    alike: dict[tuple[Any, ...], list[int]] = {}
     for i, M in enumerate(matrices):
-        alike.setdefault((M.shape[-1], M.dtype, M.device), []).append(i)
+        alone = i if M.shape[-1] >= LARGE else None
+        alike.setdefault((M.shape[-1], M.dtype, M.device, alone), []).append(i)
     found: list[Tensors | None] = [None] * len(matrices)
     for members in alike.values():
         counts = [matrices[i].shape[0] for i in members]
+        own = [matrices[i] for i in members]
         try:
-            joint = compute(torch.cat([matrices[i] for i in members]))
+            joint = compute(own[0] if len(own) == 1 else torch.cat(own))
         except ArithmeticError:
             if len(members) > 1:  # one of them is to blame: each for itself
                 for i in members:
                     found[i] = by_size([matrices[i]], compute)[0]
             continue
         pieces = zip(*(torch.split(part, counts) for part in joint), strict=True)
-        for i, own in zip(members, pieces, strict=True):
-            found[i] = own
+        for i, piece in zip(members, pieces, strict=True):
+            found[i] = piece
     return found
 
 
 def symmetric(M: Tensor) -> Tensor:
     """Return (M + Mᵀ) / 2."""
-    return (M + M.mT) / 2
+    return torch.add(M, M.mT).div_(2)

@@ -1,9 +1,11 @@
 """Peak memory of a piece of work in this process.
 
 On the CPU: the peak of the resident size (what the operating system counts) less the resident size
-at the start, after imports, building and one small eigendecomposition: the linear-algebra library
-loads some 6 MB of its code at that first call, which is no memory of the optimizer. Buffers of
-other libraries count. On CUDA: the same of the allocator's bytes. MB are 2**20 bytes.
+at the start, after imports, building and an eigendecomposition of each kind: the linear-algebra
+library loads some 7 MB of its code at those calls, which is no memory of the optimizer. Other code
+that is loaded on the way counts, in ``extra_mb``; ``code_mb`` says how much of it there was (the
+growth of file-backed pages), and ``data_mb`` is what remains. On CUDA: the same of the allocator's
+bytes, which hold no code. MB are 2**20 bytes.
 
 The C library keeps freed memory for later, more or less of it by chance. :data:`ALLOCATOR` makes
 glibc return every tensor above 64 KiB at once, so that the resident size is what is held: a
@@ -26,6 +28,9 @@ from experiments.errors import RecordError
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 """Environment of processes whose memory is measured."""
 
+CODE_OF = (16, 64, 256)
+"""Sizes of the eigendecompositions before the start: the library has other code for each."""
+
 _STATUS = Path("/proc/self/status")
 
 
@@ -36,19 +41,26 @@ class Peak:
     Attributes:
         start_mb: held at the start.
         peak_mb: largest amount held during the work.
+        code_mb: library code that the work loaded, part of ``peak_mb``.
     """
 
     start_mb: float
     peak_mb: float
+    code_mb: float = 0.0
 
     @property
     def extra_mb(self) -> float:
         """What the work needed beyond what was there."""
         return self.peak_mb - self.start_mb
 
+    @property
+    def data_mb(self) -> float:
+        """What the work needed beyond what was there, code apart."""
+        return self.extra_mb - self.code_mb
+
     def as_json(self) -> dict[str, float]:
-        """Return the fields and their difference."""
-        return {**asdict(self), "extra_mb": self.extra_mb}
+        """Return the fields and their differences."""
+        return {**asdict(self), "extra_mb": self.extra_mb, "data_mb": self.data_mb}
 
 
 def held_mb(device: torch.device) -> float:
@@ -59,11 +71,15 @@ def held_mb(device: torch.device) -> float:
     """
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / 2**20
+    return _status("VmRSS")
+
+
+def _status(field: str) -> float:
     with suppress(OSError):
         for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmRSS:"):
+            if line.startswith(f"{field}:"):
                 return int(line.split()[1]) / 2**10
-    raise RecordError("resident memory is read from /proc/self/status, which this system lacks")
+    raise RecordError(f"{field} is read from /proc/self/status, which this system lacks")
 
 
 def peak_of(work: Callable[[], object], device: torch.device) -> Peak:
@@ -72,11 +88,16 @@ def peak_of(work: Callable[[], object], device: torch.device) -> Peak:
     Raises:
         RecordError: see :func:`held_mb`.
     """
-    torch.linalg.eigh(torch.eye(64, device=device))
+    for size in CODE_OF:
+        torch.linalg.eigh(torch.eye(size, device=device))
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     reset_peak_memory(device)
     start = held_mb(device)
+    if device.type == "cuda":
+        work()
+        return Peak(start, peak_memory_mb(device))
+    before = _status("RssFile")
     work()
-    return Peak(start, peak_memory_mb(device))
+    return Peak(start, peak_memory_mb(device), _status("RssFile") - before)

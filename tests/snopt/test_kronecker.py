@@ -9,6 +9,7 @@ from snopt_cases import assert_close
 from snopt.accumulator import Factors
 from snopt.eigenbasis import eigenbases, eigenbasis
 from snopt.kronecker import KroneckerPair
+from snopt.workspace import Workspace
 
 
 def random_factors(groups=1, features=4, out=3, weight=1.0, batch=5):
@@ -168,3 +169,51 @@ def test_state_round_trip_continues_exactly():
     )
     assert again.weight == pair.weight
     assert again.batch == pair.batch
+
+
+def test_the_factors_follow_from_their_bases():
+    factors = random_factors(groups=2)
+    pair = KroneckerPair()
+    pair.refresh(factors)
+    assert_close(pair.A, factors.A, rtol=1e-12)
+    assert_close(pair.B, factors.B, rtol=1e-12)
+
+
+def test_large_matrices_are_decomposed_alone(monkeypatch):
+    true_eigh, shapes = torch.linalg.eigh, []
+
+    def watched(matrix):
+        shapes.append(tuple(matrix.shape))
+        return true_eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", watched)
+    monkeypatch.setattr("snopt.robust.LARGE", 4)
+    first, second = random_factors(features=4), random_factors(features=4)
+    bases = eigenbases([first.A, first.B, second.A, second.B])
+    assert sorted(shapes) == [(1, 4, 4), (1, 4, 4), (2, 3, 3)]
+    assert all(basis is not None for basis in bases)
+
+
+def test_pairs_may_take_turns_in_one_workspace():
+    factors, larger = random_factors(), random_factors(features=6, out=5)
+    workspace = Workspace()
+    pairs = [KroneckerPair(workspace), KroneckerPair(workspace)]
+    alone = [KroneckerPair(), KroneckerPair()]
+    for pair, other, f in zip(pairs, alone, (factors, larger), strict=True):
+        pair.refresh(f)
+        other.refresh(f)
+    for _ in range(2):
+        for pair, other, f in zip(pairs, alone, (factors, larger), strict=True):
+            G = random_gradient(f)
+            expected = other.precondition(G, eps=0.1, alpha=0.5)
+            assert torch.equal(pair.precondition(G, eps=0.1, alpha=0.5), expected)
+
+
+def test_a_state_with_factors_in_place_of_eigenvalues_is_understood():
+    factors = random_factors()
+    pair, again = KroneckerPair(), KroneckerPair()
+    pair.refresh(factors)
+    old = {k: v for k, v in pair.state_dict().items() if not k.startswith("lam_")}
+    again.load_state_dict({**old, "A": factors.A, "B": factors.B}, torch.device("cpu"))
+    assert_close(again.A, pair.A, rtol=1e-12)
+    assert_close(again.B, pair.B, rtol=1e-12)

@@ -141,3 +141,25 @@ def test_half_precision_is_summed_in_float32(dtype):
     A = layers.input_factor(linear, x)
     assert A.dtype == torch.float32
     assert_close(A[0, 0, 0], torch.tensor(float(x[0, 0]) ** 2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("config", [CONVS[0], CONVS[4]], ids=str)
+def test_factors_are_added_in_place_with_a_weight(config, monkeypatch):
+    torch.manual_seed(4)
+    conv = nn.Conv2d(4, 8, **config).double()
+    x = torch.randn(3, 4, 7, 6, dtype=torch.float64)
+    g = torch.randn_like(conv(x))
+    A, B = layers.input_factor(conv, x), layers.output_factor(conv, g)
+    monkeypatch.setattr(layers, "CHUNK", 100)  # some images at a time
+    sum_A, sum_B = A.clone(), B.clone()
+    assert layers.input_factor(conv, x, sum_A, 0.5) is sum_A
+    assert layers.output_factor(conv, g, None, sum_B, 0.5) is sum_B
+    assert_close(sum_A, 1.5 * A, rtol=1e-12)
+    assert_close(sum_B, 1.5 * B, rtol=1e-12)
+
+
+def test_patches_of_a_transposed_image_are_its_own():
+    torch.manual_seed(5)
+    conv = nn.Conv2d(2, 3, 3).double()
+    x = torch.randn(5, 6, 4, 2, dtype=torch.float64).permute(2, 3, 1, 0)  # strides of a view
+    assert_close(layers.input_factor(conv, x), layers.input_factor(conv, x.contiguous()), rtol=0.0)

@@ -202,7 +202,7 @@ def test_a_carried_moment_is_the_diagonal_of_the_old_one_in_the_new_bases():
     pair, other = pair_with(seed=0), pair_with(seed=1)
     U = torch.kron(pair._U_B[0].contiguous(), pair._U_A[0].contiguous())
     dense = U @ torch.diag(pair.S.reshape(-1)) @ U.T
-    pair.refresh(Factors(other._A, other._B, 1.0, 6), carry=True)
+    pair.refresh(Factors(other.A[None], other.B[None], 1.0, 6), carry=True)
     V = torch.kron(pair._U_B[0].contiguous(), pair._U_A[0].contiguous())
     assert_close(pair.S.reshape(-1), (V.T @ dense @ V).diagonal(), rtol=1e-10)
 

@@ -40,7 +40,13 @@ def test_what_was_there_before_does_not_count() -> None:
 
 
 def test_peak_as_json() -> None:
-    assert Peak(10.0, 12.5).as_json() == {"start_mb": 10.0, "peak_mb": 12.5, "extra_mb": 2.5}
+    assert Peak(10.0, 12.5, 0.5).as_json() == {
+        "start_mb": 10.0,
+        "peak_mb": 12.5,
+        "code_mb": 0.5,
+        "extra_mb": 2.5,
+        "data_mb": 2.0,
+    }
 
 
 @pytest.mark.parametrize("name", [workload.name for workload in TRAINING])
