@@ -124,7 +124,7 @@ class Ablation:
         }
 
     def variant_runs(
-        self, dataset: str, target: float, seeds: Sequence[int], where: Sequence[str]
+        self, dataset: str, stop_at: float, seeds: Sequence[int], where: Sequence[str]
     ) -> dict[str, list[PlannedRun]]:
         """Return the runs of all variants of a data set, by variant."""
         return {
@@ -132,7 +132,7 @@ class Ablation:
                 *(dataset, variant["from"]),
                 change=variant.get("change", {}),
                 steps=self.datasets[dataset]["steps"],
-                stop_at=target,
+                stop_at=stop_at,
                 seeds=seeds,
                 where=where,
             )
@@ -148,18 +148,23 @@ def _hydra(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def target_of(runs: Mapping[str, Sequence[Summary]], metric: str) -> float:
-    """Return the median over optimizers and seeds of a run's best validation value.
+def target_of(runs: Mapping[str, Sequence[Summary]], metric: str) -> tuple[float, float]:
+    """Return the target, and the value at which a run may stop.
+
+    The target is the median, over optimizers and seeds, of a run's best validation value. A run
+    stops at that value rounded, which may be a hair harder to reach than the target, never easier.
 
     Raises:
         RecordError: not one of the runs was validated with a finite value.
     """
-    values = [best(r.metrics, metric, greater=GREATER[metric]) for g in runs.values() for r in g]
+    greater = GREATER[metric]
+    values = [best(r.metrics, metric, greater=greater) for g in runs.values() for r in g]
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         raise RecordError("no run can set the target: all of them diverged at once")
-    # A target of many digits would be missed by rounding; lower ones favour nobody in particular.
-    return round(statistics.median(finite), 4)
+    exact = statistics.median(finite)
+    stop = round(exact, 4)
+    return (min(exact, stop) if greater else max(exact, stop)), stop
 
 
 def score(run: Summary, variant: str, target: float, metric: str) -> Entry:
@@ -214,9 +219,9 @@ def run_ablation(
         setters = ablation.target_runs(dataset, seeds, where)
         _train(interleave(list(setters.values())), jobs, say, train)
         found = {name: [summarise(r.folder) for r in runs] for name, runs in setters.items()}
-        target = target_of(found, metric)
+        target, stop_at = target_of(found, metric)
         say(f"{dataset}: target {metric} {target:g}")
-        variants = ablation.variant_runs(dataset, target, seeds, where)
+        variants = ablation.variant_runs(dataset, stop_at, seeds, where)
         _train(interleave(list(variants.values())), jobs, say, train)
         for name, runs in [*setters.items(), *variants.items()]:
             for run in runs:

@@ -43,7 +43,12 @@ def test_time_to_a_goal_is_that_of_the_first_validation_that_reaches_it():
 
 def test_the_target_is_the_median_of_the_bests():
     runs = {"adam": [run([0.9]), run([0.95, 0.5])], "sgd": [run([0.7]), run([0.8])]}
-    assert target_of(runs, "accuracy") == pytest.approx(0.85)
+    assert target_of(runs, "accuracy") == pytest.approx((0.85, 0.85))
+    # 95 of 96 are 0.98958...: rounded it could not be reached by 95 of 96
+    target, stop = target_of({"adam": [run([95 / 96])]}, "accuracy")
+    assert target == 95 / 96 < stop == 0.9896
+    target, stop = target_of({"adam": [run([1.23456], metric="nll")]}, "nll")
+    assert (target, stop) == (1.2346, 1.2346)
     with pytest.raises(RecordError, match="no run can set the target"):
         target_of({"adam": [run([])]}, "accuracy")
 
