@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -244,7 +245,8 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
             found["damping"] = float(self.param_groups[0]["damping"])
         if self.trust_region is not None:
             found["rejected"] = float(self.rejected)
-            if self.ratio is not None:
+            # No ratio where the model predicts no decrease or the loss cannot be evaluated.
+            if self.ratio is not None and math.isfinite(self.ratio):
                 found["ratio"] = self.ratio
         return found
 

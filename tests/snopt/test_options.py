@@ -383,6 +383,9 @@ def test_a_bad_step_is_taken_back_and_damped(where):
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
     assert optimizer.param_groups[0]["damping"] > 0.05
     assert optimizer.metrics()["rejected"] == 1
+    assert all(math.isfinite(value) for value in optimizer.metrics().values())
+    optimizer.ratio = -math.inf  # the new loss could not be evaluated
+    assert "ratio" not in optimizer.metrics()
     optimizer.zero_grad(set_to_none=False)
     optimizer.param_groups[0]["lr"] = 1.0
     optimizer.preconditioner.step = lambda *a, **k: None
