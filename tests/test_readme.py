@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
 import pandas as pd
 import torch
 
+from experiments.figures import ablation
 from experiments.reproduce import MEASURED, TARGETS
 
 ROOT = Path(__file__).parents[1]
@@ -116,3 +118,17 @@ def test_the_ratios_are_those_of_the_benchmarks():
         average = w["average"]["all"]["100"]["over_sgd"]["median"]
         peak = memory[name]["ratios"]["snopt/adam"]
         assert row == [w["title"], f"{refresh:.2f}", f"{average:.3f}", f"{peak:.2f}"]
+
+
+def test_the_ablations_numbers_are_those_of_its_data():
+    entries = ablation.read_csv(ROOT / "results" / "ablation" / "data.csv")
+    found = ablation.medians(entries)
+    rows = cells("ablation")
+    assert [row[0] for row in rows] == list(ablation.TITLES.values())
+    for dataset, row in zip(ablation.TITLES, rows, strict=True):
+        for variant, cell in zip(("adam", "SNOpt", "snopt_plus"), row[2:5], strict=True):
+            seconds = found[dataset, variant]
+            expected = f"{seconds:.1f} s" if math.isfinite(seconds) else "not reached"
+            assert cell == expected, (dataset, variant)
+        ratio = found[dataset, "snopt_plus"] / found[dataset, "adam"]
+        assert row[5] == (f"{ratio:.2f}" if math.isfinite(ratio) else "–")
