@@ -117,7 +117,7 @@ def test_every_variant_builds_its_optimizer(dataset):
     kinds = {curvature for _, curvature, _ in seen}
     assert kinds == ({"empirical"} if dataset == "circle" else {"empirical", "mc", "ggn"})
     assert ("snopt_plus", "empirical", 0.5) in seen
-    assert ("− exponent 1/2", "empirical", 1.0) in seen
+    assert ("− momentum before", "empirical", 0.5) in seen
 
 
 def test_wrong_input_is_named(tmp_path):
