@@ -35,7 +35,7 @@ def without_origin(entry: dict[str, Any]) -> dict[str, Any]:
 
 def test_all_workloads_are_planned_and_only_selects(tmp_path: Path) -> None:
     everything = [(b, w) for b, w, _ in measurements(plan(tmp_path))]
-    assert len(everything) == 13
+    assert len(everything) == 19
     assert ("optimizers", "digits") in everything
     assert ("engine", "softplus") in everything
     assert ("memory", "steps") in everything
