@@ -48,6 +48,7 @@ class TrainerSettings:
         max_seconds: seconds of the training clock at most.
         stop_at: value of the validation metric at which the run has done its work, or None.
         eval_every: steps between validations; the first and last state are always validated.
+        eval_every_s: seconds of the training clock between validations, in place of steps, or None.
         log_every: steps between lines of ``metrics.jsonl``.
         checkpoint_every: steps between checkpoints; the last state always gets one.
         progress: show a bar; None means on a terminal only.
@@ -62,6 +63,7 @@ class TrainerSettings:
     max_seconds: float | None
     stop_at: float | None
     eval_every: int
+    eval_every_s: float | None
     log_every: int
     checkpoint_every: int
     progress: bool | None
@@ -88,8 +90,9 @@ class TrainerSettings:
         for key in ("epochs", "max_steps", "threads"):
             if values[key] is not None:
                 check_whole("trainer." + key, values[key])
-        if values["max_seconds"] is not None:
-            check_number("trainer.max_seconds", values["max_seconds"], positive=True)
+        for key in ("max_seconds", "eval_every_s"):
+            if values[key] is not None:
+                check_number("trainer." + key, values[key], positive=True)
         if values["stop_at"] is not None:
             check_finite("trainer.stop_at", values["stop_at"])
         if values["progress"] not in (True, False, None):
@@ -177,8 +180,9 @@ def identity(config: Config) -> str:
     """Return the hash of what determines a run's result, its seed aside."""
     kept = {key: value for key, value in config.items() if key not in _NOT_IDENTITY}
     kept["trainer"] = _without(config["trainer"], _NOT_IDENTITY_TRAINER)
-    if kept["trainer"].get("stop_at") is None:
-        kept["trainer"].pop("stop_at", None)  # as before there was a choice
+    for key in ("stop_at", "eval_every_s"):
+        if kept["trainer"].get(key) is None:
+            kept["trainer"].pop(key, None)  # as before there was a choice
     kept["dataset"] = _without(config["dataset"], _NOT_IDENTITY_DATASET)
     for group in ("averaging", "horizon"):
         if (kept.get(group) or {}).get("name") == NONE:

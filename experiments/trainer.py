@@ -30,6 +30,7 @@ from experiments.progress import ProgressBar
 from experiments.records import Record
 from experiments.seeding import epoch_order, rng_state, set_rng_state
 from experiments.tracking import Tracker
+from experiments.validation_grid import ValidationGrid
 from snopt import SolverError
 
 
@@ -77,6 +78,7 @@ class Trainer:
         self.step = 0
         self.meter = Meter()
         self.steps_per_epoch, self.last_step = settings.length(len(parts.data.train[0]))
+        self.grid = ValidationGrid(settings.eval_every, settings.eval_every_s)
         self.reached = False
         self._order_epoch = -1
         self._order = torch.empty(0)
@@ -126,7 +128,7 @@ class Trainer:
         finished = self._finished()
         row = {"step": self.step, **self.meter.means()}
         results: dict[str, float] = {}
-        if finished or self.step % self.settings.eval_every == 0:
+        if finished or self.grid.due(self.step, self._trained):
             results = self._evaluate("val")
             self.reached = self._reaches(results)
             finished = finished or self.reached
@@ -214,7 +216,11 @@ class Trainer:
         limit = self.settings.max_seconds
         if limit is None:
             return False
-        return self.team.from_first(lambda: self.clock.seconds()[TRAIN]) >= limit
+        return self._trained() >= limit
+
+    def _trained(self) -> float:
+        """Return the training seconds so far, the same on every rank."""
+        return self.team.from_first(lambda: self.clock.seconds()[TRAIN])
 
     def _fraction(self) -> float:
         """How much of the run is done, by the limit that is closest."""
@@ -286,5 +292,6 @@ class Trainer:
             set_rng_state(state["rng"])
         self.step = state["step"]
         self.reached = bool(state.get("reached", False))
+        self.grid.resume(self._trained())
         logged = self.step - self.meter.steps
         return team.from_first(lambda: self.record.truncate(self.step, logged))
