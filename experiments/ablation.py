@@ -8,8 +8,6 @@ on where it was. ``configs/ablation.yaml`` says what is compared.
 from __future__ import annotations
 
 import json
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +18,9 @@ import yaml
 from experiments.errors import ConfigError, RecordError
 from experiments.execute import PlannedRun, Say, execute, interleave, places, planned
 from experiments.explain import CONFIGS
-from experiments.goals import best, time_to
+from experiments.goals import GREATER, best, target_of, time_to
 from experiments.records import FAILED
 from experiments.summary import Summary, summarise
-
-GREATER = {"accuracy": True, "nll": False}
 
 
 @dataclass(frozen=True)
@@ -146,25 +142,6 @@ def _hydra(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{_hydra(item)}" for key, item in value.items()) + "}"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def target_of(runs: Mapping[str, Sequence[Summary]], metric: str) -> tuple[float, float]:
-    """Return the target, and the value at which a run may stop.
-
-    The target is the median, over optimizers and seeds, of a run's best validation value. A run
-    stops at that value rounded, which may be a hair harder to reach than the target, never easier.
-
-    Raises:
-        RecordError: not one of the runs was validated with a finite value.
-    """
-    greater = GREATER[metric]
-    values = [best(r.metrics, metric, greater=greater) for g in runs.values() for r in g]
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite:
-        raise RecordError("no run can set the target: all of them diverged at once")
-    exact = statistics.median(finite)
-    stop = round(exact, 4)
-    return (min(exact, stop) if greater else max(exact, stop)), stop
 
 
 def score(run: Summary, variant: str, target: float, metric: str) -> Entry:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.errors import RecordError
+from experiments.goals import NFE
 from experiments.records import FINAL_STATES
 from experiments.summary import Summary
 
@@ -34,7 +35,6 @@ COLUMNS = (
 """Header of ``data.csv``; older files lack the last column."""
 
 VALUES = ("train_loss", "val_loss", "val_metric", "nfe")
-NFE = ("nfe/forward", "nfe/backward", "nfe/curvature")
 
 Array = NDArray[np.float64]
 
