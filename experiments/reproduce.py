@@ -6,15 +6,13 @@ that a machine that slows down hits all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 
-from hydra.utils import get_method
-
-from experiments.config import load_config, resolve
-from experiments.errors import ConfigError, DataError, RecordError
+from experiments.availability import available
+from experiments.errors import ConfigError, RecordError
 from experiments.execute import PlannedRun, Say, execute, interleave, places, planned
 from experiments.explain import options
 from experiments.figures import (
@@ -31,7 +29,6 @@ from experiments.figures import (
     table_3,
     table_5,
 )
-from experiments.summary import finished
 
 TARGETS = {figure_1.NAME: figure_1, figure_6.NAME: figure_6}
 # Targets that plan their own measurements or runs.
@@ -134,48 +131,6 @@ def plan(request: Request) -> dict[str, list[PlannedRun]]:
             ]
         runs[panel.dataset] = interleave(groups)
     return runs
-
-
-def check_data(run: PlannedRun) -> None:
-    """Load the data set of a run once, to learn whether it is there before any training starts.
-
-    Raises:
-        DataError: it is missing or damaged.
-    """
-    dataset = resolve(load_config([*run.overrides, *run.places]))["dataset"]
-    load = get_method(dataset["_target_"])
-    load(**{key: value for key, value in dataset.items() if key not in ("_target_", "task")})
-
-
-def available(
-    runs: Mapping[str, list[PlannedRun]],
-    say: Say,
-    check: Callable[[PlannedRun], None] = check_data,
-) -> dict[str, list[PlannedRun]]:
-    """Leave out the data sets that are not there, and say so.
-
-    Raises:
-        DataError: none is there.
-    """
-    kept: dict[str, list[PlannedRun]] = {}
-    reasons = []
-    for dataset, of_dataset in runs.items():
-        if not of_dataset:
-            reasons.append(f"{dataset}: this version has no configs/dataset/{dataset}.yaml")
-        elif all(finished(run.folder) for run in of_dataset):
-            kept[dataset] = of_dataset
-        else:
-            try:
-                check(of_dataset[0])
-            except DataError as error:
-                reasons.append(f"{dataset}: {error}")
-            else:
-                kept[dataset] = of_dataset
-    if not kept:
-        raise DataError("none of the data sets is available:\n  " + "\n  ".join(reasons))
-    for reason in reasons:
-        say(f"left out: {reason}")
-    return kept
 
 
 def reproduce(request: Request, say: Say, train: Sequence[str] | None = None) -> Path:

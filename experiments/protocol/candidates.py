@@ -1,8 +1,9 @@
 """How an optimizer is chosen for a workload, and what its search may change.
 
-Where the optimizer under test trains the ODE alone (``split``), the choice is the first of: Adam for
-everything, as published; a pair with files of its own (``<optimizer>_ode.yaml`` among optimizers and
-search spaces); ``optimizer=split`` with Adam outside, whose learning rate is searched too.
+Where the optimizer under test trains the ODE alone (``split``), the choice is the first of: Adam
+for everything, as published; a pair with files of its own (``<optimizer>_ode.yaml`` among
+optimizers and search spaces); ``optimizer=split`` with Adam outside, whose learning rate is
+searched too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Which runs a comparison consists of.
 
-Three kinds: those that set the target (Adam and SGD as tuned elsewhere), the trials of the search, and
-the best setting again on fresh seeds. All of a data set share network, solver, tolerance, threads,
-batches and the grid of validations in seconds; runs with the same seed start from the same weights.
+Three kinds: those that set the target (Adam and SGD as tuned elsewhere), the trials of the search,
+and the best setting again on fresh seeds. All of a data set share network, solver, tolerance,
+threads, batches and the grid of validations in seconds; runs with the same seed start from the same
+weights.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def search_trials(
 ) -> list[Trial]:
     """Return the trials of all optimizers on a data set, in the order of training.
 
-    Study by study and trial by trial, the optimizers in turn and another one first each time, so that
-    a machine that slows down hits all of them.
+    Study by study and trial by trial, the optimizers in turn and another one first each time, so
+    that a machine that slows down hits all of them.
 
     Args:
         protocol: what is compared.
