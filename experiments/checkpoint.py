@@ -3,7 +3,8 @@
 A file is what ``torch.save`` makes of a dict with ``model``, ``optimizer``, ``scheduler``, ``rng``,
 ``step``, ``clock`` (what the records promise), ``meter`` (training losses since the last logged
 line), ``run`` (the identity of the configuration and seed) and, where weights are averaged or the
-integration time is trained, ``averaging`` or ``horizon``, followed by its SHA-256: torch's own
+integration time is trained, ``averaging`` or ``horizon``; where a goal ends the run, ``reached``;
+before a long validation, ``pending``. It is followed by its SHA-256: torch's own
 reader takes a flipped bit in a weight for a weight. ``torch.load(..., weights_only=True)`` reads
 it: loading a checkpoint never runs code from it.
 """
@@ -20,6 +21,7 @@ from typing import Any, Final
 
 import torch
 
+from experiments.build import Parts
 from experiments.errors import CheckpointError, one_line
 from experiments.files import write_whole
 
@@ -33,7 +35,12 @@ TYPES: Final[dict[str, type | tuple[type, ...]]] = {
     "clock": dict,
     "meter": dict,
 }
-OPTIONAL: Final[dict[str, type]] = {"averaging": dict, "horizon": dict}
+OPTIONAL: Final[dict[str, type]] = {
+    "averaging": dict,
+    "horizon": dict,
+    "reached": bool,
+    "pending": bool,
+}
 """Parts that only some runs have."""
 _MARK = b"\nSHA-256:"
 _TRAILER = len(_MARK) + hashlib.sha256().digest_size
@@ -92,6 +99,48 @@ def load_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
             "remove it or put it back where it came from"
         )
     return state
+
+
+def parts_state(parts: Parts) -> dict[str, Any]:
+    """Return what a checkpoint holds of the parts of a run."""
+    state: dict[str, Any] = {
+        "model": parts.model.state_dict(),
+        "optimizer": parts.optimizer.state_dict(),
+        "scheduler": parts.scheduler.state_dict() if parts.scheduler else None,
+    }
+    if (averages := parts.averaging.state_dict()) is not None:
+        state["averaging"] = averages
+    if parts.horizon is not None:
+        state["horizon"] = parts.horizon.state_dict()
+    return state
+
+
+def load_parts(parts: Parts, state: Mapping[str, Any], path: Path) -> None:
+    """Give the parts of a run what :func:`parts_state` returned for them.
+
+    Args:
+        parts: the parts.
+        state: a checkpoint.
+        path: its file, for messages.
+
+    Raises:
+        CheckpointError: a part does not fit.
+    """
+    with restoring(path, "model"):
+        parts.model.load_state_dict(state["model"])
+    with restoring(path, "optimizer"):
+        same_keys(state["optimizer"], parts.optimizer.state_dict())
+        parts.optimizer.load_state_dict(state["optimizer"])
+    with restoring(path, "scheduler"):
+        expected = parts.scheduler.state_dict() if parts.scheduler else {}
+        same_keys(state["scheduler"] or {}, expected)
+        if parts.scheduler:
+            parts.scheduler.load_state_dict(state["scheduler"])
+    with restoring(path, "averaging"):
+        parts.averaging.load_state_dict(state.get("averaging"))
+    with restoring(path, "horizon"):
+        if parts.horizon is not None:
+            parts.horizon.load_state_dict(state["horizon"])
 
 
 @contextmanager

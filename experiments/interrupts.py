@@ -1,4 +1,11 @@
-"""Ctrl-C and SIGTERM end a run between two steps, where its state is whole."""
+"""Ctrl-C and SIGTERM end a run between two steps, where its state is whole.
+
+SIGTERM announces the end of a pre-empted job: a run waits :data:`GRACE_S` for the step or
+evaluation under way, then gives that up, and goes on another time from its last checkpoint. Where
+steps or validations are long (:data:`LONG_S`) the trainer writes a checkpoint before each, so that
+no more than the one under way is lost. Several ranks, which cannot give up one by one, wait for the
+end of the step.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +14,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Final
+
+GRACE_S: Final = 6.0
+"""Seconds from SIGTERM to giving up what is under way; the record is written within ten."""
+
+LONG_S: Final = 3.0
+"""Seconds from which on a step or validation is long."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -25,24 +39,38 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Remembers the first signal; the second one interrupts at once.
+    """Remembers the first signal; the second one interrupts at once, as does the end of patience.
 
     Args:
         patient: whether further signals change nothing. torchrun passes on to its ranks what they
             may have received already, and ends them itself if they take too long.
+        grace_s: seconds from a first SIGTERM to the end of patience; None: no such end. Ctrl-C
+            comes from a person, who has the second one.
     """
 
-    def __init__(self, *, patient: bool = False) -> None:
+    def __init__(self, *, patient: bool = False, grace_s: float | None = None) -> None:
         """Start without a signal."""
         self.received: int | None = None
         self.patient = patient
+        self.grace_s = grace_s
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
         """Signal handler: note the signal, or raise if one was noted before."""
         if self.received is None:
             self.received = signum
+            if signum == signal.SIGTERM and self.grace_s is not None:
+                signal.setitimer(signal.ITIMER_REAL, self.grace_s)
         elif not self.patient:
             raise Interrupted(signum)
+
+    def out_of_time(self, signum: int, frame: FrameType | None) -> None:
+        """Handler of the timer: interrupt at once."""
+        raise Interrupted(signal.SIGTERM if self.received is None else self.received)
+
+    def settle(self) -> None:
+        """Stop the timer: a whole state has been reached and is being saved."""
+        if self.grace_s is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
 
 
 @contextmanager
@@ -54,14 +82,18 @@ def catch_interrupts(*, patient: bool = False) -> Iterator[Interrupts]:
     Args:
         patient: see :class:`Interrupts`.
     """
-    interrupts = Interrupts(patient=patient)
     if threading.current_thread() is not threading.main_thread():
-        yield interrupts
+        yield Interrupts(patient=patient)
         return
-    caught = (signal.SIGINT, signal.SIGTERM)
-    before = {signum: signal.signal(signum, interrupts.handle) for signum in caught}
+    interrupts = Interrupts(patient=patient, grace_s=None if patient else GRACE_S)
+    handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM), interrupts.handle)
+    before = {
+        signum: signal.signal(signum, handler)
+        for signum, handler in {**handlers, signal.SIGALRM: interrupts.out_of_time}.items()
+    }
     try:
         yield interrupts
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        for signum, old in before.items():
+            signal.signal(signum, old)

@@ -141,8 +141,9 @@ class Record:
     def truncate(self, step: int | None, last: int | None = None) -> list[Row]:
         """Cut ``metrics.jsonl`` back to a checkpoint at ``step`` and return what is kept.
 
-        Lines past the checkpoint, and test results, will be written again by the resumed run; the
-        file then reads like that of an unbroken one. None means there is no checkpoint.
+        Lines past the checkpoint, test results and a damaged last line will be written again by the
+        resumed run; the file then reads like that of an unbroken one. None means there is no
+        checkpoint.
 
         Args:
             step: step of the checkpoint.
@@ -155,7 +156,7 @@ class Record:
         if step is not None:
             kept = [
                 row
-                for row in self.rows()
+                for row in read_metrics(self.metrics_path, whole=False)
                 if row["step"] <= step and not any(key.startswith("test/") for key in row)
             ]
         if last is not None and (not kept or kept[-1]["step"] != last):
@@ -237,10 +238,14 @@ class Record:
             os.close(handle)
 
 
-def read_metrics(path: Path) -> list[Row]:
+def read_metrics(path: Path, *, whole: bool = True) -> list[Row]:
     """Return the rows of a ``metrics.jsonl``; an absent file has none.
 
     A last line without its end was cut off by a crash and is left out.
+
+    Args:
+        path: the file.
+        whole: whether a last line that has its end must be undamaged; otherwise it may be left out.
 
     Raises:
         RecordError: the file cannot be read, or another line is damaged.
@@ -256,6 +261,8 @@ def read_metrics(path: Path) -> list[Row]:
         try:
             rows.append(_row(line))
         except ValueError as error:
+            if number == len(lines) and not whole and not rest:
+                break
             raise RecordError(
                 f"{path}, line {number} is damaged ({one_line(error)}); {_RESTART}"
             ) from error

@@ -32,7 +32,7 @@ from experiments.device import (
 )
 from experiments.distributed import Team, joined
 from experiments.environment import differences, git_commit, git_dirty, versions
-from experiments.errors import RecordError, UserError
+from experiments.errors import RecordError, TrackingError, UserError
 from experiments.interrupts import Interrupted, Interrupts, catch_interrupts
 from experiments.optimizers.evaluation import Diverged
 from experiments.progress import ProgressBar
@@ -218,8 +218,15 @@ class _Session:
         self, state: str, error: BaseException | None, results: Mapping[str, float] | None = None
     ) -> None:
         """Close the mirror and write the final status; the last reading of the clock is here."""
-        self.tracker.finish(state)
         reason = None if error is None else _first_line(error)
+        if state == INTERRUPTED:
+            # At once: the mirror may take longer than a pre-empted process has.
+            with suppress(RecordError):
+                self.record.write_status(state, error=reason)
+        try:
+            self.tracker.finish(state)
+        except TrackingError as lost:
+            self.progress.say(f"{_title(self.config)}: warning: {lost}")
         seconds = self.clock.seconds()
         self.record.write_status(
             state,

@@ -107,16 +107,23 @@ class WandbTracker:
         self._lines += 1
 
     def finish(self, state: str) -> None:
-        """End the W&B run; without this a second run in the same process would join it."""
+        """End the W&B run; without this a second run in the same process would join it.
+
+        Raises:
+            TrackingError: W&B fails (a full disk, a service that died).
+        """
         if self._run is None:
             return
         import wandb
 
-        self._run.summary["state"] = state
-        self._run.finish(exit_code=0 if state == "done" else 1)
-        self._run = None
-        # W&B's service keeps the id of a finished run, and would refuse it to a resumed one.
-        wandb.teardown()
+        run, self._run = self._run, None
+        try:
+            run.summary["state"] = state
+            run.finish(exit_code=0 if state == "done" else 1)
+            # W&B's service keeps the id of a finished run, and would refuse it to a resumed one.
+            wandb.teardown()
+        except Exception as error:
+            raise TrackingError(f"W&B lost the end of the run: {_first_line(error)}") from error
 
     def _remove_earlier(self, run_id: str) -> None:
         """Remove the offline directories of earlier processes; see the module docstring."""

@@ -8,30 +8,33 @@ numbers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from experiments.build import Parts
-from experiments.checkpoint import load_checkpoint, restoring, same_keys, save_checkpoint
+from experiments.checkpoint import (
+    load_checkpoint,
+    load_parts,
+    parts_state,
+    restoring,
+    save_checkpoint,
+)
 from experiments.clock import EVALUATION, TRAIN, Clock
 from experiments.config import TrainerSettings
 from experiments.distributed import ALONE, SharedEvaluation, Team
-from experiments.interrupts import Interrupted, Interrupts
+from experiments.evaluating import evaluate
+from experiments.interrupts import LONG_S, Interrupted, Interrupts
 from experiments.meter import Meter
 from experiments.models.nfe import KINDS, nfe_counts
-from experiments.optimizers.evaluation import Diverged
 from experiments.optimizers.protocol import may_repeat, metrics_of, protocol_of, take_step
 from experiments.progress import ProgressBar
 from experiments.records import Record
 from experiments.seeding import epoch_order, rng_state, set_rng_state
 from experiments.tracking import Tracker
 from experiments.validation_grid import ValidationGrid
-from snopt import SolverError
 
 
 class Trainer:
@@ -80,6 +83,8 @@ class Trainer:
         self.steps_per_epoch, self.last_step = settings.length(len(parts.data.train[0]))
         self.grid = ValidationGrid(settings.eval_every, settings.eval_every_s)
         self.reached = False
+        self._pending = False
+        self._step_s = self._validation_s = 0.0
         self._order_epoch = -1
         self._order = torch.empty(0)
         self._protocol = protocol_of(parts.optimizer)
@@ -90,7 +95,7 @@ class Trainer:
         Raises:
             Diverged: a loss or metric is not finite.
             SolverError: an ODE could not be solved.
-            Interrupted: a signal arrived; a checkpoint has been written.
+            Interrupted: a signal arrived; there is a checkpoint to go on from.
             CheckpointError: the checkpoint is damaged or of another configuration.
             RecordError: the record cannot be written, or lacks what the checkpoint goes on from.
         """
@@ -98,6 +103,8 @@ class Trainer:
         self.tracker.start(history)
         if not history:
             self._log(self._evaluate("val"))
+        if self._pending:
+            self._after_step()
         while not self._finished():
             self._stop_if_interrupted()
             self._train_step()
@@ -109,6 +116,7 @@ class Trainer:
     def _train_step(self) -> None:
         """One optimizer step; nothing but this is booked on ``train``."""
         parts, before = self.parts, nfe_counts(self.parts.model)
+        started = self.clock.seconds()[TRAIN]
         with self.clock.booked_on(TRAIN):
             self.team.reseed(self.seed, self.step)
             evaluation = SharedEvaluation(
@@ -120,6 +128,7 @@ class Trainer:
             self.step += 1
             self._advance_schedule()
             parts.averaging.update(parts.model, self.step)
+        self._step_s = self.clock.seconds()[TRAIN] - started
         after = nfe_counts(parts.model)
         self.meter.add(value, {kind: after[kind] - before[kind] for kind in KINDS})
 
@@ -128,13 +137,16 @@ class Trainer:
         finished = self._finished()
         row = {"step": self.step, **self.meter.means()}
         results: dict[str, float] = {}
-        if finished or self.grid.due(self.step, self._trained):
-            results = self._evaluate("val")
+        if self._pending or finished or self.grid.due(self.step, self._trained):
+            results = self._validate()
+            self._pending = False
             self.reached = self._reaches(results)
             finished = finished or self.reached
         if results or self.step % self.settings.log_every == 0:
             self._log(results)
-        if finished or self.step % self.settings.checkpoint_every == 0:
+        # A long step may not end before a pre-empted process has to.
+        due = self.step % self.settings.checkpoint_every == 0 or self._step_s > LONG_S
+        if finished or due:
             self._save()
         self.progress.update(self._fraction(), {**row, **results}, self.parts.task.metric)
 
@@ -154,35 +166,21 @@ class Trainer:
         if scheduler and (interval == "step" or self.step % self.steps_per_epoch == 0):
             scheduler.step()
 
+    def _validate(self) -> dict[str, float]:
+        """Validate the state after a step; put it by before, if that takes long."""
+        if self._validation_s > LONG_S:
+            self._save(pending=True)
+        started = self.clock.seconds()[EVALUATION]
+        results = self._evaluate("val")
+        self._validation_s = self.clock.seconds()[EVALUATION] - started
+        return results
+
     def _evaluate(self, split: str) -> dict[str, float]:
         """Return loss and metric on a split, ``<split>/…``; of an average, ``<split>_avg/…``."""
-        return self.team.from_first(partial(self._evaluate_here, split))
-
-    def _evaluate_here(self, split: str) -> dict[str, float]:
-        parts = self.parts
-        tensors: tuple[Tensor, ...] = getattr(parts.data, split)
-        with self.clock.booked_on(EVALUATION):
-            results = parts.task.evaluate(parts.model, tensors, self.settings.eval_batch_size)
-        named = {f"{split}/{key}": value for key, value in results.items()}
-        for key, value in named.items():
-            if not math.isfinite(value):
-                raise Diverged(f"{key} is {value} at step {self.step}")
-        return {**named, **self._evaluate_averaged(split, tensors)}
-
-    def _evaluate_averaged(self, split: str, tensors: tuple[Tensor, ...]) -> dict[str, float]:
-        """Return the results of the averaged weights, if there are any that can be evaluated.
-
-        An average far from its weights may have a field that is too stiff; the run goes on.
-        """
-        parts, size = self.parts, self.settings.eval_batch_size
-        if parts.averaging.model is None:
-            return {}
-        with self.clock.booked_on(EVALUATION):
-            try:
-                results = parts.task.evaluate(parts.averaging.model, tensors, size)
-            except SolverError:
-                return {}
-        return {f"{split}_avg/{k}": v for k, v in results.items() if math.isfinite(v)}
+        size = self.settings.eval_batch_size
+        return self.team.from_first(
+            lambda: evaluate(self.parts, self.clock, split, size, self.step)
+        )
 
     def _log(self, results: Mapping[str, float]) -> None:
         """Write one line to the record and to its mirror."""
@@ -234,32 +232,31 @@ class Trainer:
     def _stop_if_interrupted(self) -> None:
         received = self.team.agreed(self.interrupts.received)
         if received is not None:
+            self.interrupts.settle()
             self._save()
             self.team.wait()  # torchrun ends all ranks when the first one goes
             raise Interrupted(received)
 
-    def _save(self) -> None:
-        """Write a checkpoint of the state after :attr:`step` steps."""
+    def _save(self, *, pending: bool = False) -> None:
+        """Write a checkpoint of the state after :attr:`step` steps.
+
+        Args:
+            pending: whether that step still has to be validated and logged.
+        """
         if not self.team.first:
             return
-        parts = self.parts
         self.record.sync()
         state = {
             "run": self.run,
-            "model": parts.model.state_dict(),
-            "optimizer": parts.optimizer.state_dict(),
-            "scheduler": parts.scheduler.state_dict() if parts.scheduler else None,
+            **parts_state(self.parts),
             "rng": rng_state(),
             "step": self.step,
             "clock": self.clock.state_dict(),
             "meter": vars(self.meter),
+            "pending": pending,
         }
         if self.settings.stop_at is not None:
             state["reached"] = self.reached
-        if (averages := parts.averaging.state_dict()) is not None:
-            state["averaging"] = averages
-        if parts.horizon is not None:
-            state["horizon"] = parts.horizon.state_dict()
         save_checkpoint(self.record.checkpoint_path, state)
 
     def _restore(self) -> list[dict[str, Any]]:
@@ -268,22 +265,7 @@ class Trainer:
         state = team.from_first(lambda: load_checkpoint(path, self.run))
         if state is None:
             return team.from_first(lambda: self.record.truncate(None))
-        parts = self.parts
-        with restoring(path, "model"):
-            parts.model.load_state_dict(state["model"])
-        with restoring(path, "optimizer"):
-            same_keys(state["optimizer"], parts.optimizer.state_dict())
-            parts.optimizer.load_state_dict(state["optimizer"])
-        with restoring(path, "scheduler"):
-            expected = parts.scheduler.state_dict() if parts.scheduler else {}
-            same_keys(state["scheduler"] or {}, expected)
-            if parts.scheduler:
-                parts.scheduler.load_state_dict(state["scheduler"])
-        with restoring(path, "averaging"):
-            parts.averaging.load_state_dict(state.get("averaging"))
-        with restoring(path, "horizon"):
-            if parts.horizon is not None:
-                parts.horizon.load_state_dict(state["horizon"])
+        load_parts(self.parts, state, path)
         with restoring(path, "meter"):
             self.meter.load_state_dict(state["meter"])
         with restoring(path, "clock"):
@@ -291,7 +273,8 @@ class Trainer:
         with restoring(path, "rng"):
             set_rng_state(state["rng"])
         self.step = state["step"]
-        self.reached = bool(state.get("reached", False))
+        self.reached = state.get("reached", False)
+        self._pending = state.get("pending", False)
         self.grid.resume(self._trained())
-        logged = self.step - self.meter.steps
-        return team.from_first(lambda: self.record.truncate(self.step, logged))
+        logged = self.step - self.meter.steps  # a pending step is logged once more
+        return team.from_first(lambda: self.record.truncate(logged, logged))

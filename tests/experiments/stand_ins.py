@@ -6,6 +6,7 @@ and the run that repairs it have the same identity.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -72,9 +73,20 @@ def _fault(name: str, call: int) -> bool:
     return os.environ.get(f"FAULT_{name}_AT") == str(call)
 
 
+def _hang(*_: object) -> None:
+    """Be told to end, and go on for a minute all the same, in short operations as a solver does."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        torch.ones(8).sum()
+
+
 @dataclass
 class TinyTask:
-    """Cross-entropy and accuracy; FAULT_<KIND>_AT=<n> makes the n-th loss go wrong."""
+    """Cross-entropy and accuracy; FAULT_<KIND>_AT=<n> makes the n-th loss go wrong.
+
+    FAULT_VALIDATION_AT=<n> is for the n-th evaluation.
+    """
 
     name: str = "image"
     metric: str = "accuracy"
@@ -82,6 +94,7 @@ class TinyTask:
     step_sleep: float = 0.0
     evaluation_sleep: float = 0.0
     calls: int = field(default=0, init=False)
+    evaluations: int = field(default=0, init=False)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         """Return the cross-entropy, or go wrong."""
@@ -99,12 +112,17 @@ class TinyTask:
             raise SolverError("dt underflow", t=0.5, dt=1e-9, rtol=1e-3, atol=1e-3, nfe=7)
         x, y = batch
         loss = nn.functional.cross_entropy(model(x), y)
+        if _fault("HANG", self.calls):
+            loss.register_hook(_hang)
         return loss * float("nan") if _fault("NAN", self.calls) else loss
 
     def evaluate(
         self, model: nn.Module, tensors: tuple[Tensor, ...], batch_size: int
     ) -> dict[str, float]:
         """Return loss and accuracy without dropout."""
+        self.evaluations += 1
+        if _fault("VALIDATION", self.evaluations):
+            _hang()
         time.sleep(self.evaluation_sleep)
         model.eval()
         x, y = tensors
@@ -188,18 +206,27 @@ run(json.loads(sys.argv[1]))
 """
 
 
+def start_elsewhere(
+    config: dict[str, Any], before: str = "", **environment: str
+) -> subprocess.Popen[str]:
+    """Start a configuration in a process of its own, which may be killed without harm."""
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    return subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM.format(before=before), json.dumps(config)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def run_elsewhere(
     config: dict[str, Any], before: str = "", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a configuration in a process of its own, which may be killed without harm."""
-    import json
-
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
-    return subprocess.run(
-        [sys.executable, "-c", _PROGRAM.format(before=before), json.dumps(config)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    """Run a configuration in a process of its own to its end."""
+    process = start_elsewhere(config, before, **environment)
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
