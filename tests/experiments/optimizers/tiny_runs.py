@@ -41,11 +41,12 @@ _SMALL = {
 }
 BATCH, OBSERVATIONS, STEPS = 16, 3, 30
 
+_WHOLE = {"basic_motions": ["trainer.batch_size=56"]}  # as many as there are
+FIRST_OBSERVATIONS = 25
+"""Of a series where the net is the configuration's: BasicMotions has 100, which say no more here."""
+
 ADJUSTED: dict[str, list[str]] = {
     "lbfgs": ["optimizer.max_iter=2"],  # a step of 3 evaluations instead of 25
-    # Their period of 100 steps is longer than a run here: the inverses of the first batch for all.
-    "kfac": ["optimizer.inverse_freq=10"],
-    "ekfac": ["optimizer.inverse_freq=10"],
 }
 """What fits an optimizer to 30 steps without making it another one."""
 
@@ -100,12 +101,13 @@ def start(
         dataset: a key of :data:`DATASETS`.
         optimizer: a name of :data:`OPTIMIZERS`.
         *overrides: further changes.
-        small: whether model, batch and series are cut to a size for tests.
+        small: whether model, batch and series are cut to a size for tests; otherwise long series
+            alone are.
         prepare: changes the model before the optimizer is made.
     """
     chosen = [*DATASETS[dataset], f"optimizer={optimizer}", *overrides, "tracking=none"]
-    if small:
-        chosen += [*_SMALL[dataset], *ADJUSTED.get(optimizer, []), "trainer.batch_size=16"]
+    chosen += ADJUSTED.get(optimizer, [])
+    chosen += [*_SMALL[dataset], "trainer.batch_size=16"] if small else _WHOLE.get(dataset, [])
     config = resolve(load_config(chosen))
     check_config(config)
     with warnings.catch_warnings():
@@ -116,14 +118,14 @@ def start(
             prepare(parts.model)
             made = build_optimizer(config["optimizer"], parts.model)
     size = BATCH if small else int(config["trainer"]["batch_size"])
-    batch = _first(parts.data, size, OBSERVATIONS if small else None)
+    batch = _first(parts.data, size, OBSERVATIONS if small else FIRST_OBSERVATIONS)
     return Run(parts.task, parts.model, made, batch, config)
 
 
-def _first(data: Splits, size: int, observations: int | None) -> tuple[Tensor, ...]:
+def _first(data: Splits, size: int, observations: int) -> tuple[Tensor, ...]:
     """Return the first examples; of series, the first observations."""
     first = tuple(tensor[:size] for tensor in data.train)
-    if len(first) == 3 and observations is not None:
+    if len(first) == 3:
         x, lengths, y = first
         return x[:, :observations], lengths.clamp_max(observations), y
     return first
