@@ -20,6 +20,7 @@ from experiments.figures import (
     figure_1,
     figure_6,
     figure_7,
+    figure_8,
     figure_9,
     figure_density,
     figure_factors,
@@ -37,6 +38,7 @@ MEASURED = {
     for module in (
         ablation,
         figure_7,
+        figure_8,
         figure_9,
         figure_density,
         figure_factors,
