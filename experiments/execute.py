@@ -67,7 +67,7 @@ def planned(
     """Return the runs of one experiment file for several seeds; it is composed only once.
 
     Args:
-        experiment: name of the file below ``configs/experiment``.
+        experiment: name of the file below ``configs/experiment``; empty: none.
         dataset: data set name, for messages.
         optimizer: optimizer name, for messages.
         seeds: seeds of the runs.
@@ -77,7 +77,8 @@ def planned(
     Raises:
         ConfigError: the experiment or an override is unknown, or parts do not fit.
     """
-    config = resolve(load_config([f"experiment={experiment}", *overrides, *where]))
+    chosen = [f"experiment={experiment}"] if experiment else []
+    config = resolve(load_config([*chosen, *overrides, *where]))
     check_config(config)
     return [
         PlannedRun(
@@ -85,7 +86,7 @@ def planned(
             optimizer,
             seed,
             run_folder({**config, "seed": seed}).absolute(),
-            (f"experiment={experiment}", f"seed={seed}", *overrides),
+            (*chosen, f"seed={seed}", *overrides),
             tuple(where),
         )
         for seed in seeds
@@ -94,10 +95,10 @@ def planned(
 
 def places(data_dir: Path, output_dir: Path) -> tuple[str, str]:
     """Return the overrides that say where data and records lie, as absolute paths."""
-    return f"data_dir={_quoted(data_dir)}", f"output_dir={_quoted(output_dir)}"
+    return f"data_dir={quoted(data_dir)}", f"output_dir={quoted(output_dir)}"
 
 
-def _quoted(path: Path) -> str:
+def quoted(path: Path) -> str:
     """Quote a path for Hydra, whose arguments give spaces and commas a meaning."""
     escaped = str(path.absolute()).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"

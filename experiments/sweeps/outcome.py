@@ -1,0 +1,156 @@
+"""What a sweep found: the best points, every run in ``results.csv``, and what failed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from experiments.files import write_whole
+from experiments.goals import GREATER, best
+from experiments.records import DONE, FAILED
+from experiments.search_space import Params
+from experiments.summary import summarise
+from experiments.sweeps.plan import Sweep
+from experiments.sweeps.state import View
+
+RESULTS = "results.csv"
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one run reached.
+
+    Attributes:
+        view: the run.
+        metric: validation metric, empty where none was measured.
+        value: its best value; NaN where none was measured.
+        loss: best validation loss, which decides between equal values; infinite where none was.
+        score: lower is better; infinite for a run that diverged, NaN for one that is not complete.
+    """
+
+    view: View
+    metric: str
+    value: float
+    loss: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One point: its settings, the means over its seeds, and how many of them are complete.
+
+    Attributes:
+        point: its number.
+        params: its settings.
+        metric: validation metric.
+        score: mean score; infinite where one of its runs diverged.
+        loss: mean of the best validation losses.
+        value: mean of the metric.
+        runs: complete runs.
+    """
+
+    point: int
+    params: Params
+    metric: str
+    score: float
+    loss: float
+    value: float
+    runs: int
+
+
+def score(view: View) -> Score:
+    """Return what a run reached.
+
+    Raises:
+        RecordError: its record is damaged.
+    """
+    if not view.final:
+        return Score(view, "", math.nan, math.inf, math.nan)
+    rows = summarise(view.run.folder).metrics
+    metric = next((name for name in GREATER if any(f"val/{name}" in row for row in rows)), "")
+    if not metric:
+        return Score(view, "", math.nan, math.inf, math.inf)
+    greater = GREATER[metric]
+    value = best(rows, metric, greater=greater)
+    loss = min((row["val/loss"] for row in rows if "val/loss" in row), default=math.inf)
+    if view.state != DONE:
+        return Score(view, metric, value, math.inf, math.inf)
+    return Score(view, metric, value, loss, -value if greater else value)
+
+
+def rank(scores: Sequence[Score]) -> list[Ranked]:
+    """Return the points with a complete run, the best one first, those that diverged last."""
+    points: dict[int, list[Score]] = {}
+    for one in scores:
+        if not math.isnan(one.score):
+            points.setdefault(one.view.run.point, []).append(one)
+    found = [
+        Ranked(
+            point=number,
+            params=own[0].view.run.params,
+            metric=next((one.metric for one in own if one.metric), ""),
+            score=statistics.fmean(one.score for one in own),
+            loss=statistics.fmean(one.loss for one in own),
+            value=statistics.fmean(one.value for one in own),
+            runs=len(own),
+        )
+        for number, own in points.items()
+    ]
+    return sorted(found, key=lambda point: (point.score, point.loss, point.point))
+
+
+def report(sweep: Sweep, found: Sequence[View], shown: int = 5) -> list[str]:
+    """Return the lines that end a sweep, and write ``results.csv`` into its folder.
+
+    Args:
+        sweep: the sweep.
+        found: where its runs stand.
+        shown: how many of the best points to name.
+
+    Raises:
+        RecordError: a record is damaged, or the disk refuses.
+    """
+    scores = [score(view) for view in found]
+    write_whole(sweep.folder / RESULTS, csv_of(sweep, scores))
+    ranked = rank(scores)
+    seeds = len(sweep.asked["seeds"])
+    lines = [_line(point, seeds) for point in ranked[:shown] if math.isfinite(point.score)]
+    if lines:
+        what = "runs" if seeds == 1 else f"means over {seeds} seeds"
+        lines.insert(0, f"best points ({what}, by the best validation value):")
+    lost = sum(not math.isfinite(point.score) for point in ranked)
+    if lost:
+        lines.append(f"{lost} of {len(ranked)} points diverged and count as infinitely bad")
+    return lines
+
+
+def failures(found: Sequence[View]) -> list[str]:
+    """Return one line for each run that failed: its name and the first line of its error."""
+    return [f"{one.run.name}: {one.error}" for one in found if one.state == FAILED]
+
+
+def csv_of(sweep: Sweep, scores: Sequence[Score]) -> str:
+    """Return one line a run; the score of a run that diverged is ``inf``."""
+    keys = list(sweep.space)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["point", "seed", *keys, "state", "score", "metric", "value", "record"])
+    for one in scores:
+        run = one.view.run
+        settings = [run.params[key] for key in keys]
+        folder = run.folder.relative_to(sweep.output_dir)
+        numbers = ["" if math.isnan(x) else f"{x:.6g}" for x in (one.score, one.value)]
+        row = [one.view.state, numbers[0], one.metric, numbers[1], folder]
+        writer.writerow([run.point, run.seed, *settings, *row])
+    return buffer.getvalue()
+
+
+def _line(point: Ranked, seeds: int) -> str:
+    value = f"{100 * point.value:.2f} %" if GREATER[point.metric] else f"{point.value:.4f}"
+    settings = ", ".join(f"{key}={setting}" for key, setting in point.params.items())
+    missing = "" if point.runs == seeds else f" ({point.runs} of {seeds} runs)"
+    return f"  point {point.point}: {point.metric} {value}{missing}: {settings}"
