@@ -28,6 +28,7 @@ from experiments.figures import (
     table_1,
     table_2,
     table_3,
+    table_4,
     table_5,
 )
 
@@ -46,6 +47,7 @@ MEASURED = {
         table_1,
         table_2,
         table_3,
+        table_4,
         table_5,
     )
 }

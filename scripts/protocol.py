@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from experiments.command import resumable
+from experiments.protocol.drawing import FILES, draw
 from experiments.protocol.session import Request, compare, set_targets
 from experiments.protocol.settings import FOLDER
 
@@ -45,7 +46,8 @@ def _work() -> str:
         return f"the targets are in {set_targets(request, _say)}"
     if action == "run":
         compare(request, _say)
-    return f"{request.folder}: written"
+    draw(request.folder, request.command, _say)
+    return f"{request.folder}: {', '.join(FILES)}"
 
 
 if __name__ == "__main__":

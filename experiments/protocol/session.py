@@ -15,13 +15,12 @@ from experiments.errors import ConfigError
 from experiments.execute import Say, interleave, places
 from experiments.files import write_whole
 from experiments.protocol.choosing import best_trial
+from experiments.protocol.drawing import RUNS
 from experiments.protocol.planning import Trial, fresh_trials, search_trials, target_runs
 from experiments.protocol.rows import Row, row_of, to_csv
 from experiments.protocol.running import train_all
 from experiments.protocol.settings import FOLDER, Protocol, Workload, load
 from experiments.protocol.targets import Target, load_targets, make_targets
-
-RUNS = "runs.csv"
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,12 @@ class Request:
         """Where the results go."""
         suffix = "" if self.budget == "small" else f"-{self.budget}"
         return self.results_dir / f"protocol{suffix}"
+
+    @property
+    def command(self) -> str:
+        """The command that makes the comparison, with default places."""
+        names = "".join(f" {name}" for name in self.datasets)
+        return f"python scripts/protocol.py run{names} --budget {self.budget} --jobs {self.jobs}"
 
     @property
     def where(self) -> tuple[str, str]:

@@ -74,7 +74,6 @@ class Protocol:
         search_seed: study k draws its points, and trains all of its trials, with this seed plus k.
         fresh_seeds: seeds with which the best setting is trained again.
         optimizers: what is compared.
-        reference: the optimizer that speed-ups are relative to.
         workloads: by data set.
         targets: who sets the targets.
         folder: where the description lies.
@@ -86,7 +85,6 @@ class Protocol:
     search_seed: int
     fresh_seeds: tuple[int, ...]
     optimizers: tuple[str, ...]
-    reference: str
     workloads: Mapping[str, Workload]
     targets: TargetRule
     folder: Path
@@ -131,7 +129,6 @@ def load(budget: str, folder: Path = FOLDER) -> Protocol:
         search_seed=named["search_seed"],
         fresh_seeds=tuple(named["fresh_seeds"]),
         optimizers=tuple(named["optimizers"]),
-        reference=named["reference"],
         workloads={name: known[name] for name in named["datasets"]},
         targets=targets,
         folder=folder,
@@ -140,7 +137,7 @@ def load(budget: str, folder: Path = FOLDER) -> Protocol:
     return protocol
 
 
-_KEYS = ("studies", "trials", "search_seed", "fresh_seeds", "optimizers", "reference", "datasets")
+_KEYS = ("studies", "trials", "search_seed", "fresh_seeds", "optimizers", "datasets")
 
 
 def _only(path: Path, content: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -173,8 +170,6 @@ def _check(path: Path, protocol: Protocol) -> None:
         check_whole(f"{path}: {key}", getattr(protocol, key))
     check_whole(f"{path}: search_seed", protocol.search_seed, least=0)
     check_number("targets.more_seconds", protocol.targets.more_seconds, positive=True)
-    if protocol.reference not in protocol.optimizers:
-        raise ConfigError(f"{path}: reference {protocol.reference!r} is not among the optimizers")
     if len(set(protocol.optimizers)) < len(protocol.optimizers):
         raise ConfigError(f"{path}: an optimizer is named twice")
     search = range(protocol.search_seed, protocol.search_seed + protocol.studies)

@@ -1,0 +1,78 @@
+"""All files of a comparison, drawn from its ``runs.csv`` alone."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+from experiments.execute import Say
+from experiments.figures.provenance import devices, git_state, versions
+from experiments.figures.style import RC
+from experiments.files import write_whole
+from experiments.protocol.fresh import fresh_of
+from experiments.protocol.pictures import draw_profile, draw_speed_up
+from experiments.protocol.report import data, optimizers, table, warnings
+from experiments.protocol.rows import Row, read_rows
+
+RUNS = "runs.csv"
+FILES = ("profile.png", "speedup.png", "table.md", "data.csv", "provenance.json")
+
+
+def draw(folder: Path, command: str, say: Say) -> None:
+    """Write :data:`FILES` beside ``runs.csv``, and say which best settings lie on a border.
+
+    Args:
+        folder: where ``runs.csv`` is.
+        command: the command that makes the comparison.
+        say: prints one line.
+
+    Raises:
+        RecordError: ``runs.csv`` is missing, damaged or not of an equal search.
+    """
+    rows = read_rows(folder / RUNS)
+    write_whole(folder / "table.md", table(rows))
+    write_whole(folder / "data.csv", data(rows))
+    with mpl.rc_context(RC):
+        draw_profile(rows).savefig(folder / "profile.png", metadata={"Software": None})
+        draw_speed_up(rows).savefig(folder / "speedup.png", metadata={"Software": None})
+    text = json.dumps(_provenance(rows, command), indent=2, ensure_ascii=False) + "\n"
+    write_whole(folder / "provenance.json", text)
+    for line in warnings(fresh_of(rows)):
+        say(f"warning: best setting on the border of its search space: {line}")
+
+
+def _provenance(rows: Sequence[Row], command: str) -> dict[str, Any]:
+    """Return where the results come from; the runs themselves are in ``runs.csv``."""
+    return {
+        "target": "protocol",
+        "command": command,
+        "drawn": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": git_state(),
+        "versions": versions(),
+        "platform": platform.platform(),
+        "runs": {
+            "file": RUNS,
+            "number": len(rows),
+            "device": devices([{"device": row.device, "threads": row.threads} for row in rows]),
+            "processor": sorted({row.processor for row in rows}),
+            "jobs": sorted({row.jobs for row in rows}),
+            "commits": sorted({str(row.commit) for row in rows}),
+            "dirty": any(row.dirty for row in rows),
+            "torch": sorted({str(row.torch) for row in rows}),
+            "first": min((row.started for row in rows if row.started), default=None),
+            "last": max((row.started for row in rows if row.started), default=None),
+            "training_seconds": round(sum(row.total_seconds for row in rows), 1),
+        },
+        "targets": {row.dataset: row.target for row in rows},
+        "optimizers": optimizers(rows),
+        "seeds": {
+            role: sorted({row.seed for row in rows if row.role == role})
+            for role in dict.fromkeys(row.role for row in rows)
+        },
+    }
