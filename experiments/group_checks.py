@@ -47,8 +47,13 @@ _INTERVALS = {
     "lr_cov": "(0, inf)",
     "matrix_eps": "(0, inf)",
     "shampoo_beta": "[0, 1)",
+    "b0": "(0, inf)",
+    "decay": "[0, 1)",
+    "exponent": "(0, 1]",
+    "factor_decay": "[0, 1)",
+    "kl_clip": "(0, inf)",
 }
-_OPTIONAL = ("max_eval", "relative_step", "shampoo_beta", "scheduler")
+_OPTIONAL = ("max_eval", "relative_step", "shampoo_beta", "scheduler", "kl_clip")
 _PAIRS = ("betas", "adamw_betas")
 _FLAGS: tuple[str, ...] = (
     "nesterov",

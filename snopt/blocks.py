@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -155,3 +155,46 @@ def find_blocks(
             " base optimizer alone"
         )
     return blocks, keys
+
+
+def untreated(
+    model: nn.Module, params: Iterable[Tensor] | None, blocks: Iterable[Block[State]]
+) -> list[str]:
+    """Return the names of parameters that are trained but belong to no block.
+
+    Scalars, embeddings, normalisations, recurrent cells, weights that are computed or frozen while
+    their bias is not.
+
+    Args:
+        model: the model.
+        params: the parameters that are trained; None means all of the model.
+        blocks: its blocks.
+    """
+    allowed = None if params is None else {id(p) for p in params}
+    treated = {id(p) for b in blocks for p in (b.layer.weight, b.layer.bias) if p is not None}
+    return [
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and id(p) not in treated and (allowed is None or id(p) in allowed)
+    ]
+
+
+def warn_of_missing(blocks: Iterable[Block[State]], present: Container[str]) -> None:
+    """Name the layers that received no data, once each.
+
+    Args:
+        blocks: all blocks.
+        present: names of those with data.
+    """
+    missing = [block for block in blocks if block.name not in present and not block.warned]
+    for block in missing:
+        block.warned = True
+    if missing:
+        warnings.warn(
+            f"no curvature data for {', '.join(b.name for b in missing)}: updated without (new)"
+            " preconditioning. A layer gets data when loss.backward() passes through it; inside an"
+            " ODE that needs snopt.odeint_adjoint, snopt.odeint or snopt.ODEBlock in place of"
+            " torchdiffeq's functions.",
+            RuntimeWarning,
+            stacklevel=6,
+        )

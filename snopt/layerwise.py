@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from snopt.accumulator import Accumulator, Sums
-from snopt.blocks import Block, find_blocks
+from snopt.blocks import Block, find_blocks, untreated, warn_of_missing
 from snopt.curvature import Collector
 from snopt.distributed import Ranks
 from snopt.layers import groups_of
@@ -54,8 +54,8 @@ class Layerwise(ABC, Generic[State]):
     """Base of preconditioners that treat each Linear and Conv2d layer as a block of its own.
 
     Call :meth:`step` between ``backward()`` and the base optimizer's step. Parameters of other
-    kinds, layers whose weight is frozen or computed by a parametrization, and layers that never
-    received data keep their gradient.
+    kinds and layers whose weight is frozen or computed by a parametrization (one warning names what
+    is trained of both) and layers that never received data keep their gradient.
 
     Args:
         model: the model; its layers may be inside or outside ODE solves, used once or many times.
@@ -98,7 +98,10 @@ class Layerwise(ABC, Generic[State]):
         self.update_freq = update_freq
         self.scope = scope
         self.steps = 0
+        params = None if params is None else list(params)
         self._blocks, keys = find_blocks(model, params, make_state)
+        if scope == "all":
+            self._tell_of(untreated(model, params, self._blocks.values()))
         self._collector = Collector(
             keys,
             gauss_legendre(4) if quadrature is None else quadrature,
@@ -223,6 +226,16 @@ class Layerwise(ABC, Generic[State]):
         self.steps = int(state["steps"])
         self._arm_if_due()
 
+    def _tell_of(self, names: Sequence[str]) -> None:
+        """Name, once, the parameters that keep their gradient whatever happens."""
+        if names:
+            method = type(self).__name__.removesuffix("Preconditioner") or "SNOpt"
+            warnings.warn(
+                f"{method} does not treat {', '.join(names)}: the plain update for these",
+                UserWarning,
+                stacklevel=5,
+            )
+
     @abstractmethod
     def _refresh(self, gathered: Mapping[str, Any]) -> None:
         """Take in what was gathered, :meth:`Sums.factors` of every layer that received data."""
@@ -257,24 +270,9 @@ class Layerwise(ABC, Generic[State]):
             weights = {n: b.layer.weight for n, b in self._blocks.items()}
             gathered = self.ranks.factors(gathered, weights)
         self._refresh(gathered)
-        self._warn_of_missing(gathered.keys())
+        if self.scope == "all" or not gathered:  # else those outside have none by choice
+            warn_of_missing(self._blocks.values(), gathered)
         self._collector.clear()
-
-    def _warn_of_missing(self, present: Iterable[str]) -> None:
-        """Name the layers without data, once each; with ``scope="ode"`` only if there is none."""
-        missing = [b for n, b in self._blocks.items() if n not in set(present) and not b.warned]
-        if not missing or (self.scope == "ode" and len(missing) < len(self._blocks)):
-            return
-        for block in missing:
-            block.warned = True
-        warnings.warn(
-            f"no curvature data for {', '.join(b.name for b in missing)}: updated without (new)"
-            " preconditioning. A layer gets data when loss.backward() passes through it; inside an"
-            " ODE that needs snopt.odeint_adjoint, snopt.odeint or snopt.ODEBlock in place of"
-            " torchdiffeq's functions.",
-            RuntimeWarning,
-            stacklevel=5,
-        )
 
 
 def _check_fit(block: Block[Any]) -> None:

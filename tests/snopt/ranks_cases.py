@@ -202,6 +202,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", ".* does not treat", UserWarning)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder / 'meeting'}",

@@ -27,9 +27,9 @@ def dataset_of(optimizer: str) -> str:
     return "digits" if optimizer in SPLIT or "kfac" in optimizer else "japanese_vowels"
 
 
-def often(optimizer: str) -> list[str]:
+def often(optimizer: str, dataset: str | None = None) -> list[str]:
     """Return overrides that make refreshes frequent."""
-    group = start(dataset_of(optimizer), optimizer).config["optimizer"]
+    group = start(dataset or dataset_of(optimizer), optimizer).config["optimizer"]
     parts = [("optimizer", group), *((f"optimizer.{p}", group.get(p, {})) for p in ("ode", "rest"))]
     return [
         f"{where}.{key}={value}"

@@ -43,7 +43,7 @@ BATCH, OBSERVATIONS, STEPS = 16, 3, 30
 
 _WHOLE = {"basic_motions": ["trainer.batch_size=56"]}  # as many as there are
 FIRST_OBSERVATIONS = 25
-"""Of a series where the net is the configuration's: BasicMotions has 100, which say no more here."""
+"""Of a series where the net is the configuration's: BasicMotions has 100."""
 
 ADJUSTED: dict[str, list[str]] = {
     "lbfgs": ["optimizer.max_iter=2"],  # a step of 3 evaluations instead of 25
