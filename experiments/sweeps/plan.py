@@ -25,6 +25,8 @@ FILE = "sweep.json"
 FOLDER = "sweeps"
 """Where sweeps lie below the folder of the run records."""
 
+_ABSENT = object()
+
 
 @dataclass(frozen=True)
 class Request:
@@ -200,9 +202,10 @@ def plan(request: Request, configs: Path = CONFIGS) -> Sweep:
     if twice := [key for key in space if f"optimizer.{key}" in keys]:
         raise ConfigError(f"optimizer.{twice[0]} is what search={request.search} varies: leave it")
     config = resolve(load_config(given))
+    new = missing(config, space)
     runs: dict[Path, SweepRun] = {}
     for number, params in enumerate(sample(space, request.trials, request.sampler_seed)):
-        for run in _runs(request, given, params):
+        for run in _runs(request, given, params, new):
             # Spaces of few choices repeat points: the record is one, and so is the run.
             one = SweepRun(number, run.seed, params, run.folder, run.overrides)
             runs.setdefault(run.folder, one)
@@ -239,11 +242,28 @@ def obtain(request: Request) -> Sweep:
     return found
 
 
+def missing(config: Mapping[str, Any], space: Space) -> list[str]:
+    """Return the keys of a space that an optimizer takes but that its configuration leaves out.
+
+    Hydra adds such a key only where it has a ``+`` before it.
+    """
+    found = []
+    for key in space:
+        group: Any = config["optimizer"]
+        for part in key.split("."):
+            group = group.get(part, _ABSENT) if isinstance(group, Mapping) else _ABSENT
+        if group is _ABSENT:
+            found.append(key)
+    return found
+
+
 def _check(request: Request) -> None:
     if request.trials < 1:
         raise ConfigError(f"trials must be at least 1, got {request.trials}")
     if not request.seeds or len(set(request.seeds)) < len(request.seeds):
         raise ConfigError(f"seeds must be different whole numbers, got {list(request.seeds)}")
+    if wrong := [seed for seed in request.seeds if not 0 <= seed < 2**32]:
+        raise ConfigError(f"seed must be a whole number from 0 to 2**32 - 1, got {wrong[0]}")
     if "trainer.restart=true" in (override.lower() for override in request.overrides):
         raise ConfigError("trainer.restart=true would undo what a rerun goes on from: leave it out")
 
@@ -257,12 +277,14 @@ def _task(given: Sequence[str]) -> list[str]:
     return [f"task={dataset['task']}"]
 
 
-def _runs(request: Request, given: Sequence[str], params: Params) -> list[PlannedRun]:
+def _runs(
+    request: Request, given: Sequence[str], params: Params, new: Sequence[str]
+) -> list[PlannedRun]:
     others = [override for override in given if not override.startswith("experiment=")]
     experiment = next((one for one in given if one.startswith("experiment=")), "")
     if not any(one.partition("=")[0] == "tracking" for one in others):
         others.append("tracking=none")
-    settings = [f"optimizer.{key}={value}" for key, value in params.items()]
+    settings = [f"{'+' * (key in new)}optimizer.{key}={v}" for key, v in params.items()]
     return planned(
         experiment.partition("=")[2],
         *("", "", request.seeds, [*others, *settings]),

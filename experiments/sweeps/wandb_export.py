@@ -18,6 +18,7 @@ from experiments.errors import ConfigError, RecordError
 from experiments.explain import CONFIGS, options
 from experiments.files import write_whole
 from experiments.search_space import Space, load_space
+from experiments.sweeps.plan import missing
 
 METHODS = ("random", "bayes")
 METRIC = {"name": "val/loss", "goal": "minimize"}
@@ -41,7 +42,9 @@ def exported(name: str, space: Space, method: str, overrides: Sequence[str]) -> 
     fixed = [f"optimizer={name}", *_task(space, overrides), *overrides]
     if not any(override.startswith("tracking.mode=") for override in overrides):
         fixed.append("tracking.mode=online")  # an agent talks to the server anyway
-    resolve(load_config(fixed))
+    new = missing(resolve(load_config(fixed)), space)
+    # The agent's key=value changes what is there: a key that is not is made first.
+    fixed += [f"+optimizer.{key}={_low(space[key])}" for key in new]
     command = ["${env}", "${interpreter}", "${program}", *fixed, "${args_no_hyphens}"]
     return {
         "program": "scripts/train.py",
@@ -101,6 +104,10 @@ def _parameter(dimension: Mapping[str, Any]) -> dict[str, Any]:
         return {"values": list(dimension["choice"])}
     low, high = dimension["log_uniform"]
     return {"distribution": "log_uniform_values", "min": float(low), "max": float(high)}
+
+
+def _low(dimension: Mapping[str, Any]) -> Any:
+    return dimension["choice"][0] if "choice" in dimension else dimension["log_uniform"][0]
 
 
 def _task(space: Space, overrides: Sequence[str]) -> list[str]:
