@@ -74,4 +74,6 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
                 f"| {name} | {o['average_over_sgd']:.3f} | {o['ordinary_over_sgd']['median']:.3f} |"
                 f" {duration(o['mean_s'])} | {o['losses']:.3g} | {nfe} |"
             )
+        for name, reason in entry.get("failed", {}).items():
+            lines.append(f"| {name} | failed: {reason.replace('|', '/')} | | | | |")
     return "\n".join(lines) + "\n"

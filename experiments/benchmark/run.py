@@ -110,7 +110,7 @@ def _table(plan: Plan, benchmark: str) -> dict[str, Measure]:
 def run(plan: Plan, say: Say) -> list[Path]:
     """Measure, write after every workload, draw; return the files written.
 
-    A workload that fails does not stop the others.
+    A workload that fails does not stop the others, nor does a part of one that it names as failed.
 
     Raises:
         ConfigError: see :func:`measurements`.
@@ -131,6 +131,9 @@ def run(plan: Plan, say: Say) -> list[Path]:
         store.save(plan.folder, benchmark, name, entry)
         say(f"    {headline(benchmark, entry)}")
         written.append(store.path_of(plan.folder, benchmark))
+        for part, reason in entry.get("failed", {}).items():
+            failures.append(f"{benchmark} {name}, {part}: {reason}")
+            say(f"    failed: {part}: {reason}")
     for benchmark in plan.benchmarks:
         if store.path_of(plan.folder, benchmark) in written:
             DRAW[benchmark](plan.folder)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import statistics
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from experiments.benchmark.scoring import pair_ratio, spread
 from experiments.build import build
 from experiments.config import TrainerSettings, check_config, load_config, resolve
 from experiments.device import synchroniser
+from experiments.errors import RecordError, one_line
 from experiments.explain import options
 from experiments.models.nfe import nfe_counts
 from experiments.optimizers.evaluation import Evaluation
@@ -54,23 +56,54 @@ def measure_step_cost(
         overrides: changes to the configuration of all.
 
     Returns:
-        The entry of ``optimizers.json``, without its origin.
+        The entry of ``optimizers.json``, without its origin. An optimizer that fails drops out of
+        the rounds that are left; ``failed`` says why, the others are measured all the same.
+
+    Raises:
+        RecordError: SGD, to which all are compared, fails.
     """
     names = list(dict.fromkeys([SGD, *(measured() if names is None else names)]))
-    steppers = {name: _Stepper(name, device, overrides) for name in names}
     rounds = ROUNDS_EACH * repeats + 1
+    failed: dict[str, str] = {}
+    steppers: dict[str, _Stepper] = {}
+    for name in names:
+        with _dropping_out(name, failed):
+            steppers[name] = _Stepper(name, device, overrides)
+
+    def step_of(name: str) -> Callable[[], None]:
+        def step() -> None:
+            if name not in failed:
+                with _dropping_out(name, failed):
+                    steppers[name].step()
+
+        return step
+
     # One round of warm-up: the first refresh of all. The next, 100 steps later, is in the last.
-    work: dict[str, Callable[[], object]] = {name: one.step for name, one in steppers.items()}
+    work = {name: step_of(name) for name in steppers}
     samples = interleaved(work, rounds, warmup=1, synchronise=synchroniser(device))
+    for name in failed:
+        samples.pop(name, None)
     one = steppers[SGD]
     return {
         "title": "digits net",
         "description": f"conv_ode_small on digits, batch {one.batch_size}, dopri5 at 1e-3, adjoint",
         "parameters": sum(p.numel() for p in one.parts.model.parameters()),
         "rounds": rounds,
-        "settings": {name: s.settings for name, s in steppers.items()},
-        "optimizers": score(samples, {name: s.evaluations() for name, s in steppers.items()}),
+        "settings": {name: steppers[name].settings for name in samples},
+        "optimizers": score(samples, {name: steppers[name].evaluations() for name in samples}),
+        "failed": failed,
     }
+
+
+@contextmanager
+def _dropping_out(name: str, failed: dict[str, str]) -> Iterator[None]:
+    """Note what one optimizer raises, whatever it is: they come from four libraries."""
+    try:
+        yield
+    except Exception as error:
+        failed[name] = one_line(error)
+        if name == SGD:
+            raise RecordError(f"SGD, to which all are compared, fails: {failed[name]}") from error
 
 
 def score(

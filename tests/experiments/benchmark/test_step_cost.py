@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from experiments.benchmark import plot_step_cost, step_cost, store
+from experiments.benchmark import run as runner
 from experiments.benchmark.origin import origin
 from experiments.benchmark.step_cost import _Stepper, headline, measure_step_cost, measured, score
+from experiments.errors import RecordError
+from experiments.optimizers.evaluation import Diverged
 
 CPU = torch.device("cpu")
 TINY = ["model.width=2", "trainer.batch_size=4"]
@@ -41,6 +44,53 @@ def test_every_step_is_taken_at_the_first_weights():
 def test_pairs_and_variants_are_left_out():
     assert {"sgd", "adam", "snopt", "lbfgs"} <= set(measured())
     assert not {"split", "sgd_ode", "snopt_ode"} & set(measured())
+
+
+@pytest.mark.parametrize("fails", ["built", "first step", "later step"])
+def test_an_optimizer_that_fails_drops_out_and_the_others_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+):
+    class Failing(_Stepper):
+        """Adam, which fails sooner or later."""
+
+        def __init__(self, name: str, *arguments: object) -> None:
+            super().__init__(name, *arguments)
+            self.name = name
+            if name == "adam" and fails == "built":
+                raise Diverged("the training loss is nan at step 1")
+
+        def step(self) -> None:
+            if self.name == "adam" and self.steps == {"first step": 0, "later step": 2}.get(fails):
+                raise Diverged("the training loss is nan at step 1")
+            super().step()
+
+    monkeypatch.setattr(step_cost, "ROUNDS_EACH", 3)
+    monkeypatch.setattr(step_cost, "_Stepper", Failing)
+    names = ["sgd", "adam", "muon"]
+    monkeypatch.setattr(
+        runner.step_cost,
+        "measure_step_cost",
+        lambda device, repeats: measure_step_cost(device, repeats, names=names, overrides=TINY),
+    )
+    plan = runner.Plan(("optimizers",), (), CPU, repeats=1, folder=tmp_path)
+    with pytest.raises(RecordError, match="optimizers digits, adam: the training loss is nan"):
+        runner.run(plan, lambda line: None)
+    entry = store.load(tmp_path, "optimizers")["workloads"]["digits"]
+    assert list(entry["optimizers"]) == ["sgd", "muon"]
+    assert entry["failed"] == {"adam": "the training loss is nan at step 1"}
+    assert entry["optimizers"]["muon"]["seconds"]["count"] == 4
+    table = (tmp_path / "optimizers.md").read_text(encoding="utf-8").splitlines()
+    assert table[-1].startswith("| adam | failed: the training loss is nan")
+    assert all(row.count("|") == table[0].count("|") for row in table)
+
+
+def test_without_sgd_there_is_nothing_to_compare_to(monkeypatch: pytest.MonkeyPatch):
+    def fail(self: _Stepper) -> None:
+        raise ValueError("no step")
+
+    monkeypatch.setattr(_Stepper, "step", fail)
+    with pytest.raises(RecordError, match="SGD, to which all are compared, fails: no step"):
+        measure_step_cost(CPU, 1, names=["adam"], overrides=TINY)
 
 
 def test_an_entry_is_kept_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
