@@ -15,13 +15,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from rich.console import Console
+
 from experiments.command import resumable
 from experiments.errors import ConfigError, RecordError
 from experiments.execute import places
 from experiments.sweeps.arguments import parse, sweeps_of
-from experiments.sweeps.board import line
+from experiments.sweeps.board import line, table
 from experiments.sweeps.drive import drive
-from experiments.sweeps.outcome import failures, report
+from experiments.sweeps.outcome import failures, report, write_results
 from experiments.sweeps.plan import load, obtain
 from experiments.sweeps.state import views
 from experiments.sweeps.wandb_export import export
@@ -33,14 +35,16 @@ def sweep(arguments: list[str]) -> str:
     """Work off a sweep and report."""
     request, launcher = parse(arguments)
     found = obtain(request)
-    where = (*places(request.data_dir, request.output_dir),)
     print(f"{found.title}: {len(found.runs)} runs, launcher {launcher.name}: {found.folder}")
-    ended = drive(found, launcher, where)
+    ended = drive(found, launcher, places(request.data_dir, request.output_dir))
+    write_results(found, ended)
     for text in report(found, ended):
         print(text)
     if lost := failures(ended):
         lines = "".join(f"\n  {text}" for text in lost)
         raise RecordError(f"{len(lost)} of {len(ended)} runs failed:{lines}")
+    if rest := sum(not one.final for one in ended):
+        raise RecordError(f"{rest} of {len(ended)} runs are not complete; the same command goes on")
     return line(ended, launcher.jobs)
 
 
@@ -52,6 +56,8 @@ def status(arguments: list[str]) -> str:
         found = load(folder)
         now = views(found)
         lines.append(f"{found.title}: {len(now)} runs in {folder}\n  {line(now, jobs)}")
+        if Console().is_terminal:
+            Console().print(table(found, now, jobs))
         lines += [f"  {text}" for text in report(found, now)]
         lines += [f"  failed: {text}" for text in failures(now)]
     return "\n".join(lines)

@@ -81,14 +81,20 @@ def _train(folder: Path, number: int, arguments: Sequence[str], ticket: Ticket) 
         log.flush()
         began = time.time()
         # A session of its own: signals reach it through us alone, exactly once.
-        process = subprocess.Popen(
-            list(arguments),
-            cwd=REPOSITORY,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        # Clusters announce the end of a job by these to all of its processes: to this one they are
+        # submitit's affair, the run would die of them. Blocked here, they are blocked there.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
+        try:
+            process = subprocess.Popen(
+                list(arguments),
+                cwd=REPOSITORY,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     note = Note(
         attempts=before.attempts + 1,
         seconds=before.seconds,

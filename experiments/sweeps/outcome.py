@@ -104,7 +104,7 @@ def rank(scores: Sequence[Score]) -> list[Ranked]:
 
 
 def report(sweep: Sweep, found: Sequence[View], shown: int = 5) -> list[str]:
-    """Return the lines that end a sweep, and write ``results.csv`` into its folder.
+    """Return the lines that end a sweep: the best points, and how many diverged.
 
     Args:
         sweep: the sweep.
@@ -112,11 +112,9 @@ def report(sweep: Sweep, found: Sequence[View], shown: int = 5) -> list[str]:
         shown: how many of the best points to name.
 
     Raises:
-        RecordError: a record is damaged, or the disk refuses.
+        RecordError: a record is damaged.
     """
-    scores = [score(view) for view in found]
-    write_whole(sweep.folder / RESULTS, csv_of(sweep, scores))
-    ranked = rank(scores)
+    ranked = rank([score(view) for view in found])
     seeds = len(sweep.asked["seeds"])
     lines = [_line(point, seeds) for point in ranked[:shown] if math.isfinite(point.score)]
     if lines:
@@ -131,6 +129,15 @@ def report(sweep: Sweep, found: Sequence[View], shown: int = 5) -> list[str]:
 def failures(found: Sequence[View]) -> list[str]:
     """Return one line for each run that failed: its name and the first line of its error."""
     return [f"{one.run.name}: {one.error}" for one in found if one.state == FAILED]
+
+
+def write_results(sweep: Sweep, found: Sequence[View]) -> None:
+    """Write ``results.csv`` into the sweep's folder.
+
+    Raises:
+        RecordError: a record is damaged, or the disk refuses.
+    """
+    write_whole(sweep.folder / RESULTS, csv_of(sweep, [score(view) for view in found]))
 
 
 def csv_of(sweep: Sweep, scores: Sequence[Score]) -> str:

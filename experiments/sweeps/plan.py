@@ -196,7 +196,7 @@ def plan(request: Request, configs: Path = CONFIGS) -> Sweep:
         if request.search not in optimizers:
             raise ConfigError(f"search={request.search} has no optimizer of its name: add one")
         given.insert(0, f"optimizer={request.search}")
-    given = [*_task(given), *given]
+    given = [*task_of(given), *given]
     space = load_space(configs / "search" / f"{request.search}.yaml")
     keys = {override.partition("=")[0].lstrip("+") for override in given}
     if twice := [key for key in space if f"optimizer.{key}" in keys]:
@@ -268,8 +268,12 @@ def _check(request: Request) -> None:
         raise ConfigError("trainer.restart=true would undo what a rerun goes on from: leave it out")
 
 
-def _task(given: Sequence[str]) -> list[str]:
-    """Return the task that the data set is made for, unless a task or an experiment is chosen."""
+def task_of(given: Sequence[str]) -> list[str]:
+    """Return the task that the data set is made for, unless a task or an experiment is chosen.
+
+    Raises:
+        ConfigError: the data set is unknown.
+    """
     chosen = dict(override.partition("=")[::2] for override in given)
     if "dataset" not in chosen or "task" in chosen or "experiment" in chosen:
         return []

@@ -13,12 +13,12 @@ from typing import Any
 
 import yaml
 
-from experiments.config import load_config, resolve
+from experiments.config import check_config, load_config, resolve
 from experiments.errors import ConfigError, RecordError
 from experiments.explain import CONFIGS, options
 from experiments.files import write_whole
 from experiments.search_space import Space, load_space
-from experiments.sweeps.plan import missing
+from experiments.sweeps.plan import missing, task_of
 
 METHODS = ("random", "bayes")
 METRIC = {"name": "val/loss", "goal": "minimize"}
@@ -42,7 +42,9 @@ def exported(name: str, space: Space, method: str, overrides: Sequence[str]) -> 
     fixed = [f"optimizer={name}", *_task(space, overrides), *overrides]
     if not any(override.startswith("tracking.mode=") for override in overrides):
         fixed.append("tracking.mode=online")  # an agent talks to the server anyway
-    new = missing(resolve(load_config(fixed)), space)
+    config = resolve(load_config(fixed))
+    check_config(config)
+    new = missing(config, space)
     # The agent's key=value changes what is there: a key that is not is made first.
     fixed += [f"+optimizer.{key}={_low(space[key])}" for key in new]
     command = ["${env}", "${interpreter}", "${program}", *fixed, "${args_no_hyphens}"]
@@ -114,6 +116,6 @@ def _task(space: Space, overrides: Sequence[str]) -> list[str]:
     """Return the task that a space of two optimizers is for, unless one is chosen."""
     chosen = {override.partition("=")[0] for override in overrides}
     if chosen & {"task", "experiment", "dataset"}:
-        return []
+        return task_of(overrides)
     inside = any(key.startswith("ode.") for key in space)
     return ["task=time_series"] if inside else ["task=image"]

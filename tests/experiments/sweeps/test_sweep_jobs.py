@@ -22,7 +22,7 @@ from experiments.sweeps.board import Board
 from experiments.sweeps.drive import drive
 from experiments.sweeps.launch import Launcher
 from experiments.sweeps.notes import Note, log_path, read_note, write_note
-from experiments.sweeps.outcome import failures, report
+from experiments.sweeps.outcome import failures, report, write_results
 from experiments.sweeps.plan import Sweep
 from experiments.sweeps.session import LOCK, Ticket, is_held, opened
 from experiments.sweeps.state import views
@@ -229,6 +229,25 @@ def test_a_stop_interrupts_what_runs_and_starts_nothing_more(tmp_path: Path) -> 
     assert views(sweep)[0].error is None
 
 
+def test_a_clusters_warning_does_not_end_a_run(tmp_path: Path) -> None:
+    """SIGUSR2 goes to every process of a job; submitit acts on it, the run must live on."""
+    sweep = make_sweep(tmp_path, [["slow"]])
+    with opened(sweep.folder) as session:
+        ticket = Ticket(sweep.folder, session.token, True)
+        worker = threading.Thread(target=job.work, args=(sweep, 0, ticket, [], train(sweep)))
+        worker.start()
+        while not (sweep.runs[0].folder / "started").exists():
+            time.sleep(0.02)
+        pid = read_note(sweep.folder, 0).pid
+        assert pid is not None
+        os.kill(pid, signal.SIGUSR2)
+        time.sleep(0.3)
+        assert states(sweep) == ["running"]
+        session.stop()
+        worker.join(timeout=30)
+    assert states(sweep) == ["interrupted"]
+
+
 def test_a_signal_stops_the_whole_and_the_same_call_goes_on(tmp_path: Path, monkeypatch) -> None:
     """With Hydra's basic launcher, in processes of their own."""
     sweep = make_sweep(tmp_path, [["slow", "done"], ["done"]])
@@ -283,6 +302,8 @@ def test_the_report_names_the_best_points(tmp_path: Path, monkeypatch) -> None:
     sweep = make_sweep(tmp_path, orders, r0=0.7, r2=0.9)
     driven(sweep, monkeypatch)
     lines = report(sweep, views(sweep))
+    assert not (sweep.folder / "results.csv").exists()
+    write_results(sweep, views(sweep))
     assert lines == [
         "best points (runs, by the best validation value):",
         "  point 2: accuracy 90.00 %: lr=0.3",

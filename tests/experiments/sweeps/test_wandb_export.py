@@ -92,6 +92,8 @@ def test_data_set_and_method_can_be_chosen() -> None:
     sweep = exported("snopt", space, "bayes", ["task=cnf", "dataset=pinwheel"])
     assert sweep["method"] == "bayes"
     assert sweep["command"][3:6] == ["optimizer=snopt", "task=cnf", "dataset=pinwheel"]
+    sweep = exported("snopt", space, "bayes", ["dataset=pinwheel"])  # it brings its task
+    assert sweep["command"][3:6] == ["optimizer=snopt", "task=cnf", "dataset=pinwheel"]
 
 
 def test_wrong_input_is_named(tmp_path: Path) -> None:
