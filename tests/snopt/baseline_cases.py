@@ -26,6 +26,13 @@ class StagedField(nn.Module):
         return layer(torch.tanh(z))
 
 
+class DeepLinear(StagedField):
+    """Linear layers and nothing else: one for each step."""
+
+    def forward(self, t, z):
+        return self.layers[min(int(t * len(self.layers) + 0.5), len(self.layers) - 1)](z)
+
+
 class SharedField(nn.Module):
     """One layer, used at every evaluation."""
 
@@ -58,6 +65,27 @@ def convolutional(seed=0):
 
 def shared(seed=0, gradient="direct"):
     return linear_net(SharedField, seed, **{**EULER, "gradient": gradient})
+
+
+def deep_linear():
+    return linear_net(lambda: DeepLinear(lambda: nn.Linear(3, 3)))
+
+
+def backward_of_squares(model, x, optimizer):
+    """Backpropagate half the squared output, whose exact Gauss-Newton matrix is known."""
+    output = model(x)
+    optimizer.backward(0.5 * output.square().sum(1).mean(), output, "gaussian")
+
+
+def exact_block(model, layer, x):
+    """Gauss-Newton block of half the squared output, by the Jacobian of every sample."""
+    rows = []
+    for sample in x:
+        for value in model(sample.unsqueeze(0))[0]:
+            parts = torch.autograd.grad(value, (layer.weight, layer.bias), retain_graph=True)
+            rows.append(torch.cat([parts[0], parts[1][:, None]], dim=1).reshape(-1))
+    jacobian = torch.stack(rows)
+    return jacobian.T @ jacobian / len(x)
 
 
 def data_for(model, n=8, seed=1):

@@ -6,8 +6,11 @@ import pytest
 import torch
 from baseline_cases import (
     backward,
+    backward_of_squares,
     convolutional,
     data_for,
+    deep_linear,
+    exact_block,
     gradient_matrix,
     operator,
     shared,
@@ -51,6 +54,23 @@ def test_moment_and_step_equal_those_of_curvlinops(make, curvature):
     steps = inverse @ [p.grad for p in reference.parameters()]
     for p, before, step in zip(model.parameters(), start, steps, strict=True):
         assert_close(p.detach(), before - 0.3 * step, rtol=1e-7)
+
+
+def test_block_of_a_deep_linear_net_is_the_exact_gauss_newton_block():
+    model = deep_linear()
+    x, _ = data_for(model)
+    optimizer = EKFAC(model, lr=0.0, damping=0.03, curvature="ggn", **PLAIN)
+    backward_of_squares(model, x, optimizer)
+    gradients = {name: gradient_matrix(layer) for name, layer in watched(model).items()}
+    optimizer.step()
+    for name, layer in watched(model).items():
+        state, exact = optimizer.curvature[layer], exact_block(model, layer, x)
+        own = state.pair.state_dict()
+        basis = torch.kron(own["U_B"][0], own["U_A"][0])
+        assert_close(basis @ torch.diag(state.S.flatten()) @ basis.T, exact, rtol=1e-9)
+        damped = exact + 0.03 * torch.eye(len(exact), dtype=torch.float64)
+        step = torch.linalg.solve(damped, gradients[name].reshape(-1))
+        assert_close(gradient_matrix(layer).reshape(-1), step, rtol=1e-7)
 
 
 @pytest.mark.parametrize("gradient", ["direct", "checkpoint", "adjoint"])

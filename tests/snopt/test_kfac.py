@@ -9,10 +9,12 @@ import torch
 from baseline_cases import (
     StagedField,
     backward,
+    backward_of_squares,
     convolutional,
     data_for,
+    deep_linear,
+    exact_block,
     gradient_matrix,
-    linear_net,
     operator,
     shared,
     staged,
@@ -90,32 +92,17 @@ def test_independent_uses_shrink_with_the_solvers_steps(gradient):
     assert block["path"][1] / block["path"][0] == pytest.approx(1.0, rel=0.05)
 
 
-class DeepLinear(StagedField):
-    """Linear layers and nothing else: one for each step."""
-
-    def forward(self, t, z):
-        return self.layers[min(int(t * len(self.layers) + 0.5), len(self.layers) - 1)](z)
-
-
 def test_block_of_a_deep_linear_net_is_the_exact_gauss_newton_block():
     """Where g does not depend on x the independence that K-FAC assumes is true."""
-    model = linear_net(lambda: DeepLinear(lambda: nn.Linear(3, 3)))
+    model = deep_linear()
     x, _ = data_for(model)
     optimizer = KFAC(model, lr=0.0, damping=0.03, curvature="ggn", **PLAIN)
-    output = model(x)
-    optimizer.backward(0.5 * output.square().sum(1).mean(), output, "gaussian")
+    backward_of_squares(model, x, optimizer)
     gradients = {name: gradient_matrix(layer) for name, layer in watched(model).items()}
     optimizer.step()
     for name, layer in watched(model).items():
-        jacobian = torch.zeros(len(x), 3, gradients[name].numel(), dtype=torch.float64)
-        for n in range(len(x)):
-            row = model(x[n : n + 1])[0]
-            for c in range(3):
-                parts = torch.autograd.grad(row[c], (layer.weight, layer.bias), retain_graph=True)
-                jacobian[n, c] = torch.cat([parts[0], parts[1][:, None]], dim=1).reshape(-1)
-        exact = torch.einsum("nci,ncj->ij", jacobian, jacobian) / len(x)
         A, B = optimizer.curvature[layer].average.both()
-        assert_close(torch.kron(B[0], A[0]), exact, rtol=1e-9)
+        assert_close(torch.kron(B[0], A[0]), exact_block(model, layer, x), rtol=1e-9)
         # Damped: (B + √λ / π) ⊗ (A + π √λ), the step its dense solution.
         pi = math.sqrt(float(A[0].trace() / A.shape[-1] / (B[0].trace() / B.shape[-1])))
         dense = torch.kron(

@@ -13,8 +13,9 @@ import torch
 from tiny_runs import DATASETS, OPTIMIZERS, PAIRS, SPLIT, Run, has_two_parts, start
 from torch import nn
 
-from experiments.build import build_scheduler
+from experiments.build import _factory, build_scheduler
 from experiments.explain import CONFIGS
+from experiments.models.parameters import ode_parameters, other_parameters
 from experiments.optimizers.protocol import is_plain
 from experiments.search_space import load_space
 
@@ -143,6 +144,41 @@ def test_frozen_parameters_stay(optimizer):
     assert not moved & frozen
     assert moved
     assert all(map(math.isfinite, losses))
+
+
+def with_groups(optimizer: str, run: Run) -> torch.optim.Optimizer:
+    """Make an optimizer with two groups: inside the ODE, at hardly any rate, and outside."""
+    config = run.config["optimizer"]
+    make = _factory("optimizer", config, drop=("name", "accepts", "scheduler"))
+    inside, outside = ode_parameters(run.model), other_parameters(run.model)
+    groups = [{"params": inside, "lr": 1e-20}, {"params": outside}]
+    if config["accepts"] == "model":
+        made: torch.optim.Optimizer = make(run.model, params=groups)
+    else:
+        made = make(groups)
+    return made
+
+
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name not in SPLIT])
+def test_a_group_has_its_own_learning_rate(optimizer):
+    """A pair's parts are its groups; those of Muon hold for what it treats, the matrices."""
+    run = start(dataset_of(optimizer), optimizer)
+    if optimizer == "lbfgs":
+        with pytest.raises(ValueError, match="doesn't support per-parameter options"):
+            with_groups(optimizer, run)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        run.optimizer = with_groups(optimizer, run)
+    before = copy.deepcopy(run.model.state_dict())
+    run.train(3)
+    inside = {id(p) for p in ode_parameters(run.model)}
+    for name, parameter in run.model.named_parameters():
+        if id(parameter) in inside:
+            if optimizer != "muon" or parameter.ndim > 1:
+                assert (parameter - before[name]).abs().max() < 1e-12, name
+        else:
+            assert (parameter - before[name]).abs().max() > 1e-7, name
 
 
 @pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "lbfgs"])
