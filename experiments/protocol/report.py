@@ -177,7 +177,11 @@ def where_and_how(rows: Sequence[Row]) -> str:
     jobs = max(row.jobs for row in rows)
     together = "" if jobs == 1 else f", {jobs} runs at a time"
     machine = devices([{"device": row.device, "threads": row.threads} for row in rows])
-    return f"{machine}{together}; {studies} studies of {trials} trials each"
+    return f"{machine}{together}; {_count(studies, 'study', 'studies')} of {trials} trials each"
+
+
+def _count(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
 
 
 def overall_caption(rows: Sequence[Row]) -> str:

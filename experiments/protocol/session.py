@@ -12,7 +12,7 @@ from pathlib import Path
 
 from experiments.availability import available
 from experiments.errors import ConfigError
-from experiments.execute import Say, interleave, places
+from experiments.execute import PlannedRun, Say, interleave, places
 from experiments.files import write_whole
 from experiments.protocol.choosing import best_trial
 from experiments.protocol.drawing import RUNS
@@ -82,8 +82,8 @@ def set_targets(request: Request, say: Say, train: Sequence[str] | None = None) 
         KeyboardInterrupt: stopped; the same call goes on from there.
     """
     protocol = load(request.budget, request.configs)
-    workloads = _present(request, protocol, say)
-    return make_targets(protocol, workloads, request.where, jobs=request.jobs, say=say, train=train)
+    setters = _present(request, protocol, say)
+    return make_targets(protocol, setters, jobs=request.jobs, say=say, train=train)
 
 
 def compare(request: Request, say: Say, train: Sequence[str] | None = None) -> list[Row]:
@@ -96,9 +96,9 @@ def compare(request: Request, say: Say, train: Sequence[str] | None = None) -> l
         KeyboardInterrupt: stopped; the same call goes on from there.
     """
     protocol = load(request.budget, request.configs)
-    workloads = _present(request, protocol, say)
-    setters = {w.dataset: target_runs(protocol, w, request.where) for w in workloads}
+    setters = _present(request, protocol, say)
     targets = load_targets(protocol, setters)
+    workloads = [protocol.workloads[dataset] for dataset in setters]
     search = {
         w.dataset: search_trials(protocol, w, targets[w.dataset].stop_at, request.where)
         for w in workloads
@@ -117,15 +117,17 @@ def compare(request: Request, say: Say, train: Sequence[str] | None = None) -> l
     return rows
 
 
-def _present(request: Request, protocol: Protocol, say: Say) -> list[Workload]:
-    """Return the workloads whose data are there; the others are named."""
-    wanted = protocol.of(request.datasets)
+def _present(
+    request: Request, protocol: Protocol, say: Say
+) -> dict[str, dict[str, list[PlannedRun]]]:
+    """Return the runs that set the targets, of data sets that are there; the others are named."""
     setters = {
-        w.dataset: [run for own in target_runs(protocol, w, request.where).values() for run in own]
-        for w in wanted
+        workload.dataset: target_runs(protocol, workload, request.where)
+        for workload in protocol.of(request.datasets)
     }
-    kept = available(setters, say)
-    return [workload for workload in wanted if workload.dataset in kept]
+    flat = {name: [run for own in runs.values() for run in own] for name, runs in setters.items()}
+    kept = available(flat, say)
+    return {name: runs for name, runs in setters.items() if name in kept}
 
 
 def _fresh(

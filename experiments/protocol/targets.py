@@ -20,7 +20,6 @@ from experiments.execute import PlannedRun, Say, interleave
 from experiments.figures.provenance import devices, processor
 from experiments.files import write_whole
 from experiments.goals import best, target_of
-from experiments.protocol.planning import target_runs
 from experiments.protocol.running import train_all
 from experiments.protocol.settings import Protocol, Workload
 from experiments.summary import Summary, summarise
@@ -49,8 +48,7 @@ class Target:
 
 def make_targets(
     protocol: Protocol,
-    workloads: Sequence[Workload],
-    where: Sequence[str],
+    setters: Mapping[str, Mapping[str, Sequence[PlannedRun]]],
     *,
     jobs: int,
     say: Say,
@@ -58,22 +56,29 @@ def make_targets(
 ) -> Path:
     """Train what sets the targets of some data sets and write them; those of others stay.
 
+    Args:
+        protocol: what is compared.
+        setters: by data set, the runs that set its target; see
+            :func:`experiments.protocol.planning.target_runs`.
+        jobs: runs at a time.
+        say: prints one line.
+        train: the training command; see :func:`experiments.execute.execute`.
+
     Raises:
-        ConfigError: there are no tuned settings.
         RecordError: a run failed twice, or all of a data set diverged at once.
     """
     path = protocol.folder / FILE
     entries = _read(path) if path.exists() else {}
-    for workload in workloads:
-        runs = target_runs(protocol, workload, where)
+    for dataset, runs in setters.items():
+        workload = protocol.workloads[dataset]
         train_all(interleave(list(runs.values())), jobs, say, train)
-        entries[workload.dataset] = entry = _entry(protocol, workload, runs, jobs)
+        entries[dataset] = entry = _entry(protocol, workload, runs, jobs)
         order = [name for name in protocol.workloads if name in entries]
         order += [name for name in entries if name not in order]
         content = {name: entries[name] for name in order}
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
         write_whole(path, HEADER + text)
-        say(f"{workload.dataset}: target {workload.metric} {entry['target']:g}")
+        say(f"{dataset}: target {workload.metric} {entry['target']:g}")
     return path
 
 
