@@ -9,6 +9,7 @@ DATASET    ?= all## what `make data` downloads
 DATA_FLAGS ?=## for `make data`: --dry-run, --allow-unverified
 X          ?=## figure-6: what the x-axis shows: time, steps or nfe
 SEEDS      ?= 0,1,2## seeds of every curve
+BUDGET     ?= small## of `make protocol`: small or full
 JOBS       ?= 1## runs at a time; more than one disturbs the clock that the figures show
 WORKERS    ?= 2## parallel workers of the tests
 
@@ -20,7 +21,8 @@ STAMP := $(VENV)/.installed
 PINS   = $(shell grep -E '^(torch|torchvision)==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lint format test test-slow data report benchmark search sync pre-commit clean
+.PHONY: help venv lint format test test-slow data report benchmark scaling protocol wandb-sweep search sync \
+	pre-commit clean
 
 help: ## Show the targets and the variables
 	@echo "Targets:"
@@ -72,6 +74,17 @@ report: $(STAMP) ## One page with every figure and table: results/index.html
 
 benchmark: $(STAMP) ## Time and memory of the library, write results/benchmarks/
 	$(BIN)/python scripts/benchmark.py all
+
+scaling: $(STAMP) ## One process against two: results/benchmarks/scaling.json (wants two idle cores)
+	$(BIN)/python scripts/scaling.py
+
+# The comparison is one of equals on one thread each, so two at a time are fair where there are two cores.
+protocol: $(STAMP) ## The comparison of BUDGET: what is missing is run (JOBS=2 unless given), then results/protocol/
+	$(BIN)/python scripts/protocol.py run --budget $(BUDGET) --data-dir $(DATA_DIR) --output-dir $(OUTPUT_DIR) \
+		--jobs $(if $(filter file,$(origin JOBS)),2,$(JOBS))
+
+wandb-sweep: $(STAMP) ## The search spaces as W&B sweep files: OUTPUT_DIR/wandb-sweeps/
+	$(BIN)/python scripts/sweep.py export $(OUTPUT_DIR)/wandb-sweeps
 
 search: $(STAMP) ## Redo the small equal search behind figure 1, write results/search/ and configs/experiment/
 	$(BIN)/python scripts/search.py figure-1 --data-dir $(DATA_DIR) --output-dir $(OUTPUT_DIR) --jobs $(JOBS)
