@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -281,8 +282,6 @@ def test_a_launcher_that_breaks_is_named(tmp_path: Path) -> None:
 
 
 def test_a_number_that_went_to_another_process_is_not_the_run(tmp_path: Path) -> None:
-    import socket
-
     note = Note(pid=os.getpid(), host=socket.gethostname(), arguments=["another", "command"])
     assert not note.alive()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
@@ -291,9 +290,14 @@ def test_a_number_that_went_to_another_process_is_not_the_run(tmp_path: Path) ->
         note = Note(pid=process.pid, host=socket.gethostname(), arguments=arguments)
         assert note.alive()
         assert not Note(pid=process.pid, host="elsewhere", arguments=arguments).alive()
+        # A run that still loads its packages holds no lock yet: it is at work all the same.
+        sweep = make_sweep(tmp_path, [["done"]])
+        write_note(sweep.folder, 0, note)
+        assert states(sweep) == ["running"]
         process.kill()
         process.wait()
         assert not note.alive()
+    assert states(sweep) == ["waiting"]
     assert read_note(tmp_path, 3) == Note()
 
 
