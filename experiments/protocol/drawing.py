@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from experiments.figures.style import RC
 from experiments.files import write_whole
 from experiments.protocol.fresh import fresh_of
 from experiments.protocol.pictures import draw_profile, draw_speed_up
+from experiments.protocol.planning import FRESH
 from experiments.protocol.report import data, optimizers, table, warnings
 from experiments.protocol.rows import Row, read_rows
 
@@ -49,6 +51,8 @@ def draw(folder: Path, command: str, say: Say) -> None:
 
 def _provenance(rows: Sequence[Row], command: str) -> dict[str, Any]:
     """Return where the results come from; the runs themselves are in ``runs.csv``."""
+    started = sorted(row.started for row in rows if row.started)
+    first = {row.dataset: row for row in rows}
     return {
         "target": "protocol",
         "command": command,
@@ -56,23 +60,27 @@ def _provenance(rows: Sequence[Row], command: str) -> dict[str, Any]:
         "git": git_state(),
         "versions": versions(),
         "platform": platform.platform(),
+        "device": devices([{"device": row.device, "threads": row.threads} for row in rows]),
+        "processor": " and ".join(sorted({row.processor for row in rows})),
+        "seeds": sorted({row.seed for row in rows}),
+        "fresh_seeds": sorted({row.seed for row in rows if row.role == FRESH}),
+        "optimizers": optimizers(rows),
+        "datasets": [
+            {"dataset": name, "metric": row.metric, "target": row.target, "budget_s": row.budget}
+            for name, row in first.items()
+        ],
         "runs": {
             "file": RUNS,
             "number": len(rows),
-            "device": devices([{"device": row.device, "threads": row.threads} for row in rows]),
-            "processor": sorted({row.processor for row in rows}),
             "jobs": sorted({row.jobs for row in rows}),
-            "commits": sorted({str(row.commit) for row in rows}),
-            "dirty": any(row.dirty for row in rows),
             "torch": sorted({str(row.torch) for row in rows}),
-            "first": min((row.started for row in rows if row.started), default=None),
-            "last": max((row.started for row in rows if row.started), default=None),
-            "training_seconds": round(sum(row.total_seconds for row in rows), 1),
-        },
-        "targets": {row.dataset: row.target for row in rows},
-        "optimizers": optimizers(rows),
-        "seeds": {
-            role: sorted({row.seed for row in rows if row.role == role})
-            for role in dict.fromkeys(row.role for row in rows)
+            "dirty": any(row.dirty for row in rows),
+            "first_start": started[0] if started else None,
+            "last_start": started[-1] if started else None,
+            "training_s": round(sum(row.total_seconds for row in rows), 1),
+            "commits": [
+                {"commit": commit, "runs": number}
+                for commit, number in Counter(str(row.commit) for row in rows).items()
+            ],
         },
     }

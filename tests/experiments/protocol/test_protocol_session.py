@@ -151,7 +151,9 @@ def test_everything_is_drawn_from_one_file(tmp_path):
                 one.pop("drawn")
             assert kept[0] == kept[1]
             assert kept[0]["runs"]["number"] == len(rows)
-            assert kept[0]["seeds"] == {"search": [300, 301, 302], "fresh": [400, 401, 402]}
+            assert kept[0]["seeds"] == [300, 301, 302, 400, 401, 402]
+            assert kept[0]["fresh_seeds"] == [400, 401, 402]
+            assert kept[0]["runs"]["commits"] == [{"commit": "0" * 40, "runs": len(rows)}]
         else:
             assert first == second, name
     assert said[0] == (
