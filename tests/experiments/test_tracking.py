@@ -193,6 +193,36 @@ def test_wandb_refusing_to_start_is_a_tracking_error(tmp_path, monkeypatch):
     assert Record(run_folder(config)).state == "failed"
 
 
+class LostRun:
+    """A W&B run whose service is gone when it ends."""
+
+    def __init__(self) -> None:
+        self.summary: dict[str, str] = {}
+
+    def define_metric(self, *_: object, **__: object) -> None:
+        pass
+
+    def log(self, *_: object, **__: object) -> None:
+        pass
+
+    def finish(self, **_: object) -> None:
+        raise OSError("the service is gone")
+
+
+def test_a_mirror_that_fails_at_the_end_is_a_warning(tmp_path, monkeypatch, capsys):
+    """The record is complete without it; and it does not hide what ended the run."""
+    monkeypatch.setattr(wandb, "init", lambda **_: LostRun())
+    assert run(offline_config(tmp_path / "done")).state == "done"
+    warned = "warning: W&B lost the end of the run: the service is gone"
+    assert capsys.readouterr().out.count(warned) == 1
+    monkeypatch.setenv("FAULT_BUG_AT", "3")
+    config = offline_config(tmp_path / "failed")
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(config)
+    assert Record(run_folder(config)).state == "failed"
+    assert capsys.readouterr().out.count(warned) == 1
+
+
 def test_unsynced_leaves_out_what_was_uploaded(tmp_path):
     def offline(name: str) -> Path:
         folder = tmp_path / "a" / "b" / "wandb" / name
