@@ -34,18 +34,26 @@ def test_ctrl_c_and_several_ranks_have_no_timer(patient):
 
 def test_the_end_of_patience_interrupts_with_the_signal_that_came(monkeypatch):
     monkeypatch.setattr("experiments.interrupts.GRACE_S", 0.05)
-    with pytest.raises(Interrupted, match="SIGTERM") as error, catch_interrupts():
+
+    def be_told_and_go_on() -> None:
         signal.raise_signal(signal.SIGTERM)
         time.sleep(10)
+
+    with pytest.raises(Interrupted, match="SIGTERM") as error, catch_interrupts():
+        be_told_and_go_on()
     assert error.value.signal == signal.SIGTERM
 
 
 def test_the_second_signal_interrupts_at_once_and_handlers_are_put_back():
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
     before = [signal.getsignal(number) for number in numbers]
-    with pytest.raises(Interrupted, match="SIGINT"), catch_interrupts():
+
+    def be_told_twice() -> None:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="SIGINT"), catch_interrupts():
+        be_told_twice()
     assert [signal.getsignal(number) for number in numbers] == before
     assert left() == 0
 
