@@ -66,22 +66,33 @@ class Accumulator:
             return
         x, g = thinned(x, g, rows, max_rows)
         self.A = input_factor(layer, x, self.A, weight)
-        self.B = output_factor(layer, g, rows, self.B, weight)
+        self.add_output(layer, g, rows, weight)
         self.weight += weight
         self.rows[task] = max(rows, self.rows.get(task, 0))
 
+    def add_output(self, layer: Layer, g: Tensor, batch: int, weight: float) -> None:
+        """Add the gradient at the output, of a batch of so many rows, to the output side."""
+        self.B = output_factor(layer, g, batch, self.B, weight)
+
     def merge(self, other: Accumulator) -> None:
         """Add another accumulator's sums."""
-        if other.A is None or other.B is None:
+        if other.A is None:
             return
-        if self.A is None or self.B is None:
-            self.A, self.B = other.A, other.B
+        if self.A is None:
+            self.A = other.A
         else:
             self.A += other.A
-            self.B += other.B
+        self.merge_output(other)
         self.weight += other.weight
         for task, rows in other.rows.items():
             self.rows[task] = max(rows, self.rows.get(task, 0))
+
+    def merge_output(self, other: Accumulator) -> None:
+        """Add another accumulator's output side."""
+        if self.B is None:
+            self.B = other.B
+        elif other.B is not None:
+            self.B += other.B
 
     def factors(self) -> Factors:
         """Return the factors for the mean loss over all rows of all backward passes since.

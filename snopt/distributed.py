@@ -30,6 +30,7 @@ from snopt.accumulator import Factors
 from snopt.eigenbasis import Basis, eigenbases
 from snopt.inverse import inverses
 from snopt.layers import at_least_float32
+from snopt.thin import ThinFactors, most_columns
 
 Compute = Callable[[Sequence[Tensor]], Sequence[Tensor | None]]
 
@@ -42,6 +43,15 @@ class _Facts(NamedTuple):
     A: torch.Size
     B: torch.Size
     dtype: torch.dtype
+    columns: int | None  # that B is kept as
+
+
+def _facts(f: Factors) -> _Facts:
+    if isinstance(f, ThinFactors):
+        groups, out, columns = f.columns.shape
+        B = torch.Size((groups, out, out))
+        return _Facts(f.batch, f.weight, f.A.shape, B, f.A.dtype, columns)
+    return _Facts(f.batch, f.weight, f.A.shape, f.B.shape, f.A.dtype, None)
 
 
 class Ranks:
@@ -104,35 +114,47 @@ class Ranks:
         Raises:
             ValueError: if the ranks' factors of a layer differ in shape.
         """
-        own = {
-            name: _Facts(f.batch, f.weight, f.A.shape, f.B.shape, f.A.dtype)
-            for name, f in gathered.items()
-        }
+        own = {name: _facts(f) for name, f in gathered.items()}
         told: list[dict[str, _Facts]] = [{}] * self.size
         dist.all_gather_object(told, own, group=self.group)
         # In the order of the layers, which is the same on all ranks.
         by_name = {name: [facts[name] for facts in told if name in facts] for name in weights}
         found = {name: facts for name, facts in by_name.items() if facts}
         parts: list[Tensor] = []
+        thin: dict[str, bool] = {}
         for name, facts in found.items():
             if any((one.A, one.B) != (facts[0].A, facts[0].B) for one in facts):
                 raise ValueError(f"the ranks disagree on the shape of the factors of layer {name}")
-            mine, empty = gathered.get(name), weights[name].new_zeros
-            if mine is None:
-                parts += [empty(shape, dtype=facts[0].dtype) for shape in (facts[0].A, facts[0].B)]
-            else:
+            groups, out, _ = facts[0].B
+            counts = [0 if one.columns is None else one.columns for one in facts]
+            few = sum(counts) <= most_columns(out)
+            thin[name] = few and all(one.columns is not None for one in facts)
+            mine, shape = gathered.get(name), torch.Size((groups, out, sum(counts)))
+            A, B = (
+                weights[name].new_zeros(size, dtype=facts[0].dtype)
+                for size in (facts[0].A, shape if thin[name] else facts[0].B)
+            )
+            if mine is not None:
                 share = mine.batch / sum(one.rows for one in facts)
-                parts += [mine.A * share, mine.B * share]
+                A = mine.A * share
+                if thin[name] and isinstance(mine, ThinFactors):
+                    # Side by side: the sum over the ranks is their concatenation.
+                    before = sum(f[name].columns or 0 for f in told[: self.rank] if name in f)
+                    B[..., before : before + mine.columns.shape[-1]] = mine.columns * share**0.5
+                else:
+                    B = mine.B * share
+            parts += [A, B]
         if not parts:
             return {}
         flat = self._summed([part.reshape(-1) for part in parts])
         pieces = torch.split(flat, [part.numel() for part in parts])
         sums = [piece.view_as(part).to(part) for piece, part in zip(pieces, parts, strict=True)]
-        combined = {}
+        combined: dict[str, Factors] = {}
         for i, (name, facts) in enumerate(found.items()):
             rows = sum(one.rows for one in facts)
             time = sum(one.rows * one.time for one in facts) / rows
-            combined[name] = Factors(A=sums[2 * i], B=sums[2 * i + 1], weight=time, batch=rows)
+            kind = ThinFactors if thin[name] else Factors
+            combined[name] = kind(sums[2 * i], sums[2 * i + 1], time, rows)
         return combined
 
     def eigenbases(self, matrices: Sequence[Tensor]) -> list[Basis | None]:

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snopt import partial_basis
 from snopt.accumulator import Factors
-from snopt.eigenbasis import Basis, eigenbases
+from snopt.partial_basis import null_directions, overlaps, split
 from snopt.robust import symmetric
+from snopt.thin import Bases, bases_of
 from snopt.workspace import Workspace
 
 TIME_CORRELATION = ("full", "none")
@@ -24,6 +26,10 @@ class KroneckerPair:
         S ← α S + (1 - α) · batch · R²,    step = U_B [R / (S + ε)] U_Aᵀ,
 
     S starting at λ_B λ_Aᵀ after each refresh.
+
+    Where B is kept as columns (:mod:`snopt.thin`), U_B has the eigenvectors of its range alone. In
+    the null space, whose basis is arbitrary, S has the mean over all directions; the step is then
+    U_B [R / (S + ε)] U_Aᵀ + [(G - U_B U_Bᵀ G) U_A / (S_null + ε)] U_Aᵀ.
 
     Args:
         workspace: room for :meth:`precondition`, for pairs that take turns to share; None means
@@ -57,8 +63,8 @@ class KroneckerPair:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape of the block's matrix, (groups, out / groups, features)."""
-        groups, out, features = _present(self._S).shape
-        return groups, out, features
+        groups, out, _ = _present(self._U_B).shape
+        return groups, out, _present(self._S).shape[-1]
 
     @property
     def A(self) -> Tensor:  # noqa: N802 - the paper's symbol
@@ -72,15 +78,23 @@ class KroneckerPair:
 
     @property
     def S(self) -> Tensor:  # noqa: N802 - the symbol of the method's update
-        """Running second moment in the eigenbasis, (out, features); (groups, …) if grouped."""
-        return _ungroup(_present(self._S))
+        """Running second moment in the eigenbasis, (out, features); (groups, …) if grouped.
+
+        Rows are in ascending order of λ_B; those of a null space kept as one are all alike.
+        """
+        return _ungroup(partial_basis.whole(_present(self._S), _present(self._U_B)))
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of :attr:`S`, a scalar tensor."""
+        return partial_basis.total(_present(self._S), _present(self._U_B))
 
     @torch.no_grad()
     def refresh(
         self,
         factors: Factors,
         time_correlation: str = "full",
-        bases: tuple[Basis | None, Basis | None] | None = None,
+        bases: Bases | None = None,
         carry: bool = False,
     ) -> bool:
         """Take new factors and their eigenbases.
@@ -90,7 +104,8 @@ class KroneckerPair:
             time_correlation: what ∫A ⊗ ∫B assumes about contributions at different times.
                 ``"full"`` takes the product as it is, ``"none"`` divides it by the total time. They
                 agree where that is 1, and S corrects the scale after a few steps in any case.
-            bases: eigenvalues and eigenvectors of A and B, where they are known already.
+            bases: eigenvalues and eigenvectors of A and B, where they are known already, as
+                :func:`snopt.thin.bases_of` returns them.
             carry: whether to turn the running S into the new bases instead of starting it anew:
                 the diagonal of a matrix that is diagonal in the old bases.
 
@@ -98,7 +113,7 @@ class KroneckerPair:
             Whether the basis is new. If a factor is not finite or no eigendecomposition succeeds,
             the previous one is kept and ``failures`` counts it.
         """
-        basis_A, basis_B = bases or eigenbases([factors.A, factors.B])
+        basis_A, basis_B = bases or bases_of([factors])[0]
         if basis_A is None or basis_B is None:
             self.failures += 1
             return False
@@ -106,9 +121,12 @@ class KroneckerPair:
         S = lam_B.clamp_min(0).unsqueeze(-1) * lam_A.clamp_min(0).unsqueeze(-2)
         if time_correlation == "none":
             S /= factors.weight
-        if carry and self._S is not None and self._S.shape == S.shape:
-            V, W = U_B.mT @ _present(self._U_B), U_A.mT @ _present(self._U_A)
-            S = V.square_() @ self._S @ W.square_().mT
+        if null_directions(U_B) > 0:  # the null space's eigenvalue is 0
+            S = torch.cat([S.new_zeros(len(S), 1, S.shape[-1]), S], dim=-2)
+        before = self.shape if self.ready else None
+        if carry and before == (*U_B.shape[:2], S.shape[-1]):
+            S = overlaps(U_B, _present(self._U_B)) @ _present(self._S)
+            S = S @ overlaps(U_A, _present(self._U_A)).mT
         self._U_A, self._U_B = U_A, U_B
         self._lam_A, self._lam_B = lam_A, lam_B
         self.weight, self.batch = factors.weight, factors.batch
@@ -137,17 +155,17 @@ class KroneckerPair:
             decay: weight of the present S.
         """
         S = _present(self._S)
-        self._S = torch.lerp(moment.to(S), S, decay)
+        self._S = torch.lerp(partial_basis.averaged(moment.to(S), _present(self._U_B)), S, decay)
 
     @torch.no_grad()
     def rotate(self, G: Tensor) -> Tensor:
         """Return U_Bᵀ G U_A for matrices (…, groups, out / groups, features)."""
-        U_A, U_B = _present(self._U_A), _present(self._U_B)
+        U_A, U_B = _present(self._U_A), partial_basis.completed(_present(self._U_B))
         return U_B.mT @ G.to(U_B.dtype) @ U_A
 
     def buffer(self) -> Tensor:
         """Return a matrix like S in the workspace, to write the gradient into."""
-        return self._workspace.like(_present(self._S))[1]
+        return self._workspace.like(_present(self._S), self.shape)[1]
 
     @torch.no_grad()
     def precondition(
@@ -175,25 +193,48 @@ class KroneckerPair:
             Tensor like ``G``, in its dtype; valid until the workspace is used again.
         """
         S, U_A, U_B = _present(self._S), _present(self._U_A), _present(self._U_B)
-        R, other = self._workspace.like(S)
+        one, other = self._workspace.like(S, self.shape)
         # The gradient may have been written into the buffer by the caller: read it first.
         if momentum > 0:
             # M is kept in the layer's own coordinates, so that it outlives a change of bases.
-            if self._M is None or self._M.shape != S.shape:
-                self._M = torch.zeros_like(S)
+            if self._M is None or self._M.shape != other.shape:
+                self._M = torch.zeros_like(other)
             self._M.mul_(momentum).add_(G)
-        torch.matmul(U_B.mT, G.to(S.dtype), out=R)
-        torch.matmul(R, U_A, out=other)
-        R, other = other, R
+        R, rest, free = self._rotated(G.to(S.dtype), one, other)
         if alpha < 1:
-            S.mul_(alpha).addcmul_(R, R, value=(1 - alpha) * self.batch)
+            weight = (1 - alpha) * self.batch
+            S.mul_(alpha)
+            if rest is None:
+                S.addcmul_(R, R, value=weight)
+            else:
+                partial_basis.add_squares(S, U_B, R, rest, weight)
         if momentum > 0:
-            torch.matmul(U_B.mT, _present(self._M), out=other)
-            torch.matmul(other, U_A, out=R)
-        torch.add(S, S.mean().mul_(eps) if relative else eps, out=other)
-        R.div_(other if exponent == 1 else other.pow_(exponent))
-        torch.matmul(U_B, R, out=other)
-        return torch.matmul(other, U_A.mT, out=R).to(G.dtype)
+            R, rest, free = self._rotated(_present(self._M), free, R if rest is None else rest)
+        floor = partial_basis.mean(S, U_B).mul_(eps) if relative else eps
+        if rest is None:
+            torch.add(S, floor, out=free)
+            R.div_(free if exponent == 1 else free.pow_(exponent))
+            torch.matmul(U_B, R, out=free)
+            return torch.matmul(free, U_A.mT, out=R).to(G.dtype)
+        damped = S + floor if exponent == 1 else (S + floor).pow_(exponent)
+        rest.div_(damped[..., :1, :]).baddbmm_(U_B, R.div_(damped[..., 1:, :]))
+        return torch.matmul(rest, U_A.mT, out=free).to(G.dtype)
+
+    def _rotated(
+        self, G: Tensor, one: Tensor, other: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return U_Bᵀ G U_A, what of G U_A is outside U_B if that is partial, and a free matrix.
+
+        Args:
+            G: (groups, out / groups, features); may be ``other``.
+            one: room for a matrix like it.
+            other: likewise.
+        """
+        U_A, U_B = _present(self._U_A), _present(self._U_B)
+        if null_directions(U_B) > 0:
+            return (*split(U_B, torch.matmul(G, U_A, out=one)), other)
+        torch.matmul(U_B.mT, G, out=one)
+        return torch.matmul(one, U_A, out=other), None, one
 
     @torch.no_grad()
     def quadratic(self, D: Tensor) -> Tensor:
@@ -203,8 +244,12 @@ class KroneckerPair:
             D: a change of the layer's matrix, (groups, out / groups, features).
         """
         S, U_A, U_B = _present(self._S), _present(self._U_A), _present(self._U_B)
-        R = U_B.mT @ D.to(S.dtype) @ U_A
-        return R.square_().mul_(S).sum()
+        if null_directions(U_B) == 0:
+            R = U_B.mT @ D.to(S.dtype) @ U_A
+            return R.square_().mul_(S).sum()
+        R, rest = split(U_B, D.to(S.dtype) @ U_A)
+        outside = rest.square_().mul_(S[..., :1, :]).sum()
+        return R.square_().mul_(S[..., 1:, :]).sum() + outside
 
     def forget_momentum(self) -> None:
         """Set the momentum of the gradient to zero."""

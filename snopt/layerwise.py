@@ -21,6 +21,7 @@ from snopt.curvature import Collector
 from snopt.distributed import Ranks
 from snopt.layers import groups_of
 from snopt.quadrature import Quadrature, gauss_legendre
+from snopt.thin import ThinSums
 
 SCOPES = ("all", "ode")
 
@@ -123,7 +124,7 @@ class Layerwise(ABC, Generic[State]):
             RuntimeError: if there is no process group, or this has been called before.
             ValueError: if the method gathers something else than factors.
         """
-        if self._collector.accumulator is not Accumulator:
+        if self._collector.accumulator not in (Accumulator, ThinSums):
             raise ValueError(f"{type(self).__name__} gathers more than factors to average")
         if self.ranks is not None:
             raise RuntimeError("distribute() has been called before")
@@ -277,8 +278,7 @@ class Layerwise(ABC, Generic[State]):
 
 def _check_fit(block: Block[Any]) -> None:
     groups, out, columns = block.state.shape
-    fits = (groups * out, columns) in block.shapes() and groups == groups_of(block.layer)
-    if not fits:
+    if (groups * out, columns) not in block.shapes() or groups != groups_of(block.layer):
         rows, own = block.shapes()[0]
         raise ValueError(
             f"the state's layer {block.name} is of another size: its matrix has"

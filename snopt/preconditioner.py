@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snopt.accumulator import Factors
+from snopt.accumulator import Accumulator, Factors
 from snopt.blocks import Block, check_model
 from snopt.eigenbasis import eigenbases
 from snopt.kl_clip import check_kl_clip, kl_factor
@@ -18,6 +18,7 @@ from snopt.kronecker import TIME_CORRELATION, KroneckerPair
 from snopt.layerwise import Layerwise, check_choice
 from snopt.quadrature import Quadrature
 from snopt.schedules import DenseThenSparse, Refresh, WhenStale
+from snopt.thin import ThinSums, bases_of
 from snopt.workspace import Workspace
 
 Pair = tuple[Block[KroneckerPair], Mapping[str, Any]]
@@ -94,6 +95,8 @@ class Preconditioner(Layerwise[KroneckerPair]):
             scope=scope,
             curvature_batch=curvature_batch,
             params=params,
+            # An average of old and new factors has no few columns.
+            accumulator=ThinSums if factor_decay == 0 else Accumulator,
         )
         self.eps, self.alpha = eps, alpha
         self.time_correlation = time_correlation
@@ -167,7 +170,7 @@ class Preconditioner(Layerwise[KroneckerPair]):
         states = [block.state for block in self._blocks.values() if block.state.ready]
         if not states:
             return 0.0
-        moment = float(torch.stack([state.S.sum() for state in states]).sum())
+        moment = float(torch.stack([state.total for state in states]).sum())
         if self._settled is None:
             self._settled = moment
         if not (moment > 0 and self._settled > 0):
@@ -178,9 +181,8 @@ class Preconditioner(Layerwise[KroneckerPair]):
         states = {name: self._blocks[name].state for name in gathered}
         blended = {n: states[n].blend(f, self.factor_decay) for n, f in gathered.items()}
         decompose = eigenbases if self.ranks is None else self.ranks.eigenbases
-        bases = decompose([M for factors in blended.values() for M in (factors.A, factors.B)])
-        for i, (name, factors) in enumerate(blended.items()):
-            found = (bases[2 * i], bases[2 * i + 1])
+        bases = bases_of(list(blended.values()), decompose)
+        for (name, factors), found in zip(blended.items(), bases, strict=True):
             states[name].refresh(factors, self.time_correlation, found, self.carry_moment)
         self.since_refresh, self._settled, self._requested = 0, None, False
         self.refreshes += 1

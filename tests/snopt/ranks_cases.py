@@ -20,6 +20,7 @@ from snopt import ODEBlock, SNOpt, average_gradients
 from snopt.accumulator import Factors
 from snopt.baselines import EKFAC, KFAC
 from snopt.distributed import Ranks
+from snopt.thin import THIN_FROM
 
 ROWS = 12
 
@@ -33,6 +34,18 @@ class TimeField(nn.Module):
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         return self.main(t, z) * torch.sigmoid(self.gate(t.reshape(1, 1)))
+
+
+class WideGateField(nn.Module):
+    """A field with a gate that sees the time alone, wide enough for its factor to be thin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.gate = TanhField(), nn.Linear(1, THIN_FROM)
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        gate = torch.sin(3 * self.gate(t.reshape(1, 1))).reshape(2, -1)
+        return self.main(t, z) * gate[0].mean() - z * gate[1].mean()
 
 
 class Net(nn.Module):
@@ -78,6 +91,7 @@ CASES = {
     "kfac": Case(KFAC, (("lr", 0.05), ("update_freq", 2), ("inverse_freq", 4))),
     "ekfac": Case(EKFAC, (("lr", 0.05), ("moment", "running"), ("inverse_freq", 20))),
     "time": Case(field=TimeField, options=(("lr", 0.1), ("update_freq", 2)), steps=4),
+    "thin": Case(field=WideGateField, options=(("lr", 0.1), ("update_freq", 2)), steps=4),
 }
 
 
@@ -118,7 +132,10 @@ def train(case: Case, *, ranks: Ranks | None = None, microbatches: int = 1) -> d
             states = optimizer.preconditioner._blocks
             factors = {n: _factors(b.state) for n, b in states.items()}
     weights = {n: p.detach() for n, p in model.named_parameters()}
-    return {"factors": factors, "weights": weights, "unused": model.unused.grad is None}
+    states = {n: b.state.state_dict() for n, b in optimizer.preconditioner._blocks.items()}
+    bases = {n: state["U_B"].shape for n, state in states.items() if "U_B" in state}
+    unused = model.unused.grad is None
+    return {"factors": factors, "weights": weights, "unused": unused, "bases": bases}
 
 
 def _factors(state: Any) -> dict[str, Tensor]:

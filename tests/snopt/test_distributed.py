@@ -11,6 +11,7 @@ from ranks_cases import CASES, Net, start_ranks, train
 
 from snopt import SNOpt
 from snopt.distributed import Ranks, assign
+from snopt.thin import THIN_FROM
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def close(found, expected, tolerance):
         torch.testing.assert_close(found[name], value, rtol=tolerance, atol=tolerance, msg=name)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "time"])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("time", "thin")])
 def test_two_ranks_do_what_one_does_with_all_rows(two, name):
     one = train(CASES[name])
     for rank in two:
@@ -36,13 +37,21 @@ def test_two_ranks_do_what_one_does_with_all_rows(two, name):
         assert rank[name]["unused"]
 
 
-@pytest.mark.parametrize("name", ["snopt", "kfac", "time"])
+@pytest.mark.parametrize("name", ["snopt", "kfac", "time", "thin"])
 def test_two_ranks_do_what_one_does_with_two_microbatches(two, name):
     one = train(CASES[name], microbatches=2)
     for rank in two:
         for layer, factors in one["factors"].items():
             close(rank[name]["factors"][layer], factors, 1e-6)
         close(rank[name]["weights"], one["weights"], 1e-5)
+
+
+def test_columns_of_all_ranks_make_one_thin_factor(two):
+    one = train(CASES["thin"], microbatches=2)["bases"]
+    _, out, columns = one["ode.func.gate"]
+    assert out == THIN_FROM
+    assert 1 < columns <= 2 * 4  # at four nodes on each rank
+    assert all(rank["thin"]["bases"] == one for rank in two)
 
 
 @pytest.mark.parametrize("name", CASES)
