@@ -150,8 +150,8 @@ def make(
         "caption": (
             f"{devices}. Seeds {', '.join(map(str, seeds))}. 1 is Adam at the same weights. Time:"
             " medians and quartiles of pairs of steps. Memory: medians and quartiles over seeds;"
-            " without the start (after imports and one small eigendecomposition), 1 is the number"
-            " of MB shown."
+            " without the start (after imports and two steps of both optimizers on a small Neural"
+            " ODE, which load library code), 1 is the number of MB shown."
         ),
         "measurements": [
             {
