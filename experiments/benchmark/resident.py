@@ -10,11 +10,13 @@ allocator's bytes, which hold no code. MB are 2**20 bytes.
 
 The C library keeps freed memory for later, more or less of it by chance. :data:`ALLOCATOR` makes
 glibc return every tensor above 64 KiB at once, so that the resident size is what is held: a
-repetition then differs by some 0.3 MB instead of several.
+repetition then differs by some 0.3 MB instead of several. What was freed before the start is
+returned there.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Callable
 from contextlib import suppress
@@ -112,6 +114,12 @@ def _take_steps(device: torch.device) -> None:
             optimizer.step()
 
 
+def _return_freed() -> None:
+    """Have the C library return what was freed, where it is glibc: the work would use it again."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def peak_of(work: Callable[[], object], device: torch.device) -> Peak:
     """Run ``work`` and return its memory; call it once in a process, after building everything.
 
@@ -123,6 +131,7 @@ def peak_of(work: Callable[[], object], device: torch.device) -> Peak:
         torch.linalg.eigh(torch.cos(torch.outer(i, i)))
     _take_steps(device)
     gc.collect()
+    _return_freed()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     reset_peak_memory(device)
