@@ -10,7 +10,7 @@ allocator's bytes, which hold no code. MB are 2**20 bytes.
 
 The C library keeps freed memory for later, more or less of it by chance. :data:`ALLOCATOR` makes
 glibc return every tensor above 64 KiB at once, so that the resident size is what is held: a
-repetition then differs by some 0.3 MB instead of several. What was freed before the start is
+repetition then differs by some 0.1 MB instead of several. What was freed before the start is
 returned there.
 """
 
