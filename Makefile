@@ -59,7 +59,7 @@ test: $(STAMP) ## The tests without the slow ones, one thread a worker
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
 
 test-slow: $(STAMP) ## The slow tests only
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m slow
 
 # One rule for all figures and tables: scripts/reproduce.py knows their names.
 reproduce-%: $(STAMP)

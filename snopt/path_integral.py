@@ -7,9 +7,9 @@ is not part of the state:
 
 the same sum that a Runge-Kutta method makes of it as a state. Stages with b_i = 0 cost no parameter
 product. The product of a stage comes out of the one backward pass through F that -F_zᵀ a needs
-anyway; taking it after acceptance would repeat that pass for five stages out of six. By count of
-operations that is more than the products of a few rejected steps, so these are taken in vain; the
-two ways have not been timed against each other. Error control sees z and a: the semantics of
+anyway; taking it after acceptance would repeat that pass for five stages out of six, which costs
+more than the products of a few rejected steps that are taken in vain (measured by
+``scripts/benchmark.py deferral``). Error control sees z and a: the semantics of
 ``norm="seminorm"``, exactly.
 
 Output times are jumps of a within one solve: the first stage is taken anew and the step size stays.
