@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from experiments.errors import ConfigError, RecordError
 from experiments.figures.blocks import BLOCKS, PROFILES, Block
@@ -235,6 +236,10 @@ def _draw_panel(
         axes.locator_params(axis="x", nbins=5)
     if block.metric == "accuracy":
         loss.set_yscale("log")
+        # Within one decade the default writes out every tick, as 3 × 10⁰.
+        loss.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        loss.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        loss.yaxis.set_minor_formatter(NullFormatter())
         metric.set_ylim(max(metric.get_ylim()[0], 0.0), 101.0)
     else:
         for axes in (loss, metric):
