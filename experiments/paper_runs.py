@@ -186,7 +186,11 @@ def draw(results_dir: Path, x: str = "time") -> list[Path]:
             {key: value for key, value in run.entry.items() if key not in _NOT_IN_FIGURES}
             for run in shown
         ]
-        origin = {**describe(figure.NAME, COMMAND, entries), "profile": "paper"}
+        origin = {
+            **describe(figure.NAME, COMMAND, entries),
+            "profile": "paper",
+            "budget": budget(shown),
+        }
         folder = results_dir / f"{figure.NAME}-paper"
         curves = [run.curve for run in shown]
         if figure is figure_1:
@@ -195,6 +199,19 @@ def draw(results_dir: Path, x: str = "time") -> list[Path]:
             figure_6.write(curves, folder, origin, devices(entries), x=x)
         made.append(folder)
     return made
+
+
+def budget(runs: Sequence[PaperRun]) -> str:
+    """Return a sentence on the length of runs: as published, or which are shorter or longer."""
+    titles = {panel.dataset: panel.title for panel in PROFILES["paper"]}
+    others: dict[str, None] = {}
+    for run in runs:
+        dataset, optimizer = run.curve.dataset, run.curve.optimizer
+        published = resolve(load_config([f"experiment={EXPERIMENTS}/{dataset}-{optimizer}"]))
+        wanted, found = (c["trainer"]["epochs"] for c in (published, run.entry))
+        if wanted != found:
+            others[f"{titles[dataset]} {found} of {wanted}"] = None
+    return "Epochs as published" + (f", but {'; '.join(others)}." if others else ".")
 
 
 _NOT_IN_FIGURES = ("trainer", "model", "optimizer_settings", "solver", "versions")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 from pathlib import Path
 
 import pandas as pd
@@ -132,3 +133,21 @@ def test_the_ablations_numbers_are_those_of_its_data():
             assert cell == expected, (dataset, variant)
         ratio = found[dataset, "snopt_plus"] / found[dataset, "adam"]
         assert row[5] == (f"{ratio:.2f}" if math.isfinite(ratio) else "–")
+
+
+def test_the_published_settings_are_those_of_the_runs():
+    names = {"MNIST": "mnist", "Artic": "articulary_word_recognition", "Circle": "circle"}
+    rows = cells("paper")
+    assert len(rows) == 9
+    for title, optimizer, value, seconds, seeds in rows:
+        (dataset,) = [name for start, name in names.items() if title.startswith(start)]
+        pattern = f"{optimizer.split(',')[0].lower()}-seed-*.json"
+        folder = ROOT / "results" / "paper" / dataset
+        runs = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(pattern)]
+        assert str(len(runs)) == seeds
+        metric = runs[0]["metric"]
+        median = statistics.median(run["results"][f"test/{metric}"] for run in runs)
+        shown = f"{100 * median:.1f} %" if metric == "accuracy" else f"{median:.3f} nats"
+        assert value == shown, (dataset, optimizer)
+        trained = statistics.median(run["seconds"]["train"] for run in runs)
+        assert seconds == f"{trained:.0f} s"

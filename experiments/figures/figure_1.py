@@ -139,7 +139,7 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(curves, folder / "data.csv")
-    whole = {**origin, "caption": caption(curves, device)}
+    whole = {**origin, "caption": f"{caption(curves, device)} {origin.get('budget', '')}".strip()}
     if smooth:
         whole["smooth"] = True
     text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"

@@ -118,7 +118,7 @@ def write(
     check_axis(x)
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(curves, folder / "data.csv")
-    whole = {**origin, "caption": caption(curves, device, str(origin["profile"]))}
+    whole = {**origin, "caption": caption(curves, device, **_how(origin))}
     text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
     write_whole(folder / "provenance.json", text)
     redraw(folder, x)
@@ -154,8 +154,12 @@ def redraw(folder: Path, x: str = "time") -> None:
         figure.savefig(folder / picture(x), metadata={"Software": None})
 
 
-def caption(curves: Sequence[Curve], device: str, profile: str) -> str:
-    """Return the lines below the figure: device, seeds, and how curves are made."""
+def _how(origin: Mapping[str, Any]) -> dict[str, str]:
+    return {"profile": str(origin["profile"]), "budget": str(origin.get("budget", ""))}
+
+
+def caption(curves: Sequence[Curve], device: str, profile: str, budget: str = "") -> str:
+    """Return the lines below the figure: device, seeds, how long runs were, how curves are made."""
     titles = {panel.dataset: panel.title for panel in PROFILES[profile]}
     by_seeds: dict[tuple[int, ...], list[str]] = {}
     for dataset, title in titles.items():
@@ -167,7 +171,7 @@ def caption(curves: Sequence[Curve], device: str, profile: str) -> str:
         f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}"
         for seeds, names in by_seeds.items()
     ]
-    steps = (
+    steps = budget or (
         "Epochs as published."
         if profile == "paper"
         else "The same number of steps for each optimizer of a data set."

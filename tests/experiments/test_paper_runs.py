@@ -122,3 +122,19 @@ def test_the_command_line(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: there are no summaries in")
+
+
+def test_runs_of_another_length_are_named(
+    collected: tuple[Path, list[Path], list[str]], tmp_path: Path
+) -> None:
+    runs = paper_runs.load(collected[0])
+    assert paper_runs.budget(runs) == "Epochs as published."
+    shorter = tmp_path / "results"
+    shutil.copytree(collected[0] / "paper", shorter / "paper")
+    for path in (shorter / "paper/articulary_word_recognition").glob("*.json"):
+        entry = json.loads(path.read_text())
+        entry["trainer"]["epochs"] = 100
+        path.write_text(json.dumps(entry))
+    paper_runs.draw(shorter)
+    origin = json.loads((shorter / "figure-6-paper/provenance.json").read_text())
+    assert "but ArticularyWordRecognition 100 of 600." in origin["caption"]
