@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from experiments.availability import check_data
 from experiments.errors import ConfigError, RecordError
 from experiments.execute import PlannedRun, Say, execute, places, planned
 from experiments.records import FINAL_STATES
@@ -115,9 +116,6 @@ def obtain(
     """
     missing = [one.run for one in wanted if not finished(one.run.folder)]
     if missing:
-        # Imported here: that module imports the figures.
-        from experiments.reproduce import check_data
-
         check_data(missing[0])
     failures = execute([one.run for one in wanted], 1, say, train)
     if failures:
