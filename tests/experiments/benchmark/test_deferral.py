@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from experiments.benchmark import deferral
+from experiments.benchmark import deferral, plot_deferral, store
 from snopt import path_integral
+from tests.experiments.benchmark.synthetic import ORIGIN
 from tests.experiments.benchmark.tiny import CPU, SHAPES
 
 WORKLOADS = {workload.name: workload for workload in deferral.WORKLOADS}
@@ -26,6 +29,17 @@ def test_both_ways_give_the_same_gradient(name: str) -> None:
     if "pulsed" in name:
         assert entry["rejected_share"] > 0
     assert "attempts rejected" in deferral.headline(entry)
+
+
+def test_it_has_its_picture(tmp_path: Path) -> None:
+    linear = replace(WORKLOADS["linear"], shape=SHAPES["linear"], repeat_factor=1)
+    entry = deferral.measure_deferral(linear, CPU, 1)
+    for name in ("linear", "linear_pulsed"):
+        store.save(tmp_path, "deferral", name, {"origin": ORIGIN, **entry})
+    plot_deferral.draw(tmp_path)
+    with Image.open(tmp_path / "deferral.png") as picture:
+        assert min(picture.size) > 500
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deferral.json", "deferral.png"]
 
 
 def test_the_original_is_put_back() -> None:

@@ -14,9 +14,11 @@ from experiments.errors import RecordError
 from experiments.figures.style import lightness
 from tests.experiments.benchmark.synthetic import engine_entry, steps_entry, write_all
 
+ELSEWHERE = ("optimizers", "deferral")
+"""Drawn in test_step_cost.py and test_deferral.py."""
 
-# The step costs of all optimizers are drawn in test_step_cost.py.
-@pytest.mark.parametrize("benchmark", [name for name in DRAW if name != "optimizers"])
+
+@pytest.mark.parametrize("benchmark", [name for name in DRAW if name not in ELSEWHERE])
 def test_each_benchmark_has_its_picture(tmp_path: Path, benchmark: str) -> None:
     write_all(tmp_path)
     DRAW[benchmark](tmp_path)

@@ -20,6 +20,8 @@ from experiments.records import Record
 
 
 def main() -> int:
+    # A shell's background job starts with Ctrl-C ignored; the training script has its own handler.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     orders = Path(sys.argv[1])
     run = next(one for one in sys.argv[2:] if one.startswith("run=")).removeprefix("run=")
     order = json.loads((orders / f"{run}.json").read_text())
