@@ -49,7 +49,7 @@ def draw(folder: Path) -> None:
         counted = (
             "The allocator's peak less its state at the start"
             if all(entry["origin"]["device"] != "cpu" for entry in found.values())
-            else "Peak of the resident memory less that at the start, after imports and building"
+            else "Peak of the resident memory less the start: imports, building, two small steps"
         )
         caption = f"{machines(found.values())} {counted}; every measurement in its own process."
         finish(figure, caption, folder / f"{NAME}.png")
