@@ -7,7 +7,6 @@ from ``data.csv`` alone. :mod:`experiments.ablation` trains.
 from __future__ import annotations
 
 import csv
-import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from matplotlib.figure import Figure
 from experiments.ablation import Ablation, Entry, run_ablation
 from experiments.errors import ConfigError, RecordError
 from experiments.execute import Say
-from experiments.figures.provenance import machine, provenance
+from experiments.figures.provenance import caption_of, machine, provenance, write_origin
 from experiments.figures.style import RC, WIDTH_IN
 from experiments.files import write_whole
 
@@ -87,8 +86,7 @@ def reproduce(
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(entries, folder / "data.csv")
-    text = json.dumps(origin, indent=2, ensure_ascii=False) + "\n"
-    write_whole(folder / "provenance.json", text)
+    write_origin(folder, origin)
     redraw(folder)
 
 
@@ -99,8 +97,7 @@ def redraw(folder: Path) -> None:
         RecordError: ``data.csv`` is missing or damaged.
     """
     entries = read_csv(folder / "data.csv")
-    path = folder / "provenance.json"
-    line = json.loads(path.read_text(encoding="utf-8"))["caption"] if path.is_file() else ""
+    line = caption_of(folder)
     write_whole(folder / "table.md", table(entries) + f"\n{line}\n")
     with mpl.rc_context(RC):
         draw(entries, line).savefig(folder / "figure.png", metadata={"Software": None})

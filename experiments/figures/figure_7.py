@@ -9,7 +9,6 @@ The figure is drawn from ``data.csv`` alone; :mod:`experiments.benchmark.relativ
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -27,10 +26,9 @@ from experiments.benchmark.scoring import Spread
 from experiments.errors import ConfigError, DataError, RecordError
 from experiments.explain import options
 from experiments.figures.figure_1 import Panel
-from experiments.figures.provenance import git_state, processor, versions
+from experiments.figures.provenance import caption_of, git_state, processor, versions, write_origin
 from experiments.figures.relative_cost import Row, read_csv, rows, table, write_csv
 from experiments.figures.style import RC, WIDTH_IN
-from experiments.files import write_whole
 
 NAME = "figure-7"
 PROFILES: dict[str, tuple[Panel, ...]] = {
@@ -166,8 +164,7 @@ def make(
             for one, result in measured
         ],
     }
-    text = json.dumps(origin, indent=2, ensure_ascii=False) + "\n"
-    write_whole(folder / "provenance.json", text)
+    write_origin(folder, origin)
     redraw(folder)
 
 
@@ -184,8 +181,7 @@ def redraw(folder: Path) -> None:
         RecordError: ``data.csv`` is missing or damaged.
     """
     found = rows(read_csv(folder / "data.csv"))
-    path = folder / "provenance.json"
-    line = json.loads(path.read_text(encoding="utf-8"))["caption"] if path.is_file() else ""
+    line = caption_of(folder)
     with mpl.rc_context(RC):
         figure = draw(found)
         finish(figure, line, folder / "figure.png", top=1 - 0.5 / figure.get_figheight())

@@ -7,7 +7,6 @@ map of learning rate and damping for each optimizer that has a damping. Everythi
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from matplotlib.lines import Line2D
 from experiments.benchmark.plotting import finish
 from experiments.errors import ConfigError, RecordError
 from experiments.execute import Say, execute
-from experiments.figures.provenance import machine, provenance
+from experiments.figures.provenance import caption_of, machine, provenance, write_origin
 from experiments.figures.sensitivity_table import Share, csv_of, read_csv, shares, table
 from experiments.figures.style import LOOKS, RC, WIDTH_IN, Look
 from experiments.files import write_whole
@@ -108,8 +107,7 @@ def reproduce(
     )
     origin["caption"] = _caption(entries, machine(summaries), jobs, steps, limit)
     write_whole(folder / "data.csv", csv_of(entries))
-    text = json.dumps(origin, indent=2, ensure_ascii=False) + "\n"
-    write_whole(folder / "provenance.json", text)
+    write_origin(folder, origin)
     redraw(folder)
 
 
@@ -120,8 +118,7 @@ def redraw(folder: Path) -> None:
         RecordError: ``data.csv`` is missing or damaged.
     """
     entries = read_csv(folder / "data.csv")
-    path = folder / "provenance.json"
-    line = json.loads(path.read_text(encoding="utf-8"))["caption"] if path.is_file() else ""
+    line = caption_of(folder)
     write_whole(folder / "table.md", table(entries, line).markdown())
     with mpl.rc_context(RC):
         finish(draw(entries), line, folder / "figure.png")

@@ -7,7 +7,6 @@ drawn alone, as a thin line that ends in a cross.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,9 +33,8 @@ from experiments.figures.horizon_runs import (
     settings,
 )
 from experiments.figures.horizon_traces import Trace, read_csv, trace_of, write_csv
-from experiments.figures.provenance import machine, provenance
+from experiments.figures.provenance import caption_of, machine, provenance, write_origin
 from experiments.figures.style import RC, WIDTH_IN, Look
-from experiments.files import write_whole
 
 NAME = "figure-9"
 PROFILES = DATASETS
@@ -98,8 +96,7 @@ def make(runs: Sequence[HorizonRun], folder: Path, *, profile: str, command: str
         f"{machine(summaries)}. {TITLES[traces[0].dataset]}, SNOpt, {settings(runs)}. Seeds"
         f" {seeds}: median and range."
     )
-    text = json.dumps(origin, indent=2, ensure_ascii=False) + "\n"
-    write_whole(folder / "provenance.json", text)
+    write_origin(folder, origin)
     redraw(folder)
 
 
@@ -110,8 +107,7 @@ def redraw(folder: Path) -> None:
         RecordError: ``data.csv`` is missing or damaged.
     """
     traces = read_csv(folder / "data.csv")
-    path = folder / "provenance.json"
-    line = json.loads(path.read_text(encoding="utf-8"))["caption"] if path.is_file() else ""
+    line = caption_of(folder)
     with mpl.rc_context(RC):
         finish(draw(traces), line, folder / "figure.png", top=0.94)
 

@@ -9,7 +9,6 @@ is a measurement of time. Everything is drawn from ``data.csv`` alone, see
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from experiments.benchmark.plotting import finish
 from experiments.figures.factor_panels import ALONG, COLUMNS, NODES, TIME, draw
 from experiments.figures.measured_files import check_request, read, write_provenance
 from experiments.figures.node_runs import TARGET, NodeRun, obtain, plan
-from experiments.figures.provenance import devices, machine
+from experiments.figures.provenance import caption_of, devices, machine
 from experiments.figures.style import RC
 from experiments.figures.table_files import csv_text
 from experiments.files import write_whole
@@ -136,8 +135,7 @@ def redraw(folder: Path) -> None:
         RecordError: ``data.csv`` is missing or damaged.
     """
     table = read(folder, COLUMNS)
-    path = folder / "provenance.json"
-    line = json.loads(path.read_text(encoding="utf-8"))["caption"] if path.is_file() else ""
+    line = caption_of(folder)
     with mpl.rc_context(RC):
         figure = draw(table)
         finish(figure, line, folder / "figure.png", top=1 - 0.52 / figure.get_figheight())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,8 +11,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.errors import ConfigError, RecordError
-from experiments.figures.provenance import git_state, processor, versions
-from experiments.files import write_whole
+from experiments.figures.provenance import git_state, processor, versions, write_origin
 
 
 def check_request(name: str, profile: str, profiles: Sequence[str], seeds: Sequence[int]) -> None:
@@ -36,8 +34,7 @@ def write_provenance(folder: Path, name: str, command: str, facts: Mapping[str, 
         "platform": platform.platform(),
         **facts,
     }
-    text = json.dumps(origin, indent=2, ensure_ascii=False) + "\n"
-    write_whole(folder / "provenance.json", text)
+    write_origin(folder, origin)
 
 
 def read(folder: Path, columns: Sequence[str]) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from experiments.environment import REPOSITORY, git_commit
 from experiments.environment import versions as run_versions
+from experiments.files import write_whole
 from experiments.summary import Summary
 
 
@@ -119,3 +121,19 @@ def describe(target: str, command: str, entries: Sequence[Mapping[str, Any]]) ->
         "seeds": sorted({entry["seed"] for entry in entries}),
         "runs": list(entries),
     }
+
+
+def write_origin(folder: Path, origin: Mapping[str, Any]) -> None:
+    """Write ``provenance.json``, whole or not at all.
+
+    Raises:
+        RecordError: it cannot be written.
+    """
+    text = json.dumps(origin, indent=2, ensure_ascii=False) + "\n"
+    write_whole(folder / "provenance.json", text)
+
+
+def caption_of(folder: Path) -> str:
+    """Return the caption in ``provenance.json``, empty where there is no such file."""
+    path = folder / "provenance.json"
+    return str(json.loads(path.read_text(encoding="utf-8"))["caption"]) if path.is_file() else ""

@@ -8,7 +8,6 @@ that did not diverge.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from experiments.figures.horizon_runs import (
     plan,
     settings,
 )
-from experiments.figures.provenance import machine, provenance
+from experiments.figures.provenance import caption_of, machine, provenance, write_origin
 from experiments.files import write_whole
 
 NAME = "table-5"
@@ -129,8 +128,7 @@ def make(runs: Sequence[HorizonRun], folder: Path, *, profile: str, command: str
         f" {seeds}: median (range). Relative times and accuracies are to fixed t1 = 1.0, seed by"
         " seed."
     )
-    text = json.dumps(origin, indent=2, ensure_ascii=False) + "\n"
-    write_whole(folder / "provenance.json", text)
+    write_origin(folder, origin)
     redraw(folder)
 
 
@@ -141,8 +139,7 @@ def redraw(folder: Path) -> None:
         RecordError: ``data.csv`` is missing or damaged.
     """
     header, lines = rows(read_csv(folder / "data.csv"))
-    path = folder / "provenance.json"
-    caption = json.loads(path.read_text(encoding="utf-8"))["caption"] if path.is_file() else ""
+    caption = caption_of(folder)
     table = [" | ".join(header), " | ".join("---" for _ in header), *map(" | ".join, lines)]
     text = "".join(f"| {line} |\n" for line in table)
     write_whole(folder / "table.md", f"{text}\n{caption}\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from experiments.figures.provenance import git_state, processor, versions
+from experiments.figures.provenance import git_state, processor, versions, write_origin
 from experiments.files import write_whole
 
 _LATEX = {
@@ -125,8 +124,7 @@ def write_table(
     write_whole(folder / "data.csv", data)
     write_whole(folder / "table.md", table.markdown())
     write_whole(folder / "table.tex", table.latex())
-    text = json.dumps(origin, indent=2, ensure_ascii=False) + "\n"
-    write_whole(folder / "provenance.json", text)
+    write_origin(folder, origin)
 
 
 def _md(row: Sequence[str]) -> str:

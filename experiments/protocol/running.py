@@ -6,13 +6,13 @@ waits for them; training beside them would disturb the clock, and they cannot be
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments.errors import RecordError
 from experiments.execute import PlannedRun, Say, execute
+from experiments.files import is_held
 from experiments.records import Record
 from experiments.summary import finished
 
@@ -60,11 +60,4 @@ def wait_for_others(
 
 def held(folder: Path) -> bool:
     """Return whether a living process trains the run in a folder."""
-    try:
-        with Record(folder).lock_path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # there is no such file
-        return False
-    return False
+    return is_held(Record(folder).lock_path)

@@ -19,26 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.errors import RecordError
-from experiments.files import write_whole
+from experiments.files import is_held, write_whole
 
 LOCK = "sweep.lock"
 SESSION = "session.json"
 _PATIENCE_S = 3.0  # a job may hold the lock for an instant while it looks whether it is held
-
-
-def is_held(path: Path) -> bool:
-    """Return whether some process holds the lock file."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
-    return False
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.errors import RecordError
+from experiments.files import is_held
 from experiments.records import DIVERGED, DONE, FAILED, FINAL_STATES, INTERRUPTED, RUNNING, Record
 from experiments.sweeps.notes import read_note
 from experiments.sweeps.plan import Sweep, SweepRun
-from experiments.sweeps.session import is_held
 
 WAITING = "waiting"
 STATES = (WAITING, RUNNING, DONE, DIVERGED, INTERRUPTED, FAILED)

@@ -13,12 +13,13 @@ import pytest
 from stub_sweep import attempts, make_sweep, train
 
 from experiments.errors import RecordError
+from experiments.files import is_held
 from experiments.sweeps import job
 from experiments.sweeps.drive import drive
 from experiments.sweeps.launch import Launcher
 from experiments.sweeps.notes import Note, read_note, write_note
 from experiments.sweeps.plan import Sweep
-from experiments.sweeps.session import LOCK, Ticket, is_held, opened
+from experiments.sweeps.session import LOCK, Ticket, opened
 from experiments.sweeps.state import views
 
 BASIC = Launcher("basic", 1)
