@@ -15,12 +15,13 @@ from typing import Any
 
 import yaml
 
-from experiments.errors import ConfigError, RecordError
-from experiments.execute import PlannedRun, Say, execute, interleave, places, planned
+from experiments.errors import ConfigError
+from experiments.execute import PlannedRun, Say, execute_all, interleave, places, planned
 from experiments.explain import CONFIGS
 from experiments.goals import GREATER, best, target_of, time_to
-from experiments.records import FAILED
 from experiments.summary import Summary, summarise
+
+STOPS = "the ablation stops"
 
 
 @dataclass(frozen=True)
@@ -194,22 +195,15 @@ def run_ablation(
     for dataset in datasets or ablation.datasets:
         metric = ablation.datasets[dataset]["metric"]
         setters = ablation.target_runs(dataset, seeds, where)
-        _train(interleave(list(setters.values())), jobs, say, train)
+        execute_all(interleave(list(setters.values())), jobs, say, train, consequence=STOPS)
         found = {name: [summarise(r.folder) for r in runs] for name, runs in setters.items()}
         target, stop_at = target_of(found, metric)
         say(f"{dataset}: target {metric} {target:g}")
         variants = ablation.variant_runs(dataset, stop_at, seeds, where)
-        _train(interleave(list(variants.values())), jobs, say, train)
+        execute_all(interleave(list(variants.values())), jobs, say, train, consequence=STOPS)
         for name, runs in [*setters.items(), *variants.items()]:
             for run in runs:
                 summary = summarise(run.folder)
                 entries.append(score(summary, name, target, metric))
                 used.append((summary, run.command))
     return entries, used
-
-
-def _train(runs: Sequence[PlannedRun], jobs: int, say: Say, train: Sequence[str] | None) -> None:
-    failures = execute(list(runs), jobs, say, train)
-    if failures:
-        lines = "".join(f"\n  {name}: {reason}" for name, reason in failures.items())
-        raise RecordError(f"the ablation stops, {len(failures)} runs {FAILED}:{lines}")

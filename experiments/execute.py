@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,6 +168,39 @@ def execute(
             say("stopping after the current step; Ctrl-C again ends it at once")
         _stop(list(live))
     return failures
+
+
+def execute_all(
+    runs: Sequence[PlannedRun],
+    jobs: int,
+    say: Say,
+    train: Sequence[str] | None = None,
+    *,
+    consequence: str,
+) -> None:
+    """Train the runs that are not finished, all of them; see :func:`execute`.
+
+    Args:
+        runs: what to run, in this order.
+        jobs: processes at a time.
+        say: prints one line.
+        train: the training command.
+        consequence: what does not happen if runs fail, such as "figure-1 is not drawn".
+
+    Raises:
+        RecordError: runs failed; every one of them is named, with its reason.
+        KeyboardInterrupt: a signal came; every run has stopped.
+    """
+    failures = execute(runs, jobs, say, train)
+    if failures:
+        raise RecordError(
+            f"{consequence}, {len(failures)} of {len(runs)} runs failed:{listed(failures)}"
+        )
+
+
+def listed(failures: Mapping[str, str]) -> str:
+    """Return what :func:`execute` returned as indented lines, a line break before each."""
+    return "".join(f"\n  {name}: {reason}" for name, reason in failures.items())
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -19,7 +19,7 @@ from experiments.errors import ConfigError, RecordError
 from experiments.execute import PlannedRun, Say, places, planned
 from experiments.figures import figure_1, figure_6
 from experiments.figures.blocks import PROFILES
-from experiments.figures.curves import Curve, read_csv, write_csv
+from experiments.figures.curves import Curve, csv_of, read_curves
 from experiments.figures.provenance import describe, devices, run_entry
 from experiments.files import write_whole
 from experiments.records import FINAL_STATES, Record
@@ -103,7 +103,7 @@ def collect(
         folder = results_dir / "paper" / run.dataset
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{run.optimizer}-seed-{run.seed}.json"
-        write_csv([figure_6.curve_of(record)], path.with_suffix(".csv"))
+        write_whole(path.with_suffix(".csv"), csv_of([figure_6.curve_of(record)]))
         text = json.dumps(summary_of(record, run), indent=2, ensure_ascii=False)
         write_whole(path, text + "\n")
         say(f"{run.name}: {state}, {path}")
@@ -154,7 +154,7 @@ def load(results_dir: Path) -> list[PaperRun]:
                 key = (entry["dataset"], entry["optimizer"], entry["seed"])
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise RecordError(f"{path} is damaged: {error!r}; collect it again") from None
-            curves = read_csv(path.with_suffix(".csv"))
+            curves = read_curves(path.with_suffix(".csv"))
             if [(c.dataset, c.optimizer, c.seed) for c in curves] != [key]:
                 raise RecordError(f"{path.with_suffix('.csv')} is not the curve of {path.name}")
             runs.append(PaperRun(curves[0], entry))

@@ -12,8 +12,8 @@ from inspect import signature
 from pathlib import Path
 
 from experiments.availability import available
-from experiments.errors import ConfigError, RecordError
-from experiments.execute import PlannedRun, Say, execute, interleave, places, planned
+from experiments.errors import ConfigError
+from experiments.execute import PlannedRun, Say, execute_all, interleave, places, planned
 from experiments.explain import options
 from experiments.figures import (
     ablation,
@@ -171,13 +171,7 @@ def reproduce(request: Request, say: Say, train: Sequence[str] | None = None) ->
         )
         return request.folder
     runs = [run for group in available(plan(request), say).values() for run in group]
-    failures = execute(runs, request.jobs, say, train)
-    if failures:
-        lines = [f"{name}: {reason}" for name, reason in failures.items()]
-        raise RecordError(
-            f"{request.target} is not drawn, {len(failures)} of {len(runs)} runs failed:\n  "
-            + "\n  ".join(lines)
-        )
+    execute_all(runs, request.jobs, say, train, consequence=f"{request.target} is not drawn")
     figure = TARGETS[request.target]
     figure.make(
         figure.collect({run.name: run.folder for run in runs}),

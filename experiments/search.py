@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.errors import ConfigError, RecordError
-from experiments.execute import PlannedRun, Say, execute, interleave, places, planned
+from experiments.errors import ConfigError
+from experiments.execute import PlannedRun, Say, execute_all, interleave, places, planned
 from experiments.explain import CONFIGS
 from experiments.search_outcome import Trials, judge, scores_of, write_choice
 from experiments.search_space import Params, Protocol, load_protocol, load_space, sample
@@ -113,10 +113,7 @@ def search(request: Request, say: Say, train: Sequence[str] | None = None) -> li
 def _execute(
     runs: Sequence[PlannedRun], request: Request, say: Say, train: Sequence[str] | None
 ) -> None:
-    failures = execute(list(runs), request.jobs, say, train)
-    if failures:
-        lines = "".join(f"\n  {name}: {reason}" for name, reason in failures.items())
-        raise RecordError(f"nothing is chosen, {len(failures)} trials failed:{lines}")
+    execute_all(runs, request.jobs, say, train, consequence="nothing is chosen")
 
 
 def plan_finals(

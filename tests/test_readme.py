@@ -122,7 +122,7 @@ def test_the_ratios_are_those_of_the_benchmarks():
 
 
 def test_the_ablations_numbers_are_those_of_its_data():
-    entries = ablation.read_csv(ROOT / "results" / "ablation" / "data.csv")
+    entries = ablation.read_entries(ROOT / "results" / "ablation" / "data.csv")
     found = ablation.medians(entries)
     rows = cells("ablation")
     assert [row[0] for row in rows] == list(ablation.TITLES.values())

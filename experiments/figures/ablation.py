@@ -6,7 +6,6 @@ from ``data.csv`` alone. :mod:`experiments.ablation` trains.
 
 from __future__ import annotations
 
-import csv
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.ablation import Ablation, Entry, run_ablation
+from experiments.csv_tables import Cells, read_csv, to_csv
 from experiments.errors import ConfigError, RecordError
 from experiments.execute import Say
 from experiments.figures.provenance import caption_of, machine, provenance, write_origin
@@ -85,7 +85,7 @@ def reproduce(
         "caption": _caption(entries, machine(runs), jobs),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_csv(entries, folder / "data.csv")
+    write_whole(folder / "data.csv", to_csv(COLUMNS, map(astuple, entries)))
     write_origin(folder, origin)
     redraw(folder)
 
@@ -96,46 +96,34 @@ def redraw(folder: Path) -> None:
     Raises:
         RecordError: ``data.csv`` is missing or damaged.
     """
-    entries = read_csv(folder / "data.csv")
+    entries = read_entries(folder / "data.csv")
     line = caption_of(folder)
     write_whole(folder / "table.md", table(entries) + f"\n{line}\n")
     with mpl.rc_context(RC):
         draw(entries, line).savefig(folder / "figure.png", metadata={"Software": None})
 
 
-def write_csv(entries: Sequence[Entry], path: Path) -> None:
-    """Write one row a run."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows(astuple(entry) for entry in entries)
-
-
-def read_csv(path: Path) -> list[Entry]:
-    """Read what :func:`write_csv` wrote.
+def read_entries(path: Path) -> list[Entry]:
+    """Read ``data.csv``.
 
     Raises:
         RecordError: the file is missing or damaged.
     """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return [
-            Entry(
-                dataset=row["dataset"],
-                variant=row["variant"],
-                seed=int(row["seed"]),
-                target=float(row["target"]),
-                seconds=float(row["seconds"]),
-                best=float(row["best"]),
-                state=row["state"],
-                trained=float(row["trained"]),
-                steps=int(row["steps"]),
-            )
-            for row in rows
-        ]
-    except (OSError, KeyError, ValueError) as error:
-        raise RecordError(f"{path} is missing or no table of this program: {error!r}") from error
+    return read_csv(path, COLUMNS, _entry)
+
+
+def _entry(row: Cells) -> Entry:
+    return Entry(
+        dataset=row["dataset"],
+        variant=row["variant"],
+        seed=int(row["seed"]),
+        target=float(row["target"]),
+        seconds=float(row["seconds"]),
+        best=float(row["best"]),
+        state=row["state"],
+        trained=float(row["trained"]),
+        steps=int(row["steps"]),
+    )
 
 
 def medians(entries: Sequence[Entry]) -> dict[tuple[str, str], float]:

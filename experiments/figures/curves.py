@@ -7,15 +7,15 @@ diverged ends with one row whose ``train_loss`` is infinite, so that the table a
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.csv_tables import Cells, read_csv, to_csv
 from experiments.errors import RecordError
 from experiments.goals import NFE
 from experiments.records import FINAL_STATES
@@ -131,46 +131,37 @@ def _close_diverged(step: Array, table: Array) -> tuple[Array, Array]:
     return step, table
 
 
-def write_csv(curves: Iterable[Curve], path: Path) -> None:
-    """Write curves as a long table, one row a step; an empty cell means "not measured"."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for c in curves:
-            for i in range(c.step.size):
-                values = (_cell(getattr(c, column)[i]) for column in VALUES)
-                time_s = f"{c.time_s[i]:.4f}"
-                writer.writerow((c.dataset, c.optimizer, c.seed, int(c.step[i]), time_s, *values))
+def csv_of(curves: Iterable[Curve]) -> str:
+    """Return curves as a long table, one row a step; an empty cell means "not measured"."""
+    return to_csv(COLUMNS, (line for curve in curves for line in _lines(curve)))
+
+
+def _lines(c: Curve) -> Iterator[Sequence[object]]:
+    for i in range(c.step.size):
+        values = (_cell(getattr(c, column)[i]) for column in VALUES)
+        yield (c.dataset, c.optimizer, c.seed, int(c.step[i]), f"{c.time_s[i]:.4f}", *values)
 
 
 def _cell(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.6g}"
 
 
-def read_csv(path: Path) -> list[Curve]:
-    """Read what :func:`write_csv` wrote.
+def read_curves(path: Path) -> list[Curve]:
+    """Read what :func:`csv_of` wrote.
 
     Raises:
         RecordError: the file is missing, has another header, or holds something that is no number.
     """
     groups: dict[tuple[str, str, int], list[list[float]]] = {}
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.reader(file)
-            header = tuple(next(reader, ()))
-            if header not in (COLUMNS, COLUMNS[:-1]):
-                raise RecordError(f"{path}: the header is not {','.join(COLUMNS)}")
-            for row in reader:
-                if len(row) != len(header):
-                    raise ValueError(f"row {reader.line_num} has {len(row)} cells")
-                row += [""] * (len(COLUMNS) - len(header))
-                numbers = [float(cell) if cell else math.nan for cell in row[3:]]
-                groups.setdefault((row[0], row[1], int(row[2])), []).append(numbers)
-    except FileNotFoundError:
-        raise RecordError(f"{path} is missing") from None
-    except ValueError as error:
-        raise RecordError(f"{path} is damaged: {error}") from None
+    for key, numbers in read_csv(path, COLUMNS[:-1], _point, optional=COLUMNS[-1:]):
+        groups.setdefault(key, []).append(numbers)
     return [Curve(*key, *np.array(rows).T) for key, rows in groups.items()]
+
+
+def _point(cells: Cells) -> tuple[tuple[str, str, int], list[float]]:
+    row = list(cells.values())
+    numbers = [float(cell) if cell else math.nan for cell in row[3:]]
+    return (row[0], row[1], int(row[2])), numbers
 
 
 def running_mean(values: Sequence[float] | Array, window: int) -> Array:

@@ -24,15 +24,16 @@ from experiments.errors import RecordError
 from experiments.figures.curves import (
     Curve,
     by_optimizer,
+    csv_of,
     curve_from_run,
-    read_csv,
+    read_curves,
     running_mean,
-    write_csv,
 )
 from experiments.figures.panels import draw_curves, note_diverged
-from experiments.figures.provenance import machine, provenance
+from experiments.figures.provenance import machine, provenance, write_origin
 from experiments.figures.style import LOOKS, RC, WIDTH_IN, look
 from experiments.figures.thinned import WINDOW
+from experiments.files import write_whole
 from experiments.summary import Summary, summarise
 
 NAME = "figure-1"
@@ -138,12 +139,11 @@ def write(
         smooth: the training losses are running means already, as those of thinned curves are.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_csv(curves, folder / "data.csv")
+    write_whole(folder / "data.csv", csv_of(curves))
     whole = {**origin, "caption": f"{caption(curves, device)} {origin.get('budget', '')}".strip()}
     if smooth:
         whole["smooth"] = True
-    text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
-    (folder / "provenance.json").write_text(text, encoding="utf-8")
+    write_origin(folder, whole)
     redraw(folder)
 
 
@@ -153,7 +153,7 @@ def redraw(folder: Path) -> None:
     Raises:
         RecordError: ``data.csv`` is missing or damaged, or holds none of the figure's data sets.
     """
-    curves = read_csv(folder / "data.csv")
+    curves = read_curves(folder / "data.csv")
     path = folder / "provenance.json"
     origin = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     with mpl.rc_context(RC):

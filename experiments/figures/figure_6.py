@@ -24,9 +24,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from experiments.errors import ConfigError, RecordError
 from experiments.figures.blocks import BLOCKS, PROFILES, Block
-from experiments.figures.curves import Curve, by_optimizer, curve_from_run, read_csv, write_csv
+from experiments.figures.curves import Curve, by_optimizer, csv_of, curve_from_run, read_curves
 from experiments.figures.panels import AXES, draw_curves, note_diverged
-from experiments.figures.provenance import machine, provenance
+from experiments.figures.provenance import machine, provenance, write_origin
 from experiments.figures.style import LOOKS, RC, WIDTH_IN, look
 from experiments.figures.thinned import WINDOW, thin
 from experiments.files import write_whole
@@ -117,10 +117,9 @@ def write(
     """
     check_axis(x)
     folder.mkdir(parents=True, exist_ok=True)
-    write_csv(curves, folder / "data.csv")
+    write_whole(folder / "data.csv", csv_of(curves))
     whole = {**origin, "caption": caption(curves, device, **_how(origin))}
-    text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
-    write_whole(folder / "provenance.json", text)
+    write_origin(folder, whole)
     redraw(folder, x)
 
 
@@ -143,7 +142,7 @@ def redraw(folder: Path, x: str = "time") -> None:
         RecordError: a file is missing or damaged.
     """
     check_axis(x)
-    curves = read_csv(folder / "data.csv")
+    curves = read_curves(folder / "data.csv")
     try:
         origin = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
         profile, line = origin["profile"], origin["caption"]

@@ -27,8 +27,9 @@ from experiments.errors import ConfigError, DataError, RecordError
 from experiments.explain import options
 from experiments.figures.figure_1 import Panel
 from experiments.figures.provenance import caption_of, git_state, processor, versions, write_origin
-from experiments.figures.relative_cost import Row, read_csv, rows, table, write_csv
+from experiments.figures.relative_cost import Row, csv_of, read_table, rows, table
 from experiments.figures.style import RC, WIDTH_IN
+from experiments.files import write_whole
 
 NAME = "figure-7"
 PROFILES: dict[str, tuple[Panel, ...]] = {
@@ -130,7 +131,7 @@ def make(
         RecordError: a file cannot be written, or a data set lacks a measurement.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_csv(table(measured), folder / "data.csv")
+    write_whole(folder / "data.csv", csv_of(table(measured)))
     origins = [result["origin"] for _, result in measured]
     devices = " and ".join(sorted({in_words(origin) for origin in origins}))
     seeds = sorted({one.seed for one, _ in measured})
@@ -180,7 +181,7 @@ def redraw(folder: Path) -> None:
     Raises:
         RecordError: ``data.csv`` is missing or damaged.
     """
-    found = rows(read_csv(folder / "data.csv"))
+    found = rows(read_table(folder / "data.csv"))
     line = caption_of(folder)
     with mpl.rc_context(RC):
         figure = draw(found)

@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.benchmark.plotting import finish
-from experiments.errors import ConfigError, RecordError
-from experiments.execute import Say, execute
+from experiments.errors import ConfigError
+from experiments.execute import Say, execute_all
 from experiments.figures.provenance import caption_of, machine, provenance, write_origin
-from experiments.figures.sensitivity_table import Share, csv_of, read_csv, shares, table
+from experiments.figures.sensitivity_table import Share, csv_of, read_entries, shares, table
 from experiments.figures.style import LOOKS, RC, WIDTH_IN, Look
 from experiments.files import write_whole
 from experiments.records import DIVERGED
@@ -90,10 +90,8 @@ def reproduce(
     wanted = plan(sensitivity, seeds, changes, data_dir, output_dir, names)
     length = "as long as the time allows" if steps is None else f"of {steps} steps each"
     say(f"{NAME}: {len(wanted)} runs, {length}")
-    failures = execute([run for _, run in wanted], jobs, say, train)
-    if failures:
-        lines = "".join(f"\n  {name}: {reason}" for name, reason in failures.items())
-        raise RecordError(f"{NAME} is not drawn, {len(failures)} runs failed:{lines}")
+    runs = [run for _, run in wanted]
+    execute_all(runs, jobs, say, train, consequence=f"{NAME} is not drawn")
     order = list(sensitivity.optimizers)
     wanted.sort(key=lambda pair: order.index(pair[0].optimizer))  # stable: points keep their order
     summaries = [summarise(run.folder) for _, run in wanted]
@@ -117,7 +115,7 @@ def redraw(folder: Path) -> None:
     Raises:
         RecordError: ``data.csv`` is missing or damaged.
     """
-    entries = read_csv(folder / "data.csv")
+    entries = read_entries(folder / "data.csv")
     line = caption_of(folder)
     write_whole(folder / "table.md", table(entries, line).markdown())
     with mpl.rc_context(RC):

@@ -32,9 +32,10 @@ from experiments.figures.horizon_runs import (
     plan,
     settings,
 )
-from experiments.figures.horizon_traces import Trace, read_csv, trace_of, write_csv
+from experiments.figures.horizon_traces import Trace, csv_of, read_traces, trace_of
 from experiments.figures.provenance import caption_of, machine, provenance, write_origin
 from experiments.figures.style import RC, WIDTH_IN, Look
+from experiments.files import write_whole
 
 NAME = "figure-9"
 PROFILES = DATASETS
@@ -88,7 +89,7 @@ def make(runs: Sequence[HorizonRun], folder: Path, *, profile: str, command: str
     summaries = [run.summary for run in runs]
     traces = [trace_of(run) for run in runs]
     folder.mkdir(parents=True, exist_ok=True)
-    write_csv(traces, folder / "data.csv")
+    write_whole(folder / "data.csv", csv_of(traces))
     origin: dict[str, Any] = provenance(NAME, command, summaries, [run.command for run in runs])
     seeds = ", ".join(str(seed) for seed in origin["seeds"])
     origin["profile"] = profile
@@ -106,7 +107,7 @@ def redraw(folder: Path) -> None:
     Raises:
         RecordError: ``data.csv`` is missing or damaged.
     """
-    traces = read_csv(folder / "data.csv")
+    traces = read_traces(folder / "data.csv")
     line = caption_of(folder)
     with mpl.rc_context(RC):
         finish(draw(traces), line, folder / "figure.png", top=0.94)

@@ -7,8 +7,6 @@ on their way to the data at five times. By default one small flow a density, tra
 
 from __future__ import annotations
 
-import csv
-import json
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,9 +25,10 @@ from omegaconf import OmegaConf
 from experiments.build import build
 from experiments.checkpoint import load_checkpoint
 from experiments.config import identity
+from experiments.csv_tables import to_csv
 from experiments.errors import ConfigError, RecordError
-from experiments.execute import execute, places, planned
-from experiments.figures.provenance import machine, provenance
+from experiments.execute import execute_all, places, planned
+from experiments.figures.provenance import machine, provenance, write_origin
 from experiments.figures.style import RC, WIDTH_IN
 from experiments.files import write_whole
 from experiments.models.cnf import CNF
@@ -179,10 +178,7 @@ def reproduce(
     for dataset in TITLES:
         name = f"figure-6/{dataset}-snopt"
         runs += planned(name, dataset, "snopt", seeds[:1], overrides, where)
-    failures = execute(runs, 1, say, train)
-    if failures:
-        lines = [f"{name}: {reason}" for name, reason in failures.items()]
-        raise RecordError(f"{NAME} is not drawn:\n  " + "\n  ".join(lines))
+    execute_all(runs, 1, say, train, consequence=f"{NAME} is not drawn")
     records = [summarise(run.folder) for run in runs]
     write(records, folder, command=command, run_commands=[run.command for run in runs])
 
@@ -198,11 +194,8 @@ def write(
     """
     rows = [learned(run) for run in runs]
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "data.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(NUMBERS)
-        for row in rows:
-            writer.writerow(getattr(row, name) for name in NUMBERS)
+    values = ([getattr(row, name) for name in NUMBERS] for row in rows)
+    write_whole(folder / "data.csv", to_csv(NUMBERS, values))
     seeds = ", ".join(str(seed) for seed in sorted({row.seed for row in rows}))
     line = (
         f"{machine(runs)}. SNOpt, seed {seeds}. Left: test points and learned density, with the "
@@ -210,7 +203,7 @@ def write(
         "at t = 0 to the data at t = 1."
     )
     origin = {**provenance(NAME, command, runs, run_commands), "caption": line}
-    write_whole(folder / "provenance.json", json.dumps(origin, indent=2, ensure_ascii=False) + "\n")
+    write_origin(folder, origin)
     with mpl.rc_context(RC):
         draw(rows, line).savefig(folder / "figure.png", metadata={"Software": None})
 

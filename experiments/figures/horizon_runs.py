@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from experiments.availability import check_data
 from experiments.errors import ConfigError, RecordError
-from experiments.execute import PlannedRun, Say, execute, places, planned
+from experiments.execute import PlannedRun, Say, execute_all, places, planned
 from experiments.records import FINAL_STATES
 from experiments.summary import Summary, finished, summarise
 
@@ -117,13 +117,8 @@ def obtain(
     missing = [one.run for one in wanted if not finished(one.run.folder)]
     if missing:
         check_data(missing[0])
-    failures = execute([one.run for one in wanted], 1, say, train)
-    if failures:
-        lines = [f"{name}: {reason}" for name, reason in failures.items()]
-        raise RecordError(
-            f"{target} is not made, {len(failures)} of {len(wanted)} runs failed:\n  "
-            + "\n  ".join(lines)
-        )
+    runs = [one.run for one in wanted]
+    execute_all(runs, 1, say, train, consequence=f"{target} is not made")
     return [collect(one) for one in wanted]
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from experiments.csv_tables import Cells, read_csv, to_csv
 from experiments.errors import RecordError
 from experiments.figures.curves import Array
 from experiments.figures.horizon_runs import HorizonRun
@@ -94,39 +94,32 @@ def trace_of(run: HorizonRun) -> Trace:
     return Trace(*own, *table[kept].T)
 
 
-def write_csv(traces: Iterable[Trace], path: Path) -> None:
-    """Write traces as one long table."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for trace in traces:
-            own = (trace.dataset, trace.mode, f"{trace.start:g}", trace.seed, trace.state)
-            columns = (trace.step, trace.time_s, trace.t1, trace.val_accuracy)
-            for step, time_s, t1, accuracy in zip(*columns, strict=True):
-                measured = "" if math.isnan(accuracy) else f"{accuracy:.6g}"
-                writer.writerow((*own, int(step), f"{time_s:.4f}", f"{t1:.6g}", measured))
+def csv_of(traces: Iterable[Trace]) -> str:
+    """Return traces as one long table; an empty cell means "not measured"."""
+    return to_csv(COLUMNS, (line for trace in traces for line in _lines(trace)))
 
 
-def read_csv(path: Path) -> list[Trace]:
-    """Read what :func:`write_csv` wrote.
+def _lines(trace: Trace) -> Iterator[Sequence[object]]:
+    own = (trace.dataset, trace.mode, f"{trace.start:g}", trace.seed, trace.state)
+    columns = (trace.step, trace.time_s, trace.t1, trace.val_accuracy)
+    for step, time_s, t1, accuracy in zip(*columns, strict=True):
+        measured = "" if math.isnan(accuracy) else f"{accuracy:.6g}"
+        yield (*own, int(step), f"{time_s:.4f}", f"{t1:.6g}", measured)
+
+
+def read_traces(path: Path) -> list[Trace]:
+    """Read what :func:`csv_of` wrote.
 
     Raises:
         RecordError: the file is missing, has another header, or holds something that is no number.
     """
     groups: dict[tuple[str, str, float, int, str], list[list[float]]] = {}
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.reader(file)
-            if tuple(next(reader, ())) != COLUMNS:
-                raise RecordError(f"{path}: the header is not {','.join(COLUMNS)}")
-            for row in reader:
-                if len(row) != len(COLUMNS):
-                    raise ValueError(f"row {reader.line_num} has {len(row)} cells")
-                key = (row[0], row[1], float(row[2]), int(row[3]), row[4])
-                numbers = [float(cell) if cell else math.nan for cell in row[5:]]
-                groups.setdefault(key, []).append(numbers)
-    except FileNotFoundError:
-        raise RecordError(f"{path} is missing") from None
-    except ValueError as error:
-        raise RecordError(f"{path} is damaged: {error}") from None
+    for key, numbers in read_csv(path, COLUMNS, _point):
+        groups.setdefault(key, []).append(numbers)
     return [Trace(*key, *np.array(rows).T) for key, rows in groups.items()]
+
+
+def _point(cells: Cells) -> tuple[tuple[str, str, float, int, str], list[float]]:
+    row = list(cells.values())
+    key = (row[0], row[1], float(row[2]), int(row[3]), row[4])
+    return key, [float(cell) if cell else math.nan for cell in row[5:]]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +9,8 @@ from typing import Any
 
 from experiments.benchmark.relative import Measurement
 from experiments.benchmark.scoring import Spread, averaged, pair_ratio, spread
+from experiments.csv_tables import Cells, read_csv, to_csv
 from experiments.errors import RecordError
-from experiments.files import write_whole
 
 COLUMNS = ("dataset", "optimizer", "quantity", "seed", "sample", "value", "unit")
 """Header of ``data.csv``; samples of one data set and seed with the same number are pairs."""
@@ -72,38 +70,33 @@ _UNITS = {
 }
 
 
-def write_csv(numbers: Table, path: Path) -> None:
-    """Write the table in long form, one number a row."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for (dataset, optimizer, quantity, seed), values in numbers.items():
-        for sample, value in enumerate(values):
-            cells = (dataset, optimizer, quantity, seed, sample, f"{value:.6g}", _UNITS[quantity])
-            writer.writerow(cells)
-    write_whole(path, text.getvalue())
+def csv_of(numbers: Table) -> str:
+    """Return the table in long form, one number a row."""
+    return to_csv(
+        COLUMNS,
+        (
+            (dataset, optimizer, quantity, seed, sample, f"{value:.6g}", _UNITS[quantity])
+            for (dataset, optimizer, quantity, seed), values in numbers.items()
+            for sample, value in enumerate(values)
+        ),
+    )
 
 
-def read_csv(path: Path) -> Table:
-    """Read what :func:`write_csv` wrote.
+def read_table(path: Path) -> Table:
+    """Read what :func:`csv_of` wrote.
 
     Raises:
         RecordError: the file is missing or damaged.
     """
     numbers: Table = {}
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise RecordError(f"{path}: the header is not {','.join(COLUMNS)}")
-            for row in reader:
-                key = (row["dataset"], row["optimizer"], row["quantity"], int(row["seed"]))
-                numbers.setdefault(key, []).append(float(row["value"]))
-    except FileNotFoundError:
-        raise RecordError(f"{path} is missing") from None
-    except (TypeError, ValueError) as error:
-        raise RecordError(f"{path} is damaged: {error}") from None
+    for key, value in read_csv(path, COLUMNS, _number):
+        numbers.setdefault(key, []).append(value)
     return numbers
+
+
+def _number(row: Cells) -> tuple[tuple[str, str, str, int], float]:
+    key = (row["dataset"], row["optimizer"], row["quantity"], int(row["seed"]))
+    return key, float(row["value"])
 
 
 def rows(numbers: Table) -> list[Row]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+from experiments.csv_tables import Cells, read_csv, to_csv
 from experiments.errors import RecordError
 from experiments.figures.table_files import Table
 from experiments.records import DIVERGED
@@ -121,39 +120,31 @@ def _row(share: Share) -> Sequence[str]:
 
 def csv_of(entries: Sequence[Entry]) -> str:
     """Return one line a run."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(astuple(entry) for entry in entries)
-    return buffer.getvalue()
+    return to_csv(COLUMNS, map(astuple, entries))
 
 
-def read_csv(path: Path) -> list[Entry]:
+def read_entries(path: Path) -> list[Entry]:
     """Read what :func:`csv_of` wrote.
 
     Raises:
         RecordError: the file is missing or damaged.
     """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return [
-            Entry(
-                optimizer=row["optimizer"],
-                lr=float(row["lr"]),
-                damping=float(row["damping"]),
-                line=_truth(row["line"]),
-                map=_truth(row["map"]),
-                seed=int(row["seed"]),
-                accuracy=_finite(row["accuracy"]),
-                state=row["state"],
-                steps=int(row["steps"]),
-                seconds=float(row["seconds"]),
-            )
-            for row in rows
-        ]
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise RecordError(f"{path} is missing or no table of this program: {error!r}") from error
+    return read_csv(path, COLUMNS, _entry)
+
+
+def _entry(row: Cells) -> Entry:
+    return Entry(
+        optimizer=row["optimizer"],
+        lr=float(row["lr"]),
+        damping=float(row["damping"]),
+        line=_truth(row["line"]),
+        map=_truth(row["map"]),
+        seed=int(row["seed"]),
+        accuracy=_finite(row["accuracy"]),
+        state=row["state"],
+        steps=int(row["steps"]),
+        seconds=float(row["seconds"]),
+    )
 
 
 def _truth(text: str) -> bool:

@@ -8,11 +8,9 @@ columns of their own; nothing is downloaded for the table.
 
 from __future__ import annotations
 
-import csv
-import json
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,11 @@ from typing import Any
 from hydra.utils import get_method
 
 from experiments.config import load_config, resolve
+from experiments.csv_tables import to_csv
 from experiments.data.splits import Splits
 from experiments.errors import ConfigError, DataError
 from experiments.figures.blocks import BLOCKS
-from experiments.figures.provenance import git_state, versions
+from experiments.figures.provenance import git_state, versions, write_origin
 from experiments.files import write_whole
 
 NAME = "table-3"
@@ -204,11 +203,8 @@ def write(rows: Sequence[Row], folder: Path, *, profile: str, command: str) -> N
         RecordError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "data.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(field.name for field in fields(Row))
-        for row in rows:
-            writer.writerow("" if value is None else value for value in asdict(row).values())
+    columns = [field.name for field in fields(Row)]
+    write_whole(folder / "data.csv", to_csv(columns, map(astuple, rows)))
     write_whole(folder / "table.md", markdown(rows))
     write_whole(folder / "table.tex", latex(rows))
     present = [row.title for row in rows if row.present]
@@ -223,7 +219,7 @@ def write(rows: Sequence[Row], folder: Path, *, profile: str, command: str) -> N
         "caption": f"Sizes of the data as loaded. Data: {', '.join(present)}. {NOTE}",
         "sources": {row.dataset: row.source for row in rows},
     }
-    write_whole(folder / "provenance.json", json.dumps(origin, indent=2, ensure_ascii=False) + "\n")
+    write_origin(folder, origin)
 
 
 NOTE = (

@@ -7,13 +7,13 @@ that did not diverge.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from experiments.csv_tables import Cells, read_csv, to_csv
 from experiments.errors import RecordError
 from experiments.execute import Say
 from experiments.figures.horizon_runs import (
@@ -119,7 +119,7 @@ def make(runs: Sequence[HorizonRun], folder: Path, *, profile: str, command: str
     summaries = [run.summary for run in runs]
     entries = [entry_of(run) for run in runs]
     folder.mkdir(parents=True, exist_ok=True)
-    write_csv(entries, folder / "data.csv")
+    write_whole(folder / "data.csv", csv_of(entries))
     origin: dict[str, Any] = provenance(NAME, command, summaries, [run.command for run in runs])
     seeds = ", ".join(str(seed) for seed in origin["seeds"])
     origin["profile"] = profile
@@ -138,7 +138,7 @@ def redraw(folder: Path) -> None:
     Raises:
         RecordError: ``data.csv`` is missing or damaged.
     """
-    header, lines = rows(read_csv(folder / "data.csv"))
+    header, lines = rows(read_entries(folder / "data.csv"))
     caption = caption_of(folder)
     table = [" | ".join(header), " | ".join("---" for _ in header), *map(" | ".join, lines)]
     text = "".join(f"| {line} |\n" for line in table)
@@ -182,35 +182,26 @@ def entry_of(run: HorizonRun) -> Entry:
     )
 
 
-def write_csv(entries: Sequence[Entry], path: Path) -> None:
-    """Write one row a run."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for entry in entries:
-            values = [getattr(entry, column) for column in COLUMNS]
-            writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in values])
+def csv_of(entries: Sequence[Entry]) -> str:
+    """Return one row a run; floats to six significant digits."""
+    values = ([getattr(entry, column) for column in COLUMNS] for entry in entries)
+    return to_csv(
+        COLUMNS, ([f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in values)
+    )
 
 
-def read_csv(path: Path) -> list[Entry]:
-    """Read what :func:`write_csv` wrote.
+def read_entries(path: Path) -> list[Entry]:
+    """Read what :func:`csv_of` wrote.
 
     Raises:
         RecordError: the file is missing, has another header, or holds something that is no number.
     """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.reader(file)
-            if tuple(next(reader, ())) != COLUMNS:
-                raise RecordError(f"{path}: the header is not {','.join(COLUMNS)}")
-            return [
-                Entry(row[0], row[1], float(row[2]), int(row[3]), row[4], *map(float, row[5:]))
-                for row in reader
-            ]
-    except FileNotFoundError:
-        raise RecordError(f"{path} is missing") from None
-    except (ValueError, TypeError, IndexError) as error:
-        raise RecordError(f"{path} is damaged: {error}") from None
+    return read_csv(path, COLUMNS, _entry)
+
+
+def _entry(cells: Cells) -> Entry:
+    row = list(cells.values())
+    return Entry(row[0], row[1], float(row[2]), int(row[3]), row[4], *map(float, row[5:]))
 
 
 def rows(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:

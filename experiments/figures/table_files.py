@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from experiments.csv_tables import to_csv
 from experiments.figures.provenance import git_state, processor, versions, write_origin
 from experiments.files import write_whole
 
@@ -79,12 +78,7 @@ class Table:
 
 def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     """Return rows as CSV with a header; numbers to six significant digits, None as nothing."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: _value(row[key]) for key in columns})
-    return buffer.getvalue()
+    return to_csv(columns, ([_value(row[key]) for key in columns] for row in rows))
 
 
 def write_table(

@@ -6,8 +6,6 @@ has missed, whatever it reached before.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -15,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from experiments.csv_tables import Cells, read_csv, to_csv
 from experiments.errors import RecordError
 from experiments.figures.provenance import processor
 from experiments.goals import MISSED, best, cost_to, total_cost
@@ -155,29 +154,18 @@ def row_of(trial: Trial, workload: Workload, target: Target, jobs: int) -> Row:
     )
 
 
-def to_csv(rows: Sequence[Row]) -> str:
+def csv_of(rows: Sequence[Row]) -> str:
     """Return rows as the content of ``runs.csv``; floats to six digits, lists as JSON."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow([_cell(getattr(row, name)) for name in COLUMNS])
-    return buffer.getvalue()
+    return to_csv(COLUMNS, ([_cell(getattr(row, name)) for name in COLUMNS] for row in rows))
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read what :func:`to_csv` returned.
+    """Read what :func:`csv_of` returned.
 
     Raises:
         RecordError: the file is missing, empty or damaged.
     """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [_row(cells) for cells in csv.DictReader(file)]
-    except OSError as error:
-        raise RecordError(f"cannot read {path}: {error.strerror or error}") from error
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise RecordError(f"{path} is damaged or no table of the protocol: {error!r}") from error
+    rows = read_csv(path, COLUMNS, _row)
     if not rows:
         raise RecordError(f"{path} has no runs")
     return rows
@@ -198,7 +186,7 @@ _WHOLE = {"study", "trial", "seed", "jobs"}
 _MAYBE = {"commit", "dirty", "torch", "started", "threads", "wall_s", "test"}
 
 
-def _row(cells: dict[str, str]) -> Row:
+def _row(cells: Cells) -> Row:
     """Parse the cells of a line."""
     values: dict[str, Any] = {}
     for name in COLUMNS:

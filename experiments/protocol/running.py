@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments.errors import RecordError
-from experiments.execute import PlannedRun, Say, execute
+from experiments.execute import PlannedRun, Say, execute, listed
 from experiments.files import is_held
 from experiments.records import Record
 from experiments.summary import finished
@@ -42,8 +42,7 @@ def train_all(
         wait_for_others(again, say)
         failures = execute(again, jobs, say, train)
     if failures:
-        lines = "".join(f"\n  {name}: {reason}" for name, reason in failures.items())
-        raise RecordError(f"{len(failures)} of {len(runs)} runs failed twice:{lines}")
+        raise RecordError(f"{len(failures)} of {len(runs)} runs failed twice:{listed(failures)}")
 
 
 def wait_for_others(

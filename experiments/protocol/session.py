@@ -17,7 +17,7 @@ from experiments.files import write_whole
 from experiments.protocol.choosing import best_trial
 from experiments.protocol.drawing import RUNS
 from experiments.protocol.planning import Trial, fresh_trials, search_trials, target_runs
-from experiments.protocol.rows import Row, row_of, to_csv
+from experiments.protocol.rows import Row, csv_of, row_of
 from experiments.protocol.running import train_all
 from experiments.protocol.settings import FOLDER, Protocol, Workload, load
 from experiments.protocol.targets import Target, load_targets, make_targets
@@ -113,7 +113,7 @@ def compare(request: Request, say: Say, train: Sequence[str] | None = None) -> l
     train_all([trial.run for trial in again], request.jobs, say, train)
     rows += _rows(request, workloads, targets, fresh)
     request.folder.mkdir(parents=True, exist_ok=True)
-    write_whole(request.folder / RUNS, to_csv(rows))
+    write_whole(request.folder / RUNS, csv_of(rows))
     return rows
 
 

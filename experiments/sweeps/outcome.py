@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from experiments.csv_tables import to_csv
 from experiments.files import write_whole
 from experiments.goals import GREATER, best
 from experiments.records import DONE, FAILED
@@ -143,17 +142,16 @@ def write_results(sweep: Sweep, found: Sequence[View]) -> None:
 def csv_of(sweep: Sweep, scores: Sequence[Score]) -> str:
     """Return one line a run; the score of a run that diverged is ``inf``."""
     keys = list(sweep.space)
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["point", "seed", *keys, "state", "score", "metric", "value", "record"])
-    for one in scores:
-        run = one.view.run
-        settings = [run.params[key] for key in keys]
-        folder = run.folder.relative_to(sweep.output_dir)
-        numbers = ["" if math.isnan(x) else f"{x:.6g}" for x in (one.score, one.value)]
-        row = [one.view.state, numbers[0], one.metric, numbers[1], folder]
-        writer.writerow([run.point, run.seed, *settings, *row])
-    return buffer.getvalue()
+    header = ["point", "seed", *keys, "state", "score", "metric", "value", "record"]
+    return to_csv(header, (_cells(sweep, keys, one) for one in scores))
+
+
+def _cells(sweep: Sweep, keys: Sequence[str], one: Score) -> list[object]:
+    run = one.view.run
+    settings = [run.params[key] for key in keys]
+    score, value = ("" if math.isnan(x) else f"{x:.6g}" for x in (one.score, one.value))
+    folder = run.folder.relative_to(sweep.output_dir)
+    return [run.point, run.seed, *settings, one.view.state, score, one.metric, value, folder]
 
 
 def _line(point: Ranked, seeds: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from experiments.ablation import Ablation, Entry, score, target_of
 from experiments.build import build
 from experiments.config import load_config, resolve
+from experiments.csv_tables import to_csv
 from experiments.errors import ConfigError, RecordError
 from experiments.figures import ablation as figure
 from experiments.goals import best, time_to
@@ -85,14 +87,14 @@ def test_the_results_are_redrawn_from_the_table_alone(tmp_path):
         for v in ("adam", "SNOpt")
         for s in range(3)
     ]
-    figure.write_csv(entries, tmp_path / "data.csv")
-    assert figure.read_csv(tmp_path / "data.csv") == entries
+    (tmp_path / "data.csv").write_text(to_csv(figure.COLUMNS, map(astuple, entries)))
+    assert figure.read_entries(tmp_path / "data.csv") == entries
     (tmp_path / "provenance.json").write_text(json.dumps({"caption": "CPU. Seeds 0."}))
     figure.redraw(tmp_path)
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     assert "CPU. Seeds 0." in (tmp_path / "table.md").read_text()
     (tmp_path / "data.csv").write_text("dataset\ndigits\n")
-    with pytest.raises(RecordError, match=r"data\.csv is missing or no table"):
+    with pytest.raises(RecordError, match=r"data\.csv: the header is not"):
         figure.redraw(tmp_path)
 
 

@@ -15,7 +15,7 @@ from experiments.environment import REPOSITORY
 from experiments.errors import ConfigError, RecordError
 from experiments.execute import places, planned
 from experiments.figures import figure_1, figure_6
-from experiments.figures.curves import read_csv
+from experiments.figures.curves import read_curves
 from tests.experiments.figures.synthetic import training_rows, write_record
 
 
@@ -60,7 +60,7 @@ def test_every_finished_run_has_a_summary(collected: tuple[Path, list[Path], lis
     assert (entry["steps"], entry["metric"], entry["seed"]) == (600, "nll", 1)
     assert entry["optimizer_settings"]["_target_"] == "snopt.SNOpt"
     assert entry["last"]["step"] == 600
-    (curve,) = read_csv(results / "paper/circle/snopt-seed-1.csv")
+    (curve,) = read_curves(results / "paper/circle/snopt-seed-1.csv")
     values = curve.series("val_metric")[1]
     assert entry["best_val_nll"] == pytest.approx(values.min(), rel=1e-5)
     assert len(curve.series("train_loss")[0]) == 250
@@ -88,7 +88,7 @@ def test_figures_are_drawn_from_summaries_alone(
     assert {run["dataset"] for run in one["runs"]} == {"articulary_word_recognition"}
     # The running mean is not taken twice.
     assert one["smooth"] is True
-    assert len(read_csv(made[1] / "data.csv")) == 11
+    assert len(read_curves(made[1] / "data.csv")) == 11
 
 
 def test_wrong_input_and_damage_are_named(

@@ -15,10 +15,10 @@ from experiments.figures.curves import (
     band,
     by_optimizer,
     counts,
+    csv_of,
     curve_from_run,
-    read_csv,
+    read_curves,
     running_mean,
-    write_csv,
 )
 from experiments.summary import summarise
 from tests.experiments.figures.synthetic import write_record
@@ -78,7 +78,9 @@ def test_a_run_without_measurements_is_refused(tmp_path: Path) -> None:
 def test_csv_has_the_stated_header_and_one_row_a_step(tmp_path: Path) -> None:
     run = summarise(write_record(tmp_path, "digits", "adam", 0, rows=ROWS))
     path = tmp_path / "data.csv"
-    write_csv([curve_from_run(run, "accuracy"), curve(1, [0.0, 1.0], [2.0, math.inf])], path)
+    path.write_text(
+        csv_of([curve_from_run(run, "accuracy"), curve(1, [0.0, 1.0], [2.0, math.inf])])
+    )
     assert path.read_text().splitlines() == [
         "dataset,optimizer,seed,step,time_s,train_loss,val_loss,val_metric,nfe",
         "digits,adam,0,0,0.0000,,2,0.25,0",
@@ -108,7 +110,7 @@ def test_evaluations_are_added_up_over_lines_that_hold_means(tmp_path: Path) -> 
 def test_a_table_without_evaluations_is_read(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     path.write_text(",".join(COLUMNS[:-1]) + "\ndigits,adam,0,1,0.5,1,,\n")
-    (found,) = read_csv(path)
+    (found,) = read_curves(path)
     assert np.isnan(found.nfe).all()
     assert found.series("train_loss")[1].size == 1
     assert found.series("train_loss", over="nfe")[1].size == 0
@@ -118,8 +120,8 @@ def test_csv_is_read_back_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     first = curve(0, [0.0, 0.25], [2.0, 1.5])
     second = curve(1, [0.0, 1.0], [2.0, math.inf], "sgd")
-    write_csv([first, second], path)
-    back = read_csv(path)
+    path.write_text(csv_of([first, second]))
+    back = read_curves(path)
     assert [(c.optimizer, c.seed, c.diverged) for c in back] == [
         ("adam", 0, False),
         ("sgd", 1, True),
@@ -133,16 +135,16 @@ def test_csv_is_read_back_as_it_was(tmp_path: Path) -> None:
 def test_damaged_csv_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     with pytest.raises(RecordError, match="missing"):
-        read_csv(path)
+        read_curves(path)
     path.write_text("a,b\n")
     with pytest.raises(RecordError, match="the header is not dataset,optimizer"):
-        read_csv(path)
+        read_curves(path)
     path.write_text(",".join(COLUMNS) + "\ndigits,adam,0,1,fast,1,1,1,1\n")
     with pytest.raises(RecordError, match="damaged"):
-        read_csv(path)
+        read_curves(path)
     path.write_text(",".join(COLUMNS) + "\ndigits,adam,0,1,0.5,1\n")
     with pytest.raises(RecordError, match="damaged: row 2 has 6 cells"):
-        read_csv(path)
+        read_curves(path)
 
 
 def test_running_mean_by_hand() -> None:

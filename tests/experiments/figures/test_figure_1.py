@@ -12,7 +12,7 @@ from PIL import Image
 
 from experiments.errors import RecordError
 from experiments.figures import figure_1
-from experiments.figures.curves import COLUMNS, read_csv
+from experiments.figures.curves import COLUMNS, read_curves
 from experiments.figures.style import RC
 from tests.experiments.figures.synthetic import training_rows, write_figure_1, write_record
 
@@ -67,7 +67,7 @@ def test_is_redrawn_from_its_own_files_alone(tmp_path: Path) -> None:
 def test_panels_hold_one_median_and_band_an_optimizer(tmp_path: Path) -> None:
     target = tmp_path / "figure-1"
     make(write_figure_1(tmp_path / "outputs"), target)
-    curves = read_csv(target / "data.csv")
+    curves = read_curves(target / "data.csv")
     with mpl.rc_context(RC):
         axes = figure_1.draw(curves, "caption").axes
     assert [ax.get_title() for ax in axes] == [
@@ -93,7 +93,7 @@ def test_labels_legend_and_caption_do_not_overlap(tmp_path: Path) -> None:
     make(write_figure_1(tmp_path / "outputs"), target)
     line = json.loads((target / "provenance.json").read_text())["caption"]
     with mpl.rc_context(RC):
-        figure = figure_1.draw(read_csv(target / "data.csv"), line)
+        figure = figure_1.draw(read_curves(target / "data.csv"), line)
         figure.canvas.draw()
         boxes = [ax.get_tightbbox() for ax in figure.axes]
         boxes += [figure.legends[0].get_window_extent(), figure.texts[0].get_window_extent()]

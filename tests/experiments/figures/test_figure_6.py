@@ -15,7 +15,7 @@ from experiments.errors import ConfigError, RecordError
 from experiments.explain import options
 from experiments.figures import figure_6
 from experiments.figures.blocks import BLOCKS, PROFILES
-from experiments.figures.curves import COLUMNS, read_csv
+from experiments.figures.curves import COLUMNS, read_curves
 from experiments.figures.style import RC
 from experiments.reproduce import Request, plan
 from tests.experiments.figures.synthetic import training_rows, write_record
@@ -70,7 +70,7 @@ def test_writes_pictures_data_and_provenance(tmp_path: Path) -> None:
     with Image.open(target / "figure.png") as picture:
         assert min(picture.size) > 1000
     assert (target / "figure.png").read_bytes() != (target / "figure-steps.png").read_bytes()
-    curves = read_csv(target / "data.csv")
+    curves = read_curves(target / "data.csv")
     assert len(curves) == 6 * 3 * 2
     origin = json.loads((target / "provenance.json").read_text())
     assert len(origin["runs"]) == 36
@@ -81,7 +81,7 @@ def test_three_blocks_with_their_units(tmp_path: Path) -> None:
     target = tmp_path / "figure-6"
     make(write_runs(tmp_path / "outputs", "embedded"), target, "embedded")
     with mpl.rc_context(RC):
-        figure = figure_6.draw(read_csv(target / "data.csv"), "embedded", "caption", "nfe")
+        figure = figure_6.draw(read_curves(target / "data.csv"), "embedded", "caption", "nfe")
     parts = figure.subfigs
     assert [part.get_suptitle() for part in parts] == [block.title for block in BLOCKS]
     titles = [[ax.get_title() for ax in part.axes if ax.axison][::2] for part in parts]
@@ -115,7 +115,7 @@ def test_panels_without_data_say_so(tmp_path: Path) -> None:
     absent = ("svhn", "cifar10", "character_trajectories", "spoken_arabic_digits", "gas")
     make(write_runs(tmp_path / "outputs", "paper", without=absent), target, "paper")
     with mpl.rc_context(RC):
-        figure = figure_6.draw(read_csv(target / "data.csv"), "paper")
+        figure = figure_6.draw(read_curves(target / "data.csv"), "paper")
     empty = [
         ax.get_title()
         for part in figure.subfigs
@@ -141,7 +141,7 @@ def test_nothing_overlaps(tmp_path: Path) -> None:
     make(write_runs(tmp_path / "outputs", "embedded"), target, "embedded")
     line = json.loads((target / "provenance.json").read_text())["caption"]
     with mpl.rc_context(RC):
-        figure = figure_6.draw(read_csv(target / "data.csv"), "embedded", line)
+        figure = figure_6.draw(read_curves(target / "data.csv"), "embedded", line)
         figure.draw_without_rendering()
         boxes = [ax.get_tightbbox() for part in figure.subfigs for ax in part.axes if ax.axison]
         boxes += [figure.legends[0].get_window_extent(), figure.texts[-1].get_window_extent()]

@@ -15,7 +15,7 @@ from experiments.benchmark import configured, relative
 from experiments.benchmark.relative import Measurement, plan
 from experiments.errors import ConfigError, DataError, RecordError
 from experiments.figures import figure_7
-from experiments.figures.relative_cost import COLUMNS, read_csv, rows, table, write_csv
+from experiments.figures.relative_cost import COLUMNS, csv_of, read_table, rows, table
 from experiments.figures.style import RC
 from tests.experiments.benchmark.synthetic import ORIGIN
 
@@ -81,8 +81,8 @@ def test_is_redrawn_from_its_own_files_alone(tmp_path: Path) -> None:
 
 
 def test_rows_are_medians_of_pairs_over_all_seeds(tmp_path: Path) -> None:
-    write_csv(table(measured("digits")), tmp_path / "data.csv")
-    (row,) = rows(read_csv(tmp_path / "data.csv"))
+    (tmp_path / "data.csv").write_text(csv_of(table(measured("digits"))))
+    (row,) = rows(read_table(tmp_path / "data.csv"))
     assert (row.dataset, row.update_freq) == ("digits", 100)
     assert row.average.median == pytest.approx(1.04)
     assert row.average.count == 6
@@ -117,13 +117,13 @@ def test_incomplete_or_damaged_tables_are_named(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="measurements of digits do not fit"):
         rows(numbers)
     with pytest.raises(RecordError, match="is missing"):
-        read_csv(tmp_path / "data.csv")
+        read_table(tmp_path / "data.csv")
     (tmp_path / "data.csv").write_text("a,b\n")
     with pytest.raises(RecordError, match="header"):
-        read_csv(tmp_path / "data.csv")
+        read_table(tmp_path / "data.csv")
     (tmp_path / "data.csv").write_text(",".join(COLUMNS) + "\ndigits,adam,step,0,0,fast,s\n")
     with pytest.raises(RecordError, match="damaged"):
-        read_csv(tmp_path / "data.csv")
+        read_table(tmp_path / "data.csv")
     with pytest.raises(RecordError, match="no data set"):
         figure_7.draw([])
 
@@ -162,7 +162,7 @@ def test_missing_measurements_are_made_and_present_ones_are_not(
     # Three measurements a data set; the one that cannot be read is left out at its first.
     assert len(calls) == 3 * 3 + 1
     assert "left out: basic_motions: the file is damaged" in said
-    assert {row.dataset for row in rows(read_csv(tmp_path / "figure-7" / "data.csv"))} == {
+    assert {row.dataset for row in rows(read_table(tmp_path / "figure-7" / "data.csv"))} == {
         "digits",
         "japanese_vowels",
         "circle",

@@ -16,7 +16,7 @@ from experiments.config import check_config, load_config, resolve
 from experiments.errors import ConfigError, RecordError
 from experiments.explain import CONFIGS
 from experiments.figures import figure_8
-from experiments.figures.sensitivity_table import csv_of, read_csv, shares, table
+from experiments.figures.sensitivity_table import csv_of, read_entries, shares, table
 from experiments.figures.style import lightness
 from experiments.reproduce import MEASURED
 from experiments.sensitivity import (
@@ -199,7 +199,7 @@ def test_from_records_to_the_figure_and_again_from_its_table(tmp_path: Path) -> 
     origin = json.loads((folder / "provenance.json").read_text())
     assert (origin["seeds"], len(origin["runs"])) == ([0, 1], 152)
     assert "60 steps, at most 12 s of training; seeds 0, 1" in origin["caption"]
-    entries = read_csv(folder / "data.csv")
+    entries = read_entries(folder / "data.csv")
     assert csv_of(entries) == (folder / "data.csv").read_text()
     assert {entry.state for entry in entries} == {"done", "diverged", CUT}
     best = [share.lr for share in shares(entries, "line")]
@@ -214,7 +214,7 @@ def test_from_records_to_the_figure_and_again_from_its_table(tmp_path: Path) -> 
 
 
 def test_a_damaged_table_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match=r"data\.csv is missing or no table"):
+    with pytest.raises(RecordError, match=r"data\.csv is missing"):
         figure_8.redraw(tmp_path)
     (tmp_path / "data.csv").write_text(csv_of([entry("adam", 0.1, NAN)]))
     with pytest.raises(RecordError, match="not finite"):

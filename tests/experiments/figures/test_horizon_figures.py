@@ -17,7 +17,7 @@ from experiments.config import load_config, resolve
 from experiments.errors import ConfigError, RecordError
 from experiments.figures import figure_9, table_5
 from experiments.figures.horizon_runs import MODES, STARTS, Planned, obtain, plan
-from experiments.figures.horizon_traces import COLUMNS, read_csv, trace_of
+from experiments.figures.horizon_traces import COLUMNS, read_traces, trace_of
 from experiments.figures.style import RC, lightness
 from experiments.reproduce import MEASURED
 from tests.experiments.figures.synthetic import write_record
@@ -177,7 +177,7 @@ def test_the_data_hold_every_change_and_every_measurement(tmp_path: Path) -> Non
     own = [row for row in table if row[1:4] == ["feedback", "1", "0"]]
     assert [int(row[5]) for row in own] == [0, 5, 10, 15, 20, 25, 30, 35, 40]
     assert own[4] == ["digits", "feedback", "1", "0", "done", "20", "4.0000", "2", "0.5"]
-    traces = {(t.mode, t.start, t.seed): t for t in read_csv(tmp_path / "figure" / "data.csv")}
+    traces = {(t.mode, t.start, t.seed): t for t in read_traces(tmp_path / "figure" / "data.csv")}
     assert [key for key, trace in traces.items() if trace.diverged] == [("feedback", 0.05, 1)]
     trace = traces["feedback", 1.0, 0]
     assert trace.t1_at([0, 9, 10, 39, 40]).tolist() == [1.0, 1.0, 1.5, 2.5, 3.0]
@@ -228,7 +228,7 @@ def test_modes_differ_in_greyscale() -> None:
 def test_the_table_has_the_numbers_of_the_records(tmp_path: Path) -> None:
     runs = obtain("table-5", made(tmp_path), quiet)
     table_5.make(runs, tmp_path / "table", profile="embedded", command=COMMAND)
-    header, lines = table_5.rows(table_5.read_csv(tmp_path / "table" / "data.csv"))
+    header, lines = table_5.rows(table_5.read_entries(tmp_path / "table" / "data.csv"))
     assert [line[:2] for line in lines] == [[s, m] for s in ("1", "0.05") for m in MODES]
     assert lines[0] == [
         *("1", "fixed", "1.00", "51", "188 ms", "1.00", "1.00"),
@@ -257,7 +257,7 @@ def test_the_last_quarter_is_the_last_quarter(tmp_path: Path) -> None:
 def test_the_table_counts_what_diverged(tmp_path: Path) -> None:
     runs = obtain("table-5", made(tmp_path, lost=("feedback", 0.05, 1)), quiet)
     table_5.make(runs, tmp_path / "table", profile="embedded", command=COMMAND)
-    _, lines = table_5.rows(table_5.read_csv(tmp_path / "table" / "data.csv"))
+    _, lines = table_5.rows(table_5.read_entries(tmp_path / "table" / "data.csv"))
     assert lines[5][1] == "feedback (1 of 2)"
     assert lines[5][7:] == ["93.0", "+3.0"]
 

@@ -11,7 +11,7 @@ import pytest
 from experiments.errors import ConfigError, RecordError
 from experiments.figures import table_4
 from experiments.protocol.fresh import Fresh, mean_and_deviation
-from experiments.protocol.rows import Row, to_csv
+from experiments.protocol.rows import Row, csv_of
 from experiments.reproduce import MEASURED
 from tests.experiments.protocol.synthetic_runs import fresh, row, search
 
@@ -39,7 +39,7 @@ def runs() -> list[Row]:
 def test_it_is_made_from_the_protocol_alone(tmp_path):
     folder = tmp_path / "results" / "protocol"
     folder.mkdir(parents=True)
-    (folder / "runs.csv").write_text(to_csv(runs()))
+    (folder / "runs.csv").write_text(csv_of(runs()))
     table_4.reproduce(**arguments(tmp_path))
     made = tmp_path / "results" / "table-4"
     assert {path.name for path in made.iterdir()} == {
@@ -67,7 +67,7 @@ def test_where_the_protocol_was_not_run_it_runs_first(tmp_path, monkeypatch):
     def compare(request, say):
         called.append(request)
         request.folder.mkdir(parents=True)
-        (request.folder / "runs.csv").write_text(to_csv(runs()))
+        (request.folder / "runs.csv").write_text(csv_of(runs()))
 
     monkeypatch.setattr(table_4, "compare", compare)
     table_4.reproduce(**arguments(tmp_path), jobs=2)

@@ -98,7 +98,7 @@ def test_targets_come_from_tuned_settings_on_the_same_network(dataset):
             assert config[part] == own[part], part
         assert config["trainer"]["batch_size"] == own["trainer"]["batch_size"]
         assert config["trainer"]["threads"] == own["trainer"]["threads"]
-        assert config["trainer"]["max_seconds"] == 1.5 * workload.seconds
+        assert config["trainer"]["max_seconds"] == pytest.approx(1.2 * workload.seconds)
         assert config["trainer"]["stop_at"] is None
 
 

@@ -12,7 +12,7 @@ from synthetic_runs import row, whole_comparison
 from experiments.errors import RecordError
 from experiments.execute import PlannedRun
 from experiments.protocol.planning import Trial
-from experiments.protocol.rows import read_rows, row_of, to_csv
+from experiments.protocol.rows import csv_of, read_rows, row_of
 from experiments.protocol.settings import load
 from experiments.protocol.targets import Target
 from tests.experiments.figures.synthetic import write_record
@@ -44,7 +44,7 @@ def test_a_run_that_reached_the_target(tmp_path):
     assert (found.best, found.last, found.test) == (0.9, 0.8, 0.88)
     assert (found.total_seconds, found.total_steps, found.total_nfe) == (6.0, 30.0, 30 * 34.0)
     assert (found.study, found.trial, found.seed, found.hash) == (1, 2, 301, "abc123")
-    assert (found.target, found.budget, found.jobs, found.threads) == (0.9, 25.0, 2, 2)
+    assert (found.target, found.budget, found.jobs, found.threads) == (0.9, 35.0, 2, 2)
 
 
 def test_a_run_that_missed(tmp_path):
@@ -71,11 +71,11 @@ def test_the_file_comes_back(tmp_path):
         row(test=None, commit=None, dirty=None, threads=None, settings={"a.b": 1e-5, "c": [1]}),
         row(border=("lr at its lower end (0.001)",), seconds=2.5, steps=3.0, nfe=math.inf),
     ]
-    path.write_text(to_csv(rows))
+    path.write_text(csv_of(rows))
     assert read_rows(path) == rows
-    path.write_text(to_csv(whole_comparison(["adam", "sgd"], ["digits", "circle"])))
+    path.write_text(csv_of(whole_comparison(["adam", "sgd"], ["digits", "circle"])))
     again = read_rows(path)
-    assert to_csv(again) == path.read_text()  # numbers are rounded once
+    assert csv_of(again) == path.read_text()  # numbers are rounded once
     assert dataclasses.asdict(again[0]).keys() == dataclasses.asdict(rows[0]).keys()
     assert path.stat().st_size < 300 * len(again)
 
@@ -83,11 +83,12 @@ def test_the_file_comes_back(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot read"),
-        ("", "has no runs"),
-        ("dataset,optimizer\ndigits,adam\n", "damaged or no table of the protocol"),
+        (None, "is missing"),
+        ("", "the header is not"),
+        (csv_of([]), "has no runs"),
+        ("dataset,optimizer\ndigits,adam\n", "the header is not dataset,optimizer,role"),
     ],
-    ids=["missing", "empty", "columns"],
+    ids=["missing", "empty", "no runs", "columns"],
 )
 def test_a_damaged_file_is_named(tmp_path, content, message):
     path = tmp_path / "runs.csv"
@@ -99,6 +100,6 @@ def test_a_damaged_file_is_named(tmp_path, content, message):
 
 def test_a_number_that_is_none_is_named(tmp_path):
     path = tmp_path / "runs.csv"
-    path.write_text(to_csv([row()]).replace(",accuracy,0.9,", ",accuracy,often,"))
+    path.write_text(csv_of([row()]).replace(",accuracy,0.9,", ",accuracy,often,"))
     with pytest.raises(RecordError, match="damaged"):
         read_rows(path)

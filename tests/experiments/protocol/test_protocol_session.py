@@ -20,7 +20,7 @@ from experiments.errors import ConfigError, RecordError
 from experiments.execute import PlannedRun
 from experiments.protocol import running, session, targets
 from experiments.protocol.drawing import FILES, draw
-from experiments.protocol.rows import read_rows, to_csv
+from experiments.protocol.rows import csv_of, read_rows
 from experiments.protocol.session import Request, compare, set_targets
 from experiments.records import Record
 from tests.experiments.figures.synthetic import write_record
@@ -140,7 +140,7 @@ def test_everything_is_drawn_from_one_file(tmp_path):
     said: list[str] = []
     for folder in folders:
         folder.mkdir()
-        (folder / "runs.csv").write_text(to_csv(rows))
+        (folder / "runs.csv").write_text(csv_of(rows))
         draw(folder, "a command", said.append)
         assert {path.name for path in folder.iterdir()} == {*FILES, "runs.csv"}
     for name in FILES:
@@ -170,7 +170,7 @@ def test_everything_is_drawn_from_one_file(tmp_path):
 
 def test_a_comparison_that_all_missed_can_be_drawn(tmp_path):
     rows = whole_comparison(["sgd"], ["digits"])
-    (tmp_path / "runs.csv").write_text(to_csv(rows))
+    (tmp_path / "runs.csv").write_text(csv_of(rows))
     draw(tmp_path, "a command", quiet)
     table = (tmp_path / "table.md").read_text()
     assert "| SGD | 0.00 | 0.00 | 0.00 | 0.00 | ~ 1.00 (1.00 to 1.00) | – |" in table
