@@ -53,8 +53,9 @@ def candidate(optimizer: str, workload: Workload) -> Candidate:
             f"there is no optimizer {optimizer!r}{suggestion(optimizer, known)}; "
             f"there are {', '.join(known)}"
         )
+    own = workload.spaces.get(optimizer, optimizer)
     if not workload.split or optimizer in PLAIN:
-        return Candidate((f"optimizer={optimizer}",), load_space(SPACES / f"{optimizer}.yaml"))
+        return Candidate((f"optimizer={optimizer}",), load_space(SPACES / f"{own}.yaml"))
     pair = f"{optimizer}_ode"
     if pair in known:
         return Candidate((f"optimizer={pair}",), load_space(SPACES / f"{pair}.yaml"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Workload:
         eval_every_s: seconds of the training clock between validations.
         split: the optimizer under test trains the ODE and Adam the rest, as published.
         overrides: further changes to every run.
+        spaces: name of the search space by optimizer, where it is not the optimizer's own.
     """
 
     dataset: str
@@ -41,6 +42,7 @@ class Workload:
     eval_every_s: float
     split: bool = False
     overrides: tuple[str, ...] = ()
+    spaces: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def greater(self) -> bool:
@@ -153,7 +155,7 @@ def _only(path: Path, content: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _workload(dataset: str, spec: Mapping[str, Any]) -> Workload:
-    known = [field.name for field in fields(Workload)][1:]
+    known = [one.name for one in fields(Workload)][1:]
     for key in spec:
         if key not in known:
             raise ConfigError(f"workload {dataset}: {key} is unknown{suggestion(key, known)}")
