@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import matplotlib as mpl
 
 from experiments.execute import Say
-from experiments.figures.provenance import devices, git_state, versions
+from experiments.figures.provenance import devices, git_state, versions, write_origin
 from experiments.figures.style import RC
 from experiments.files import write_whole
 from experiments.protocol.fresh import fresh_of
@@ -43,8 +42,7 @@ def draw(folder: Path, command: str, say: Say) -> None:
     with mpl.rc_context(RC):
         draw_profile(rows).savefig(folder / "profile.png", metadata={"Software": None})
         draw_speed_up(rows).savefig(folder / "speedup.png", metadata={"Software": None})
-    text = json.dumps(_provenance(rows, command), indent=2, ensure_ascii=False) + "\n"
-    write_whole(folder / "provenance.json", text)
+    write_origin(folder, _provenance(rows, command))
     for line in warnings(fresh_of(rows)):
         say(f"warning: best setting on the border of its search space: {line}")
 

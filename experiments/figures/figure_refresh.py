@@ -1,0 +1,235 @@
+"""Refresh figure: what a refresh of SNOpt's factors does to the loss on Circle.
+
+Left: training loss over steps for several intervals between refreshes, and for the shortest with
+the second moment carried over. Right: how the loss changes in the steps after a refresh. The vector
+field's hyper-network is fed with the time alone, so its factors come from one row an evaluation and
+have a low rank; a refresh starts the second moment anew from their eigenvalues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments.benchmark.plotting import finish
+from experiments.csv_tables import to_csv
+from experiments.errors import RecordError
+from experiments.execute import PlannedRun, Say, execute_all, interleave, places, planned
+from experiments.figures.curves import running_mean
+from experiments.figures.measured_files import check_request, read
+from experiments.figures.provenance import caption_of, machine, provenance, write_origin
+from experiments.figures.style import RC, WIDTH_IN, Look
+from experiments.files import write_whole
+from experiments.records import FINAL_STATES
+from experiments.summary import Summary, summarise
+
+NAME = "figure-refresh"
+PROFILES = ("embedded",)
+EXPERIMENT = "figure-6/circle-snopt"
+COLUMNS = ("variant", "seed", "step", "loss", "refreshed")
+"""Header of ``data.csv``; ``loss`` is that of the batch before the step's update."""
+WINDOW = 20
+"""Steps that the left panel's running mean takes."""
+AFTER = 9
+"""Steps after a refresh that the right panel shows."""
+SETTLED = 50
+"""Refreshes before this step are left out of the right panel: the loss falls anyway."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One line of the figure.
+
+    Attributes:
+        overrides: what sets it apart.
+        look: how it is drawn.
+    """
+
+    overrides: tuple[str, ...]
+    look: Look
+
+
+VARIANTS = {
+    "10": Variant(("optimizer.update_freq=10",), Look("every 10", "#E09F2B", (0, (1.5, 1.2)), "s")),
+    "10-carried": Variant(
+        ("optimizer.update_freq=10", "++optimizer.carry_moment=true"),
+        Look("every 10, moment carried", "#7A7A7A", (0, (4.0, 1.2, 1.0, 1.2)), "D"),
+    ),
+    "50": Variant(("optimizer.update_freq=50",), Look("every 50", "#1F78B4", (0, (5.0, 1.5)), "o")),
+    "100": Variant(("optimizer.update_freq=100",), Look("every 100", "#8C1C4A", "solid", "^")),
+}
+"""What is compared: steps between refreshes, and the carried moment."""
+
+
+def reproduce(
+    *,
+    profile: str,
+    seeds: Sequence[int],
+    overrides: Sequence[str],
+    data_dir: Path,
+    output_dir: Path,
+    folder: Path,
+    command: str,
+    say: Say,
+    train: Sequence[str] | None = None,
+) -> None:
+    """Train what is missing, then write ``data.csv``, ``provenance.json`` and ``figure.png``.
+
+    Args:
+        profile: ``"embedded"``, the only one.
+        seeds: seeds of every line.
+        overrides: changes to every run.
+        data_dir: where data sets lie.
+        output_dir: where run records lie.
+        folder: where the figure goes.
+        command: the command that makes the figure.
+        say: prints one line.
+        train: the training command; see :func:`experiments.execute.execute`.
+
+    Raises:
+        ConfigError: another profile, a wrong override, or seeds that are not all different.
+        RecordError: runs failed.
+    """
+    check_request(NAME, profile, PROFILES, seeds)
+    groups = plan(seeds, overrides, data_dir, output_dir)
+    runs = interleave(list(groups.values()))
+    execute_all(runs, 1, say, train, consequence=f"{NAME} is not drawn")
+    write(groups, folder, command=command)
+
+
+def plan(
+    seeds: Sequence[int], overrides: Sequence[str], data_dir: Path, output_dir: Path
+) -> dict[str, list[PlannedRun]]:
+    """Return the runs of each variant, by seed.
+
+    Raises:
+        ConfigError: an override is unknown.
+    """
+    where = places(data_dir, output_dir)
+    return {
+        name: planned(
+            *(EXPERIMENT, "circle", f"SNOpt, refresh {name}", seeds),
+            *((*variant.overrides, *overrides), where),
+        )
+        for name, variant in VARIANTS.items()
+    }
+
+
+def write(groups: dict[str, list[PlannedRun]], folder: Path, *, command: str) -> None:
+    """Write the figure's files from finished runs.
+
+    Args:
+        groups: the runs of each variant.
+        folder: where; made if it is not there.
+        command: the command that makes the figure.
+
+    Raises:
+        RecordError: a run is not finished or took no step, or a file cannot be written.
+    """
+    runs = [(name, run, summarise(run.folder)) for name, same in groups.items() for run in same]
+    rows = [row for name, _, summary in runs for row in steps(name, summary)]
+    summaries = [summary for _, _, summary in runs]
+    origin = provenance(NAME, command, summaries, [run.command for _, run, _ in runs])
+    seeds = ", ".join(str(seed) for seed in origin["seeds"])
+    origin["caption"] = (
+        f"{machine(summaries)}. Circle, SNOpt with tuned settings but for the steps between two "
+        f"refreshes of the factors. Seeds {seeds}. Left: running means over {WINDOW} steps, "
+        "medians and ranges over seeds. Right: change of the loss from the step before, mean "
+        f"over the refreshes after step {SETTLED} and over seeds; dots are seeds."
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "data.csv", to_csv(COLUMNS, rows))
+    write_origin(folder, origin)
+    redraw(folder)
+
+
+def steps(variant: str, run: Summary) -> list[tuple[str, int, int, str, int]]:
+    """Return a row of :data:`COLUMNS` for each step of a run.
+
+    Raises:
+        RecordError: the run is not finished, or took no step.
+    """
+    if run.state not in FINAL_STATES:
+        raise RecordError(f"{run.name} is {run.state}")
+    rows = [
+        (
+            *(variant, run.seed, int(row["step"]), f"{row['train/loss']:.6g}"),
+            int(row["nfe/curvature"] > 0),
+        )
+        for row in run.metrics
+        if "train/loss" in row
+    ]
+    if not rows:
+        raise RecordError(f"{run.name} took no step ({run.folder})")
+    return rows
+
+
+def changes(own: pd.DataFrame) -> list[float]:
+    """Return the mean change of the loss 1, 2, …, :data:`AFTER` steps after a refresh of one run.
+
+    Not a number where no refresh has that many steps after it before the next one.
+    """
+    loss = dict(zip(own.step, own.loss, strict=True))
+    refreshes = [step for step in own.step[own.refreshed > 0] if step > SETTLED]
+    known = set(own.step[own.refreshed > 0])
+    means = []
+    for after in range(1, AFTER + 1):
+        found = [
+            loss[step + after] - loss[step + after - 1]
+            for step in refreshes
+            if step + after in loss and not known & set(range(step + 1, step + after))
+        ]
+        means.append(float(np.mean(found)) if found else float("nan"))
+    return means
+
+
+def redraw(folder: Path) -> None:
+    """Draw ``figure.png`` again from ``data.csv`` and the caption in ``provenance.json``.
+
+    Raises:
+        RecordError: ``data.csv`` is missing or damaged.
+    """
+    table = read(folder, COLUMNS)
+    line = caption_of(folder)
+    with mpl.rc_context(RC):
+        finish(draw(table), line, folder / "figure.png", top=0.92)
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Return the figure without its caption; call it within ``matplotlib.rc_context(RC)``."""
+    figure = Figure(figsize=(WIDTH_IN, 3.6))
+    left, right = figure.subplots(1, 2)
+    labelled = {str(name): group for name, group in table.groupby("variant")}
+    after = np.arange(1, AFTER + 1)
+    shift = np.linspace(-0.18, 0.18, len(VARIANTS))
+    for place, (name, variant) in enumerate(VARIANTS.items()):
+        if name not in labelled:
+            continue
+        runs = [own.sort_values("step") for _, own in labelled[name].groupby("seed")]
+        length = min(len(own) for own in runs)
+        curves = np.stack([running_mean(own.loss.to_numpy(), WINDOW)[:length] for own in runs])
+        x, look = runs[0].step.to_numpy()[:length], variant.look
+        left.fill_between(
+            x, curves.min(axis=0), curves.max(axis=0), color=look.color, alpha=0.18, linewidth=0
+        )
+        left.plot(x, np.median(curves, axis=0), label=look.label, **look.line)
+        means = np.array([changes(own) for own in runs])
+        for each in means:
+            right.plot(after + shift[place], each, ".", color=look.color, markersize=3)
+        middle = means.mean(axis=0)
+        right.plot(after + shift[place], middle, marker=look.marker, **look.line)
+    left.set_xlabel("Training steps")
+    left.set_ylabel("Training loss (nats)")
+    right.axhline(0.0, color="#333333", linewidth=0.8)
+    right.set_xlabel("Steps after a refresh")
+    right.set_ylabel("Change of the training loss (nats)")
+    right.set_xticks(after)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=len(handles), title_fontsize=9)
+    return figure
