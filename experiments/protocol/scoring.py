@@ -182,7 +182,7 @@ def speed_up(
         raise RecordError(f"there are no studies of {optimizer} and {reference} on every data set")
     pairs = [(own[optimizer], own[reference]) for own in found.values()]
     missed = [[not math.isfinite(score(s, measure)) for s in pair] for pair in pairs]
-    both = any(all(pair) for pair in missed)
+    both = optimizer != reference and any(all(pair) for pair in missed)
     random = np.random.default_rng(seed)
     logs = np.zeros(draws)
     for mine, theirs in pairs:

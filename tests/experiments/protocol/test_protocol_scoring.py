@@ -148,6 +148,11 @@ def test_a_miss_in_a_ratio(mine, theirs, strict, bounded, sign):
     assert up.sign == sign
 
 
+def test_the_reference_itself_is_exactly_one_where_it_missed():
+    itself = speed_up(digits(adam=[[MISS]]), "adam", "adam")
+    assert (itself.bounded, itself.low, itself.high, itself.sign) == (1.0, 1.0, 1.0, "")
+
+
 def test_misses_of_both_on_different_data_sets_bound_nothing():
     times = {
         ("digits", "adam"): [[5.0]],

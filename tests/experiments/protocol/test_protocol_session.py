@@ -173,7 +173,7 @@ def test_a_comparison_that_all_missed_can_be_drawn(tmp_path):
     (tmp_path / "runs.csv").write_text(csv_of(rows))
     draw(tmp_path, "a command", quiet)
     table = (tmp_path / "table.md").read_text()
-    assert "| SGD | 0.00 | 0.00 | 0.00 | 0.00 | ~ 1.00 (1.00 to 1.00) | – |" in table
+    assert "| SGD | 0.00 | 0.00 | 0.00 | 0.00 | 1.00 (1.00 to 1.00) | – |" in table
     assert "1 of 1 | 3 of 3 |" in table
 
 
