@@ -1,9 +1,9 @@
 """Refresh figure: what a refresh of SNOpt's factors does to the loss on Circle.
 
 Left: training loss over steps for several intervals between refreshes, and for the shortest with
-the second moment carried over. Right: how the loss changes in the steps after a refresh. The vector
-field's hyper-network is fed with the time alone, so its factors come from one row an evaluation and
-have a low rank; a refresh starts the second moment anew from their eigenvalues.
+the second moment carried over or the factors averaged. Right: how the loss changes in the steps
+after a refresh. The vector field's hyper-network is fed with the time alone, so that its factors
+come from one row an evaluation and have a low rank.
 """
 
 from __future__ import annotations
@@ -61,10 +61,14 @@ VARIANTS = {
         ("optimizer.update_freq=10", "++optimizer.carry_moment=true"),
         Look("every 10, moment carried", "#7A7A7A", (0, (4.0, 1.2, 1.0, 1.2)), "D"),
     ),
+    "10-averaged": Variant(
+        ("optimizer.update_freq=10", "++optimizer.factor_decay=0.9"),
+        Look("every 10, factors averaged", "#2B2B2B", (0, (1.0, 0.8)), "v"),
+    ),
     "50": Variant(("optimizer.update_freq=50",), Look("every 50", "#1F78B4", (0, (5.0, 1.5)), "o")),
     "100": Variant(("optimizer.update_freq=100",), Look("every 100", "#8C1C4A", "solid", "^")),
 }
-"""What is compared: steps between refreshes, and the carried moment."""
+"""What is compared: steps between refreshes, the carried moment, averages over refreshes."""
 
 
 def reproduce(
@@ -198,12 +202,12 @@ def redraw(folder: Path) -> None:
     table = read(folder, COLUMNS)
     line = caption_of(folder)
     with mpl.rc_context(RC):
-        finish(draw(table), line, folder / "figure.png", top=0.92)
+        finish(draw(table), line, folder / "figure.png", top=0.88)
 
 
 def draw(table: pd.DataFrame) -> Figure:
     """Return the figure without its caption; call it within ``matplotlib.rc_context(RC)``."""
-    figure = Figure(figsize=(WIDTH_IN, 3.6))
+    figure = Figure(figsize=(WIDTH_IN, 4.0))
     left, right = figure.subplots(1, 2)
     labelled = {str(name): group for name, group in table.groupby("variant")}
     after = np.arange(1, AFTER + 1)
@@ -231,5 +235,5 @@ def draw(table: pd.DataFrame) -> Figure:
     right.set_ylabel("Change of the training loss (nats)")
     right.set_xticks(after)
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=len(handles), title_fontsize=9)
+    figure.legend(handles, labels, loc="upper center", ncols=3)
     return figure

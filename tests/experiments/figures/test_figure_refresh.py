@@ -100,7 +100,7 @@ def test_the_figure_from_finished_runs(tmp_path: Path) -> None:
 
 def test_a_missing_run_is_named(tmp_path: Path) -> None:
     make(tmp_path, left_out=1)
-    with pytest.raises(RecordError, match=r"1 of 8 runs failed:\n  circle · SNOpt, refresh 10"):
+    with pytest.raises(RecordError, match=r"1 of 10 runs failed:\n  circle · SNOpt, refresh 10"):
         reproduce(tmp_path)
 
 
