@@ -9,9 +9,15 @@ import statistics
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import torch
 
 from experiments.figures import ablation
+from experiments.figures.names import dataset_name, optimizer_name
+from experiments.figures.sensitivity_table import read_entries
+from experiments.protocol import report
+from experiments.protocol.rows import read_rows
+from experiments.protocol.scoring import score, studies_of
 from experiments.reproduce import MEASURED, TARGETS
 
 ROOT = Path(__file__).parents[1]
@@ -119,6 +125,37 @@ def test_the_ratios_are_those_of_the_benchmarks():
         average = w["average"]["all"]["100"]["over_sgd"]["median"]
         peak = memory[name]["ratios"]["snopt/adam"]
         assert row == [w["title"], f"{refresh:.2f}", f"{average:.3f}", f"{peak:.2f}"]
+
+
+def test_the_comparison_is_that_of_its_runs():
+    rows = read_rows(ROOT / "results" / "protocol" / "runs.csv")
+    found, ups = studies_of(rows), report.speed_ups(studies_of(rows), rows)
+    table = re.search(r"<!-- protocol -->\n(.*?)<!-- /protocol -->", README, re.S).group(1)
+    header = [cell.strip() for cell in table.splitlines()[0].split("|")[1:-1]]
+    goals = {row.dataset: report.goal(row) for row in rows}
+    assert header[1:-1] == [f"{dataset_name(name)}, {goals[name]}" for name in found]
+    names = sorted(report.optimizers(rows), key=lambda name: -ups[name, "seconds"].bounded)
+    assert [row[0] for row in cells("protocol")] == [optimizer_name(name) for name in names]
+    for name, row in zip(names, cells("protocol"), strict=True):
+        for dataset, cell in zip(found, row[1:-1], strict=True):
+            studies = found[dataset][name]
+            hits = sum(math.isfinite(study.values["seconds"]) for study in studies)
+            value = score(studies)
+            time = f"{value:.1f} s" if math.isfinite(value) else "missed"
+            assert cell == f"{time} ({hits} of {len(studies)})", (dataset, name)
+        up = ups[name, "seconds"]
+        assert row[-1] == f"{up.sign}{up.bounded:.2f} ({up.low:.2f} to {up.high:.2f})"
+
+
+def test_what_smaller_damping_does_is_what_figure_8_measured():
+    entries = read_entries(ROOT / "results" / "figure-8" / "data.csv")
+    tuned = [one for one in entries if (one.optimizer, one.lr, one.map) == ("snopt", 0.0149, True)]
+    accuracy = {one.damping: one.accuracy for one in tuned}
+    middle = sorted(accuracy)[2]
+    smaller = min(accuracy)
+    assert middle / smaller == pytest.approx(100.0)
+    first, second = (f"{100 * accuracy[damping]:.0f} %" for damping in (middle, smaller))
+    assert f"from {first} to {second}" in README
 
 
 def test_the_ablations_numbers_are_those_of_its_data():
