@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,33 @@ def test_work_is_shared_out_the_longest_first():
     assert max(loads) == 729 + 512
     assert assign([], 2) == []
     assert assign([1.0], 1) == [0]
+
+
+ENDING = """
+import os, sys
+import torch
+import torch.distributed as dist
+import snopt
+
+def threads():
+    return [open(f"/proc/self/task/{t}/comm").read().strip() for t in os.listdir("/proc/self/task")]
+
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+assert any("gloo" in name for name in threads()), threads()
+import torch.distributed.nn  # as optimizers of torch do in passing
+dist.destroy_process_group()
+assert not any("gloo" in name for name in threads()), threads()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of threads")
+def test_the_process_group_ends_when_it_is_destroyed(tmp_path):
+    """Else its threads live on until the process exits, and now and then abort it."""
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING, str(tmp_path / "meeting")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
