@@ -33,8 +33,8 @@ from snopt.layers import at_least_float32
 from snopt.thin import ThinFactors, most_columns
 
 if dist.is_available():
-    # Its functions' default argument is the process group that there is when it is imported. Torch's
-    # optimizers import it in passing: after init_process_group, so that the group would outlive
+    # Its functions' default argument is the process group that there is at its import. Torch's
+    # optimizers import it in passing, after init_process_group: the group would then outlive
     # destroy_process_group, and one in some forty processes abort in gloo's thread at its exit.
     import torch.distributed.nn.functional
 
