@@ -188,3 +188,16 @@ def test_the_published_settings_are_those_of_the_runs():
         assert value == shown, (dataset, optimizer)
         trained = statistics.median(run["seconds"]["train"] for run in runs)
         assert seconds == f"{trained:.0f} s"
+
+
+def test_on_circle_snopt_is_ahead_with_each_seed():
+    assert "ends ahead with each of the three seeds" in re.sub(r"\s+", " ", README)
+    folder = ROOT / "results" / "paper" / "circle"
+    for seed in range(3):
+        nll = {
+            name: json.loads((folder / f"{name}-seed-{seed}.json").read_text(encoding="utf-8"))[
+                "results"
+            ]["test/nll"]
+            for name in ("adam", "sgd", "snopt")
+        }
+        assert nll["snopt"] < min(nll["adam"], nll["sgd"])
