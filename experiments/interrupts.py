@@ -74,13 +74,15 @@ class Interrupts:
 
 
 @contextmanager
-def catch_interrupts(*, patient: bool = False) -> Iterator[Interrupts]:
+def catch_interrupts(*, patient: bool = False, for_good: bool = False) -> Iterator[Interrupts]:
     """Note SIGINT and SIGTERM inside instead of dying from them.
 
     Outside the main thread Python allows no handlers; nothing is caught there.
 
     Args:
         patient: see :class:`Interrupts`.
+        for_good: whether SIGINT and SIGTERM change nothing afterwards either: the process ends by
+            itself, and is not to be cut off before it has said why.
     """
     if threading.current_thread() is not threading.main_thread():
         yield Interrupts(patient=patient)
@@ -96,4 +98,5 @@ def catch_interrupts(*, patient: bool = False) -> Iterator[Interrupts]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         for signum, old in before.items():
-            signal.signal(signum, old)
+            if not for_good or signum == signal.SIGALRM:
+                signal.signal(signum, old)

@@ -112,7 +112,9 @@ def _run(plain: Config, team: Team, device: torch.device) -> RunResult:
         session = _Session(plain, parts, settings, record, device, clock, tracker, progress, team)
         if not team.first:
             return session.follow()
-        with record.locked(), catch_interrupts(patient=team.size > 1) as interrupts:
+        # When a rank dies torchrun sends SIGTERM to the others, also to one that ends already.
+        several = team.size > 1
+        with record.locked(), catch_interrupts(patient=several, for_good=several) as interrupts:
             return session.lead(interrupts)
 
 

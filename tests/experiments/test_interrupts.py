@@ -71,3 +71,19 @@ def test_outside_the_main_thread_nothing_is_caught():
     thread.join()
     assert found[0].received == signal.SIGTERM
     assert left() == 0
+
+
+def test_a_rank_that_is_ending_is_not_cut_off():
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with (
+            pytest.raises(RuntimeError, match="its own reason"),
+            catch_interrupts(patient=True, for_good=True),
+        ):
+            raise RuntimeError("its own reason")
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
