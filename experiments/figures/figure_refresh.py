@@ -180,14 +180,14 @@ def changes(own: pd.DataFrame) -> list[float]:
     Not a number where no refresh has that many steps after it before the next one.
     """
     loss = dict(zip(own.step, own.loss, strict=True))
-    refreshes = [step for step in own.step[own.refreshed > 0] if step > SETTLED]
-    known = set(own.step[own.refreshed > 0])
+    every = set(own.step[own.refreshed > 0])
+    refreshes = sorted(step for step in every if step > SETTLED)
     means = []
     for after in range(1, AFTER + 1):
         found = [
             loss[step + after] - loss[step + after - 1]
             for step in refreshes
-            if step + after in loss and not known & set(range(step + 1, step + after))
+            if step + after in loss and every.isdisjoint(range(step + 1, step + after))
         ]
         means.append(float(np.mean(found)) if found else float("nan"))
     return means
