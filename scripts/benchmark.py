@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from experiments.benchmark.run import DRAW, MAX_SECONDS, PROCESSES, REPEATS, Plan, run
-from experiments.device import choose_device
-from experiments.errors import UserError
+from experiments.base.device import choose_device
+from experiments.base.errors import UserError
+from experiments.measure.run import DRAW, MAX_SECONDS, PROCESSES, REPEATS, Plan, run
 
 
 def parser() -> argparse.ArgumentParser:

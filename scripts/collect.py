@@ -11,8 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments import paper_runs
-from experiments.command import resumable
+from experiments.base.command import resumable
+from experiments.figures import paper_runs
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

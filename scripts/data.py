@@ -14,10 +14,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
-from experiments.command import resumable
+from experiments.base.command import resumable
+from experiments.base.errors import DataError
 from experiments.data.catalogue import EMBEDDED, SOURCES, Plan, chosen, get, plan
 from experiments.data.sources import Say
-from experiments.errors import DataError
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -11,9 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.command import resumable
+from experiments.base.command import resumable
 from experiments.figures.figure_density import write
-from experiments.summary import summarise
+from experiments.run.records import summarise
 
 
 def main() -> int:

@@ -11,10 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.command import resumable
-from experiments.protocol.drawing import FILES, draw
-from experiments.protocol.session import Request, compare, set_targets
-from experiments.protocol.settings import FOLDER
+from experiments.base.command import resumable
+from experiments.studies.comparison.drawing import FILES, draw
+from experiments.studies.comparison.session import Request, compare, set_targets
+from experiments.studies.comparison.settings import FOLDER
 
 
 def parse(arguments: list[str] | None = None) -> tuple[str, Request]:

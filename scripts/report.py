@@ -10,8 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.command import resumable
-from experiments.report.page import build
+from experiments.base.command import resumable
+from experiments.figures.report.page import build
 
 
 def main() -> int:

@@ -10,8 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.command import resumable
-from experiments.reproduce import MEASURED, SEEDS, TARGETS, Request, reproduce
+from experiments.base.command import resumable
+from experiments.figures.reproduce import MEASURED, SEEDS, TARGETS, Request, reproduce
 
 
 def parse(arguments: list[str] | None = None) -> Request:

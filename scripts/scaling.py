@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from experiments.benchmark import scaling_table
-from experiments.benchmark.origin import origin
-from experiments.benchmark.scaling import measure_scaling
-from experiments.benchmark.workloads import TRAINING
-from experiments.errors import UserError
+from experiments.base.errors import UserError
+from experiments.measure import scaling_table
+from experiments.measure.origin import origin
+from experiments.measure.scaling import measure_scaling
+from experiments.measure.workloads import TRAINING
 
 NETS = ("digits", "mnist")
 

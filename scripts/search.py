@@ -11,8 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.command import resumable
-from experiments.search import Request, search
+from experiments.base.command import resumable
+from experiments.studies.search import Request, search
 
 
 def parse(arguments: list[str] | None = None) -> Request:

@@ -17,16 +17,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.command import resumable
-from experiments.errors import ConfigError, RecordError
-from experiments.execute import places
-from experiments.sweeps.arguments import parse, sweeps_of
-from experiments.sweeps.board import line, table
-from experiments.sweeps.drive import drive
-from experiments.sweeps.outcome import failures, report, write_results
-from experiments.sweeps.plan import load, obtain
-from experiments.sweeps.state import views
-from experiments.sweeps.wandb_export import export
+from experiments.base.command import resumable
+from experiments.base.errors import ConfigError, RecordError
+from experiments.run.config import places
+from experiments.studies.sweeps.arguments import parse, sweeps_of
+from experiments.studies.sweeps.board import line, table
+from experiments.studies.sweeps.drive import drive
+from experiments.studies.sweeps.outcome import failures, report, write_results
+from experiments.studies.sweeps.plan import load, obtain
+from experiments.studies.sweeps.state import views
+from experiments.studies.sweeps.wandb_export import export
 
 EXPORTS = Path("outputs") / "wandb-sweeps"
 

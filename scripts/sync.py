@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from experiments.errors import TrackingError, UserError
-from experiments.tracking import check_online, unsynced
+from experiments.base.errors import TrackingError, UserError
+from experiments.run.tracking import check_online, unsynced
 
 
 def sync(output_dir: Path) -> int:

@@ -19,11 +19,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.distributed import started_as
-from experiments.errors import ConfigError, UserError
-from experiments.explain import CONFIGS, ROOT, explain
-from experiments.interrupts import Interrupted
-from experiments.run import RunResult, run
+from experiments.base.errors import ConfigError, UserError
+from experiments.base.interrupts import Interrupted
+from experiments.run.config import CONFIGS, ROOT, explain
+from experiments.run.ranks import started_as
+from experiments.run.run import RunResult, run
 
 WRONG_INPUT, DIVERGED = 2, 3
 GRACE_S = 3.0

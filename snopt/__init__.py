@@ -3,22 +3,22 @@
 Liu, Chen, Theodorou, "Second-Order Neural ODE Optimizer", NeurIPS 2021.
 """
 
-from snopt.adjoint import odeint_adjoint
-from snopt.block import ODEBlock
-from snopt.checkpoint import odeint_checkpoint
-from snopt.direct import odeint
-from snopt.distributed import average_gradients
+from snopt.curvature.quadrature import evaluations, gauss_legendre, steps, uniform
 from snopt.errors import SolverError
-from snopt.horizon import IntegrationTime
-from snopt.kronecker import KroneckerPair
-from snopt.low_rank import hessian_factors, low_rank_adjoint
-from snopt.optimizer import SNOpt
-from snopt.preconditioner import Preconditioner
-from snopt.quadrature import evaluations, gauss_legendre, steps, uniform
-from snopt.schedules import DenseThenSparse, Exponential, WhenStale
-from snopt.second_order import second_order_adjoint
-from snopt.solve import NFE
-from snopt.trust_region import TrustRegion
+from snopt.integration_time.hooks import IntegrationTime
+from snopt.precondition.kronecker import KroneckerPair
+from snopt.precondition.preconditioner import Preconditioner
+from snopt.precondition.ranks import average_gradients
+from snopt.precondition.schedules import DenseThenSparse, Exponential, WhenStale
+from snopt.precondition.snopt import SNOpt
+from snopt.precondition.trust_region import TrustRegion
+from snopt.solve.adjoint import odeint_adjoint
+from snopt.solve.checkpoint import odeint_checkpoint
+from snopt.solve.direct import odeint
+from snopt.solve.ode_block import ODEBlock
+from snopt.solve.torchdiffeq import NFE
+from snopt.theory.low_rank import hessian_factors, low_rank_adjoint
+from snopt.theory.second_order import second_order_adjoint
 
 __all__ = [
     "NFE",

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from experiments.figures import ablation
-from experiments.figures.names import dataset_name, optimizer_name
+from experiments.figures.reproduce import MEASURED, TARGETS
 from experiments.figures.sensitivity_table import read_entries
-from experiments.protocol import report
-from experiments.protocol.rows import read_rows
-from experiments.protocol.scoring import score, studies_of
-from experiments.reproduce import MEASURED, TARGETS
+from experiments.publish.names import dataset_name, optimizer_name
+from experiments.studies.comparison import report
+from experiments.studies.comparison.rows import read_rows
+from experiments.studies.comparison.scoring import score, studies_of
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

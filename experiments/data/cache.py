@@ -23,9 +23,9 @@ from pathlib import Path
 
 import torch
 
+from experiments.base.errors import RecordError
+from experiments.base.files import write_whole
 from experiments.data.splits import SPLIT_NAMES, DataInfo, Splits
-from experiments.errors import RecordError
-from experiments.files import write_whole
 
 VARIABLE = "SNOPT_CACHE_DIR"
 

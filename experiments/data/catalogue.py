@@ -7,11 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from experiments.base.errors import DataError, suggestion
 from experiments.data import cifar10, mnist, svhn, tabular, uci, uea_archive
 from experiments.data.download import Progress
 from experiments.data.sources import Say, Source, obtain, verify
-from experiments.errors import DataError
-from experiments.explain import suggestion
 
 SOURCES: dict[str, Callable[[], Source]] = {
     "mnist": mnist.source,

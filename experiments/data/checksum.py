@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.errors import DataError
+from experiments.base.errors import DataError
 
 
 class Checksum(NamedTuple):

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
+from experiments.base.errors import ConfigError, DataError
 from experiments.data import cifar10_binary as binary
 from experiments.data.checksum import Checksum, check, verified_bytes
 from experiments.data.images import ImageOptions, RawImages, split_images
 from experiments.data.sources import Remote, Source, locate
 from experiments.data.splits import Splits
-from experiments.errors import ConfigError, DataError
-from experiments.torchvision_ops import declare_missing_operators
+from experiments.data.torchvision_ops import declare_missing_operators
 
 FOLDERS = (".", "cifar10")
 """Where folder or archive may lie, relative to the data folder; downloads go into the first."""

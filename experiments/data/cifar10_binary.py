@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from experiments.base.errors import DataError
 from experiments.data.checksum import Checksum, verified_bytes
 from experiments.data.images import RawImages
-from experiments.errors import DataError
 
 ARCHIVE = "cifar-10-binary.tar.gz"
 URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"

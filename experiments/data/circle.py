@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from experiments.base.errors import ConfigError
 from experiments.data.densities import checkerboard, eight_gaussians, moons, pinwheel
 from experiments.data.splits import SPLIT_NAMES, DataInfo, Splits
 from experiments.data.validate import validate
-from experiments.errors import ConfigError
 
 Sampler = Callable[[np.random.Generator, int, float], NDArray[np.float64]]
 """(generator, number of points, noise) -> points of shape (number, 2)."""

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from pathlib import Path
 
+from experiments.base.errors import DataError
 from experiments.data.checksum import Checksum, digest
 from experiments.data.partial import Part, open_part
-from experiments.errors import DataError
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are here and, where the server announces it, their final number."""

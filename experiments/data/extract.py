@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple, cast
 
+from experiments.base.errors import DataError
 from experiments.data.checksum import Checksum, check
-from experiments.errors import DataError
 
 LARGEST = 4 << 30
 """Bytes beyond which a file in an archive is not unpacked (the largest known one has 0.6 GB)."""

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.base.errors import DataError
 from experiments.data.ts_files import FloatArray
-from experiments.errors import DataError
 
 LAYOUT = "0.14.1"
 """The version under which a block manager's state keeps axes and blocks."""

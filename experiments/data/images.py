@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.base.errors import ConfigError, DataError
 from experiments.data.splits import DataInfo, Splits
 from experiments.data.validate import validate
-from experiments.errors import ConfigError, DataError
 
 
 class RawImages(NamedTuple):

@@ -22,9 +22,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.base.errors import DataError
 from experiments.data.frame_pickle import Table
 from experiments.data.ts_files import FloatArray
-from experiments.errors import DataError
 
 SHARE = 0.1
 """Share of the test split, and of the validation split in what remains."""

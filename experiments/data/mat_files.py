@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.errors import DataError
+from experiments.base.errors import DataError
 
 
 def read_mat(path: Path, keys: Sequence[str], content: bytes | None = None) -> dict[str, Any]:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.base.errors import DataError
 from experiments.data.splits import DataInfo, Splits
 from experiments.data.stratify import IntArray, stratified_split
 from experiments.data.ts_files import FloatArray, TsFile
 from experiments.data.validate import validate
-from experiments.errors import DataError
 
 
 @dataclass(frozen=True)

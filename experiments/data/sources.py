@@ -14,11 +14,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.base.errors import DataError, RecordError
+from experiments.base.files import write_whole
 from experiments.data.checksum import Checksum, check, digest
 from experiments.data.download import Progress, download
 from experiments.data.extract import extract
-from experiments.errors import DataError, RecordError
-from experiments.files import write_whole
 
 SUMS = "SHA256SUMS"
 """Name of the file with recorded checksums, in the format of ``sha256sum``."""

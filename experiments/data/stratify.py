@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.errors import ConfigError, DataError
+from experiments.base.errors import ConfigError, DataError
 
 IntArray = NDArray[np.int64]
 

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from experiments.base.errors import DataError
 from experiments.data.checksum import Checksum, verified_bytes
 from experiments.data.images import ImageOptions, RawImages, split_images
 from experiments.data.mat_files import read_mat
 from experiments.data.sources import Remote, Source, locate
 from experiments.data.splits import Splits
-from experiments.errors import DataError
-from experiments.torchvision_ops import declare_missing_operators
+from experiments.data.torchvision_ops import declare_missing_operators
 
 FOLDERS = ("svhn", ".")
 """Where the files may lie, relative to the data folder; downloads go into the first."""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.base.errors import ConfigError, DataError
 from experiments.data import maf
 from experiments.data.cache import Option, cached
 from experiments.data.checksum import Checksum, digest, verified_bytes
@@ -25,7 +26,6 @@ from experiments.data.sources import Remote, Source, locate, record, recorded_su
 from experiments.data.splits import DataInfo, Splits
 from experiments.data.ts_files import FloatArray
 from experiments.data.validate import validate
-from experiments.errors import ConfigError, DataError
 
 ARCHIVE = Remote(
     name="data.tar.gz",

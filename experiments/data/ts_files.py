@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.errors import DataError
+from experiments.base.errors import DataError
 
 FloatArray = NDArray[np.float64]
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.base.errors import DataError
 from experiments.data.mat_files import read_mat
 from experiments.data.sources import Remote, Source
 from experiments.data.stratify import IntArray
 from experiments.data.ts_files import FloatArray, TsFile
-from experiments.errors import DataError
 
 COEFFICIENTS = 13
 DIGITS = 10

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.base.errors import ConfigError, DataError
 from experiments.data import uci, uea_archive
 from experiments.data.cache import cached
 from experiments.data.checksum import digest
@@ -23,7 +24,6 @@ from experiments.data.series import split_series
 from experiments.data.sources import Source, by_hand, locate, verify
 from experiments.data.splits import Splits
 from experiments.data.ts_files import TsFile, read_ts
-from experiments.errors import ConfigError, DataError
 
 FORMS = ("auto", "uea", "uci")
 """Values of the option ``form``."""

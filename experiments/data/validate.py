@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from experiments.base.errors import DataError
 from experiments.data.splits import TASKS, Splits
-from experiments.errors import DataError
 
 _PARTS = {"image": ("x", "y"), "time_series": ("x", "lengths", "y"), "cnf": ("x",)}
 

@@ -1,7 +1,7 @@
 """The ablation of SNOpt's options: training time to a target that tuned SGD and Adam set.
 
 One column a data set, one row a variant; a dot is a seed, a bar the median. Everything is drawn
-from ``data.csv`` alone. :mod:`experiments.ablation` trains.
+from ``data.csv`` alone. :mod:`experiments.figures.ablation_runs` trains.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.ablation import Ablation, Entry, run_ablation
-from experiments.csv_tables import Cells, read_csv, to_csv
-from experiments.errors import ConfigError, RecordError
-from experiments.execute import Say
-from experiments.figures.provenance import caption_of, machine, provenance, write_origin
-from experiments.figures.style import RC, WIDTH_IN
-from experiments.files import write_whole
+from experiments.base.errors import ConfigError, RecordError
+from experiments.base.files import write_whole
+from experiments.figures.ablation_runs import Ablation, Entry, run_ablation
+from experiments.publish.provenance import caption_of, machine, provenance, write_origin
+from experiments.publish.style import RC, WIDTH_IN
+from experiments.publish.tables import Cells, read_csv, to_csv
+from experiments.studies.execute import Say
 
 NAME = "ablation"
 PROFILES = ("embedded",)

@@ -15,11 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.csv_tables import Cells, read_csv, to_csv
-from experiments.errors import RecordError
-from experiments.goals import NFE
-from experiments.records import FINAL_STATES
-from experiments.summary import Summary
+from experiments.base.errors import RecordError
+from experiments.publish.tables import Cells, read_csv, to_csv
+from experiments.run.records import FINAL_STATES, Summary
+from experiments.studies.goals import NFE
 
 COLUMNS = (
     "dataset",

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.errors import RecordError
-from experiments.figures.style import WIDTH_IN
+from experiments.base.errors import RecordError
+from experiments.publish.style import WIDTH_IN
 
 ALONG, NODES, TIME = "along", "nodes", "time"
 COLUMNS = (

@@ -20,7 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.errors import RecordError
+from experiments.base.errors import RecordError
+from experiments.base.files import write_whole
 from experiments.figures.curves import (
     Curve,
     by_optimizer,
@@ -30,11 +31,10 @@ from experiments.figures.curves import (
     running_mean,
 )
 from experiments.figures.panels import draw_curves, note_diverged
-from experiments.figures.provenance import machine, provenance, write_origin
-from experiments.figures.style import LOOKS, RC, WIDTH_IN, look
 from experiments.figures.thinned import WINDOW
-from experiments.files import write_whole
-from experiments.summary import Summary, summarise
+from experiments.publish.provenance import machine, provenance, write_origin
+from experiments.publish.style import LOOKS, RC, WIDTH_IN, look
+from experiments.run.records import Summary, summarise
 
 NAME = "figure-1"
 OPTIMIZERS = ("adam", "sgd", "snopt")

@@ -22,15 +22,15 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from experiments.errors import ConfigError, RecordError
+from experiments.base.errors import ConfigError, RecordError
+from experiments.base.files import write_whole
 from experiments.figures.blocks import BLOCKS, PROFILES, Block
 from experiments.figures.curves import Curve, by_optimizer, csv_of, curve_from_run, read_curves
 from experiments.figures.panels import AXES, draw_curves, note_diverged
-from experiments.figures.provenance import machine, provenance, write_origin
-from experiments.figures.style import LOOKS, RC, WIDTH_IN, look
 from experiments.figures.thinned import WINDOW, thin
-from experiments.files import write_whole
-from experiments.summary import Summary, summarise
+from experiments.publish.provenance import machine, provenance, write_origin
+from experiments.publish.style import LOOKS, RC, WIDTH_IN, look
+from experiments.run.records import Summary, summarise
 
 NAME = "figure-6"
 OPTIMIZERS = ("adam", "sgd", "snopt")

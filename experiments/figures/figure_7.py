@@ -4,7 +4,7 @@ One row a data set. Runtime: medians and quartiles over pairs of steps that were
 one another, of the average step (one refresh in ``update_freq`` steps) and of the refresh step
 alone. Memory: of the whole process, and without what it held at the start, before any step. Both
 optimizers take their steps at the same weights.
-The figure is drawn from ``data.csv`` alone; :mod:`experiments.benchmark.relative` measures.
+The figure is drawn from ``data.csv`` alone; :mod:`experiments.measure.relative` measures.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.benchmark.origin import in_words
-from experiments.benchmark.plotting import OURS, duration, finish
-from experiments.benchmark.relative import ROUNDS, Measurement, plan
-from experiments.benchmark.scoring import Spread
-from experiments.errors import ConfigError, DataError, RecordError
-from experiments.explain import options
+from experiments.base.errors import ConfigError, DataError, RecordError
+from experiments.base.files import write_whole
 from experiments.figures.figure_1 import Panel
-from experiments.figures.provenance import caption_of, git_state, processor, versions, write_origin
 from experiments.figures.relative_cost import Row, csv_of, read_table, rows, table
-from experiments.figures.style import RC, WIDTH_IN
-from experiments.files import write_whole
+from experiments.measure.origin import in_words
+from experiments.measure.plotting import OURS, duration
+from experiments.measure.relative import ROUNDS, Measurement, plan
+from experiments.measure.scoring import Spread
+from experiments.publish.provenance import caption_of, git_state, processor, versions, write_origin
+from experiments.publish.style import RC, WIDTH_IN, finish
+from experiments.run.config import options
 
 NAME = "figure-7"
 PROFILES: dict[str, tuple[Panel, ...]] = {

@@ -2,7 +2,7 @@
 
 Above, final validation accuracy over the learning rate; a line is the median over seeds. Below, one
 map of learning rate and damping for each optimizer that has a damping. Everything is drawn from
-``data.csv`` alone. :mod:`experiments.sensitivity` says which runs there are.
+``data.csv`` alone. :mod:`experiments.figures.sensitivity_runs` says which runs there are.
 """
 
 from __future__ import annotations
@@ -18,15 +18,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.benchmark.plotting import finish
-from experiments.errors import ConfigError
-from experiments.execute import Say, execute_all
-from experiments.figures.provenance import caption_of, machine, provenance, write_origin
-from experiments.figures.sensitivity_table import Share, csv_of, read_entries, shares, table
-from experiments.figures.style import LOOKS, RC, WIDTH_IN, Look
-from experiments.files import write_whole
-from experiments.records import DIVERGED
-from experiments.sensitivity import (
+from experiments.base.errors import ConfigError
+from experiments.base.files import write_whole
+from experiments.figures.sensitivity_runs import (
     CUT,
     Entry,
     Sensitivity,
@@ -36,7 +30,11 @@ from experiments.sensitivity import (
     score,
     within,
 )
-from experiments.summary import summarise
+from experiments.figures.sensitivity_table import Share, csv_of, read_entries, shares, table
+from experiments.publish.provenance import caption_of, machine, provenance, write_origin
+from experiments.publish.style import LOOKS, RC, WIDTH_IN, Look, finish
+from experiments.run.records import DIVERGED, summarise
+from experiments.studies.execute import Say, execute_all
 
 NAME = "figure-8"
 PROFILES = ("embedded",)
@@ -71,7 +69,7 @@ def reproduce(
         command: the command that makes it.
         say: prints one line.
         jobs: runs at a time.
-        train: the training command; see :func:`experiments.execute.execute`.
+        train: the training command; see :func:`experiments.studies.execute.execute`.
 
     Raises:
         ConfigError: the profile, an optimizer or an override is unknown.

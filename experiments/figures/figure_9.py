@@ -18,9 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from experiments.benchmark.plotting import finish
-from experiments.errors import RecordError
-from experiments.execute import Say
+from experiments.base.errors import RecordError
+from experiments.base.files import write_whole
 from experiments.figures.curves import band
 from experiments.figures.horizon_runs import (
     DATASETS,
@@ -33,9 +32,9 @@ from experiments.figures.horizon_runs import (
     settings,
 )
 from experiments.figures.horizon_traces import Trace, csv_of, read_traces, trace_of
-from experiments.figures.provenance import caption_of, machine, provenance, write_origin
-from experiments.figures.style import RC, WIDTH_IN, Look
-from experiments.files import write_whole
+from experiments.publish.provenance import caption_of, machine, provenance, write_origin
+from experiments.publish.style import RC, WIDTH_IN, Look, finish
+from experiments.studies.execute import Say
 
 NAME = "figure-9"
 PROFILES = DATASETS
@@ -69,7 +68,7 @@ def reproduce(
         folder: where the figure goes.
         command: the command that makes the figure.
         say: prints one line.
-        train: the training command; see :func:`experiments.execute.execute`.
+        train: the training command; see :func:`experiments.studies.execute.execute`.
 
     Raises:
         ConfigError: unknown profile or override, or seeds that are not all different.

@@ -22,18 +22,17 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from experiments.build import build
-from experiments.checkpoint import load_checkpoint
-from experiments.config import identity
-from experiments.csv_tables import to_csv
-from experiments.errors import ConfigError, RecordError
-from experiments.execute import execute_all, places, planned
-from experiments.figures.provenance import machine, provenance, write_origin
-from experiments.figures.style import RC, WIDTH_IN
-from experiments.files import write_whole
+from experiments.base.errors import ConfigError, RecordError
+from experiments.base.files import write_whole
 from experiments.models.cnf import CNF
-from experiments.records import Record
-from experiments.summary import Summary, summarise
+from experiments.publish.provenance import machine, provenance, write_origin
+from experiments.publish.style import RC, WIDTH_IN
+from experiments.publish.tables import to_csv
+from experiments.run.build import build
+from experiments.run.checkpoint import load_checkpoint
+from experiments.run.config import identity, places
+from experiments.run.records import Record, Summary, summarise
+from experiments.studies.execute import execute_all, planned
 
 NAME = "figure-density"
 PROFILES = ("embedded",)
@@ -163,7 +162,7 @@ def reproduce(
         folder: where the figure goes.
         command: the command that makes the figure.
         say: prints one line.
-        train: the training command; see :func:`experiments.execute.execute`.
+        train: the training command; see :func:`experiments.studies.execute.execute`.
 
     Raises:
         ConfigError: unknown profile or override, or no seed.

@@ -16,16 +16,14 @@ from typing import Any
 import matplotlib as mpl
 import torch
 
-from experiments.benchmark.plotting import finish
+from experiments.base.files import write_whole
 from experiments.figures.factor_panels import ALONG, COLUMNS, NODES, TIME, draw
-from experiments.figures.measured_files import check_request, read, write_provenance
 from experiments.figures.node_runs import TARGET, NodeRun, obtain, plan
-from experiments.figures.provenance import caption_of, devices, machine
-from experiments.figures.style import RC
-from experiments.figures.table_files import csv_text
-from experiments.files import write_whole
-from experiments.spectra.along_path import Settings, along_path, node_errors, smooth
-from experiments.spectra.snapshots import EXPERIMENT, snapshots
+from experiments.measure.along_path import Settings, along_path, node_errors, smooth
+from experiments.measure.snapshots import EXPERIMENT, snapshots
+from experiments.publish.provenance import caption_of, devices, machine
+from experiments.publish.style import RC, finish
+from experiments.publish.tables import check_request, csv_text, read, write_provenance
 
 NAME = "figure-factors"
 PROFILES = ("embedded",)
@@ -60,7 +58,7 @@ def reproduce(
         say: prints one line.
         settings: what is measured along the path; None means all of it.
         timed: whether to make the runs of the last panel; without, it stays empty.
-        train: the training command; see :func:`experiments.execute.execute`.
+        train: the training command; see :func:`experiments.studies.execute.execute`.
 
     Raises:
         ConfigError: another profile or a wrong override, or seeds that are not all different.

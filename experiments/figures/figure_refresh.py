@@ -17,17 +17,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.benchmark.plotting import finish
-from experiments.csv_tables import to_csv
-from experiments.errors import RecordError
-from experiments.execute import PlannedRun, Say, execute_all, interleave, places, planned
+from experiments.base.errors import RecordError
+from experiments.base.files import write_whole
 from experiments.figures.curves import running_mean
-from experiments.figures.measured_files import check_request, read
-from experiments.figures.provenance import caption_of, machine, provenance, write_origin
-from experiments.figures.style import RC, WIDTH_IN, Look
-from experiments.files import write_whole
-from experiments.records import FINAL_STATES
-from experiments.summary import Summary, summarise
+from experiments.publish.provenance import caption_of, machine, provenance, write_origin
+from experiments.publish.style import RC, WIDTH_IN, Look, finish
+from experiments.publish.tables import check_request, read, to_csv
+from experiments.run.config import places
+from experiments.run.records import FINAL_STATES, Summary, summarise
+from experiments.studies.execute import PlannedRun, Say, execute_all, interleave, planned
 
 NAME = "figure-refresh"
 PROFILES = ("embedded",)
@@ -94,7 +92,7 @@ def reproduce(
         folder: where the figure goes.
         command: the command that makes the figure.
         say: prints one line.
-        train: the training command; see :func:`experiments.execute.execute`.
+        train: the training command; see :func:`experiments.studies.execute.execute`.
 
     Raises:
         ConfigError: another profile, a wrong override, or seeds that are not all different.

@@ -23,15 +23,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.benchmark.plotting import finish
-from experiments.figures.measured_files import check_request, read, write_provenance
-from experiments.figures.provenance import devices
-from experiments.figures.style import RC, WIDTH_IN
-from experiments.figures.table_files import csv_text
-from experiments.files import write_whole
-from experiments.spectra.lanczos import density
-from experiments.spectra.snapshots import EXPERIMENT, snapshots
-from experiments.spectra.spectrum import (
+from experiments.base.files import write_whole
+from experiments.measure.lanczos import density
+from experiments.measure.snapshots import EXPERIMENT, snapshots
+from experiments.measure.spectrum import (
     ADJOINT,
     COLUMNS,
     EMPIRICAL,
@@ -42,6 +37,9 @@ from experiments.spectra.spectrum import (
     Settings,
     measure,
 )
+from experiments.publish.provenance import devices
+from experiments.publish.style import RC, WIDTH_IN, finish
+from experiments.publish.tables import check_request, csv_text, read, write_provenance
 
 NAME = "figure-spectrum"
 PROFILES = ("embedded",)

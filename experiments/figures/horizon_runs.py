@@ -13,11 +13,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from experiments.availability import check_data
-from experiments.errors import ConfigError, RecordError
-from experiments.execute import PlannedRun, Say, execute_all, places, planned
-from experiments.records import FINAL_STATES
-from experiments.summary import Summary, finished, summarise
+from experiments.base.errors import ConfigError, RecordError
+from experiments.run.config import places
+from experiments.run.records import FINAL_STATES, Summary, finished, summarise
+from experiments.studies.execute import PlannedRun, Say, check_data, execute_all, planned
 
 EXPERIMENTS = "figure-9"
 """Folder of the experiment files, ``<dataset>-<mode>.yaml``."""
@@ -107,7 +106,7 @@ def obtain(
         target: name of the figure or table, for messages.
         wanted: from :func:`plan`.
         say: prints one line.
-        train: the training command; see :func:`experiments.execute.execute`.
+        train: the training command; see :func:`experiments.studies.execute.execute`.
 
     Raises:
         DataError: the data set is not there, and a run is missing.

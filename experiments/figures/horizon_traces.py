@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.csv_tables import Cells, read_csv, to_csv
-from experiments.errors import RecordError
+from experiments.base.errors import RecordError
 from experiments.figures.curves import Array
 from experiments.figures.horizon_runs import HorizonRun
+from experiments.publish.tables import Cells, read_csv, to_csv
 
 COLUMNS = (
     "dataset",

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.errors import RecordError
-from experiments.execute import PlannedRun, Say, execute_all, places, planned
-from experiments.figures.provenance import run_entry
-from experiments.goals import time_to
-from experiments.records import FINAL_STATES
-from experiments.spectra.snapshots import EXPERIMENT
-from experiments.summary import Summary, summarise
+from experiments.base.errors import RecordError
+from experiments.measure.snapshots import EXPERIMENT
+from experiments.publish.provenance import run_entry
+from experiments.run.config import places
+from experiments.run.records import FINAL_STATES, Summary, summarise
+from experiments.studies.execute import PlannedRun, Say, execute_all, planned
+from experiments.studies.goals import time_to
 
 METRIC, TARGET = "accuracy", 0.85
 VARIANTS = (

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 
 from experiments.figures.curves import Array, Curve, band, counts
-from experiments.figures.style import LOOKS, look
+from experiments.publish.style import LOOKS, look
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmark.relative import Measurement
-from experiments.benchmark.scoring import Spread, averaged, pair_ratio, spread
-from experiments.csv_tables import Cells, read_csv, to_csv
-from experiments.errors import RecordError
+from experiments.base.errors import RecordError
+from experiments.measure.relative import Measurement
+from experiments.measure.scoring import Spread, averaged, pair_ratio, spread
+from experiments.publish.tables import Cells, read_csv, to_csv
 
 COLUMNS = ("dataset", "optimizer", "quantity", "seed", "sample", "value", "unit")
 """Header of ``data.csv``; samples of one data set and seed with the same number are pairs."""

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from experiments.csv_tables import Cells, read_csv, to_csv
-from experiments.errors import RecordError
-from experiments.figures.table_files import Table
-from experiments.records import DIVERGED
-from experiments.sensitivity import CUT, Entry, medians, within
+from experiments.base.errors import RecordError
+from experiments.figures.sensitivity_runs import CUT, Entry, medians, within
+from experiments.publish.tables import Cells, Table, read_csv, to_csv
+from experiments.run.records import DIVERGED
 
 COLUMNS = tuple(field.name for field in fields(Entry))
 LABELS = {"adam": "Adam", "sgd": "SGD", "snopt": "SNOpt", "kfac": "KFAC"}

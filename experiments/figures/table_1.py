@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.derivatives.systems import DIGITS, SMALL, System, digits_batch, small
-from experiments.derivatives.ways import (
+from experiments.base.errors import ConfigError
+from experiments.measure.derivative_systems import DIGITS, SMALL, System, digits_batch, small
+from experiments.measure.derivative_ways import (
     SOLVERS,
     Exact,
     Solver,
@@ -30,8 +31,7 @@ from experiments.derivatives.ways import (
     reference,
     theorem_1,
 )
-from experiments.errors import ConfigError
-from experiments.figures.table_files import Table, csv_text, write_table
+from experiments.publish.tables import Table, csv_text, write_table
 
 NAME = "table-1"
 PROFILES = ("embedded",)

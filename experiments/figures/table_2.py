@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from experiments.benchmark.origin import in_words, origin
-from experiments.derivatives.memory import BATCH, LIMIT_MB, WAYS, measure, sizes
 from experiments.figures.table_1 import check_request
-from experiments.figures.table_files import Table, csv_text, write_table
+from experiments.measure.derivative_memory import BATCH, LIMIT_MB, WAYS, measure, sizes
+from experiments.measure.origin import in_words, origin
+from experiments.publish.tables import Table, csv_text, write_table
 
 NAME = "table-2"
 PROFILES = ("embedded",)

@@ -17,13 +17,13 @@ from typing import Any
 
 from hydra.utils import get_method
 
-from experiments.config import load_config, resolve
-from experiments.csv_tables import to_csv
+from experiments.base.errors import ConfigError, DataError
+from experiments.base.files import write_whole
 from experiments.data.splits import Splits
-from experiments.errors import ConfigError, DataError
 from experiments.figures.blocks import BLOCKS
-from experiments.figures.provenance import git_state, versions, write_origin
-from experiments.files import write_whole
+from experiments.publish.provenance import git_state, versions, write_origin
+from experiments.publish.tables import to_csv
+from experiments.run.config import load_config, resolve
 
 NAME = "table-3"
 PROFILES = ("embedded", "paper")

@@ -11,16 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.errors import ConfigError, RecordError
-from experiments.execute import Say
-from experiments.figures.measured_files import check_request
-from experiments.figures.names import dataset_name, optimizer_name
-from experiments.figures.table_files import Table, csv_text, write_table
-from experiments.protocol.drawing import RUNS, draw
-from experiments.protocol.fresh import Fresh, fresh_of, mean_and_deviation, settings_text
-from experiments.protocol.report import optimizers, where_and_how
-from experiments.protocol.rows import Row, read_rows
-from experiments.protocol.session import Request, compare
+from experiments.base.errors import ConfigError, RecordError
+from experiments.publish.names import dataset_name, optimizer_name
+from experiments.publish.tables import Table, check_request, csv_text, write_table
+from experiments.studies.comparison.drawing import RUNS, draw
+from experiments.studies.comparison.fresh import Fresh, fresh_of, mean_and_deviation, settings_text
+from experiments.studies.comparison.report import optimizers, where_and_how
+from experiments.studies.comparison.rows import Row, read_rows
+from experiments.studies.comparison.session import Request, compare
+from experiments.studies.execute import Say
 
 NAME = "table-4"
 PROFILES = ("embedded",)

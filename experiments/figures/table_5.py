@@ -13,9 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from experiments.csv_tables import Cells, read_csv, to_csv
-from experiments.errors import RecordError
-from experiments.execute import Say
+from experiments.base.errors import RecordError
+from experiments.base.files import write_whole
 from experiments.figures.horizon_runs import (
     DATASETS,
     MODES,
@@ -26,8 +25,9 @@ from experiments.figures.horizon_runs import (
     plan,
     settings,
 )
-from experiments.figures.provenance import caption_of, machine, provenance, write_origin
-from experiments.files import write_whole
+from experiments.publish.provenance import caption_of, machine, provenance, write_origin
+from experiments.publish.tables import Cells, read_csv, to_csv
+from experiments.studies.execute import Say
 
 NAME = "table-5"
 PROFILES = DATASETS
@@ -99,7 +99,7 @@ def reproduce(
         folder: where the table goes.
         command: the command that makes the table.
         say: prints one line.
-        train: the training command; see :func:`experiments.execute.execute`.
+        train: the training command; see :func:`experiments.studies.execute.execute`.
 
     Raises:
         ConfigError: unknown profile or override, or seeds that are not all different.

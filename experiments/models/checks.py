@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from experiments.base.checks import is_number
+from experiments.base.errors import ConfigError
 from experiments.data.splits import DataInfo
-from experiments.errors import ConfigError
-from experiments.values import is_number
 
 
 def require_task(model: str, info: DataInfo, task: str) -> None:

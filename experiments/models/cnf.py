@@ -10,14 +10,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from experiments.base.errors import ConfigError
 from experiments.data.splits import DataInfo
-from experiments.errors import ConfigError
 from experiments.models.augmented import AugmentedField
 from experiments.models.checks import require_positive, require_task, require_whole
 from experiments.models.concat_squash import ConcatSquashField
 from experiments.models.hyper_field import HyperField
+from experiments.models.solver import SolverSettings
 from experiments.models.trace import check_trace, draw_noise
-from experiments.solver import SolverSettings
 from snopt import ODEBlock
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from experiments.base.errors import ConfigError, DataError
 from experiments.data.splits import DataInfo
-from experiments.errors import ConfigError, DataError
 from experiments.models.checks import require_classes, require_task, require_whole
 from experiments.models.fields import MLPField
-from experiments.solver import SolverSettings
+from experiments.models.solver import SolverSettings
 
 
 class ODERNN(nn.Module):

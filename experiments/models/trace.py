@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from experiments.errors import ConfigError
+from experiments.base.errors import ConfigError
 
 TRACES = ("exact", "rademacher", "gaussian")
 

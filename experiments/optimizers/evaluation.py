@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from experiments.errors import ConfigError
-from experiments.seeding import rng_state, set_rng_state
-from experiments.tasks.base import Batch, Task
+from experiments.base.errors import ConfigError
+from experiments.base.seeds import rng_state, set_rng_state
+from experiments.tasks import Batch, Task
 from snopt import SolverError
 
 PENALTY: Final = 1e6

@@ -37,7 +37,7 @@ class Muon(pytorch_optimizer.Muon):  # type: ignore[misc]
         ValueError: an argument is out of range, or no matrix is left.
     """
 
-    gradient_only = True  # it takes the model for its names alone (experiments.distributed)
+    gradient_only = True  # it takes the model for its names alone (experiments.run.ranks)
 
     def __init__(
         self,

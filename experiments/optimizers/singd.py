@@ -20,15 +20,11 @@ from singd.structures.base import StructuredMatrix
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from experiments.optimizers.parameters import (
-    check_count,
-    tell_of_plain_updates,
-    trainable_groups,
-)
+from experiments.optimizers.parameters import check_count, tell_of_plain_updates, trainable_groups
 from snopt import gauss_legendre
-from snopt.curvature import Collector
-from snopt.layers import groups_of
-from snopt.quadrature import Quadrature
+from snopt.curvature.collector import Collector
+from snopt.curvature.layers import groups_of
+from snopt.curvature.quadrature import Quadrature
 
 _MATRICES = ("Ks", "Cs", "m_Ks", "m_Cs")
 

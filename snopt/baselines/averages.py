@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snopt.accumulator import Factors
-from snopt.robust import symmetric
+from snopt.curvature.factors import Factors
+from snopt.linalg import symmetric
 
 
 class FactorAverage:

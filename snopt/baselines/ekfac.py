@@ -9,17 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from snopt.accumulator import Accumulator, Factors
 from snopt.baselines.averages import FactorAverage
 from snopt.baselines.per_sample import PerSampleFactors, PerSampleSums
 from snopt.baselines.settings import base_step, check_damping, check_settings
-from snopt.blocks import Block, check_model
-from snopt.eigenbasis import Basis, eigenbases
-from snopt.kl_clip import write_steps
-from snopt.kronecker import KroneckerPair
-from snopt.layerwise import Layerwise, check_choice
-from snopt.preconditioned import PreconditionedOptimizer, as_groups, members
-from snopt.quadrature import Quadrature, evaluations
+from snopt.curvature.factors import Accumulator, Factors
+from snopt.curvature.quadrature import Quadrature, evaluations
+from snopt.linalg import Basis, eigenbases
+from snopt.precondition.base import PreconditionedOptimizer, as_groups, members
+from snopt.precondition.kl_clip import write_steps
+from snopt.precondition.kronecker import KroneckerPair
+from snopt.precondition.layerwise import Layerwise
+from snopt.precondition.weights import Block, check_model
+from snopt.validate import check_choice
 
 MOMENTS = ("per_sample", "running")
 
@@ -178,9 +179,10 @@ class EKFAC(PreconditionedOptimizer[EKFACPreconditioner]):
     The gradient is divided by its second moment S in K-FAC's eigenbasis, S + λ in place of the
     product of the factors' eigenvalues. SNOpt takes the same step with the bases of path integrals;
     here every evaluation that the discretised solve is made of is one use of a layer
-    (:func:`snopt.quadrature.evaluations`), as if the solve were a network with shared weights. Only
-    the bases come from factors of independent uses; S takes a sample's gradient as it is, summed
-    over its uses, so that it does not shrink with the solver's steps as K-FAC's block does.
+    (:func:`snopt.curvature.quadrature.evaluations`), as if the solve were a network with shared
+    weights. Only the bases come from factors of independent uses; S takes a sample's gradient as it
+    is, summed over its uses, so that it does not shrink with the solver's steps as K-FAC's block
+    does.
 
     S is of one of two kinds:
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from snopt.baselines.bfgs import DenseInverse
 from snopt.baselines.kronecker_bfgs import KroneckerBFGS
-from snopt.quadrature import Quadrature
+from snopt.curvature.quadrature import Quadrature
 
 
 class KBFGS(KroneckerBFGS):

@@ -13,7 +13,7 @@ from snopt.baselines.averages import moved
 from snopt.baselines.bfgs import hessian_action_update
 from snopt.baselines.double_damping import double_damping
 from snopt.baselines.means import Means
-from snopt.inverse import inverse
+from snopt.linalg import inverse
 
 MU_1 = 0.2  # μ₁ of the first damping, as in the authors' code
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from snopt.baselines.kronecker_bfgs import KroneckerBFGS
 from snopt.baselines.limited_memory import LimitedInverse
-from snopt.layerwise import check_count
-from snopt.quadrature import Quadrature
+from snopt.curvature.quadrature import Quadrature
+from snopt.validate import check_count
 
 
 class KBFGSL(KroneckerBFGS):

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from snopt.accumulator import Factors
 from snopt.baselines.averages import FactorAverage, moved
 from snopt.baselines.settings import base_step, check_damping, check_settings
-from snopt.blocks import Block, check_model
-from snopt.inverse import inverses
-from snopt.kl_clip import write_steps
-from snopt.layerwise import Layerwise
-from snopt.preconditioned import PreconditionedOptimizer, as_groups, members
-from snopt.quadrature import Quadrature, evaluations
+from snopt.curvature.factors import Factors
+from snopt.curvature.quadrature import Quadrature, evaluations
+from snopt.linalg import inverses
+from snopt.precondition.base import PreconditionedOptimizer, as_groups, members
+from snopt.precondition.kl_clip import write_steps
+from snopt.precondition.layerwise import Layerwise
+from snopt.precondition.weights import Block, check_model
 
 
 class FactoredInverse:

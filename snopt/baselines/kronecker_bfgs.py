@@ -11,11 +11,11 @@ from torch.optim import Optimizer
 
 from snopt.baselines.kbfgs_block import KBFGSState, MakeInverse
 from snopt.baselines.means import Means, MeanSums
-from snopt.blocks import Block, check_model
-from snopt.layers import has_bias, to_matrix
-from snopt.layerwise import Layerwise
-from snopt.preconditioned import PreconditionedOptimizer, as_groups, members
-from snopt.quadrature import Quadrature
+from snopt.curvature.layers import has_bias, to_matrix
+from snopt.curvature.quadrature import Quadrature
+from snopt.precondition.base import PreconditionedOptimizer, as_groups, members
+from snopt.precondition.layerwise import Layerwise
+from snopt.precondition.weights import Block, check_model
 
 
 class KBFGSPreconditioner(Layerwise[KBFGSState]):

@@ -22,14 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from snopt.layers import (
-    Layer,
-    at_least_float32,
-    batch_of,
-    input_factor,
-    input_rows,
-    output_rows,
-)
+from snopt.curvature.layers import Layer, batch_of, input_factor, input_rows, output_rows
+from snopt.linalg import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -117,7 +111,7 @@ class MeanSums:
 
 
 def mean_input(layer: Layer, x: Tensor) -> Tensor:
-    """Return the mean of :func:`snopt.layers.input_rows`, (groups, features), without the rows.
+    """Return the mean over ``input_rows``, (groups, features), without making the rows.
 
     Cutting an image into patches is linear, so the patches of the mean image are enough.
     """

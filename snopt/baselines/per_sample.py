@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from snopt.accumulator import Accumulator, Factors, thinned
-from snopt.kronecker import KroneckerPair
-from snopt.layers import Layer, batch_of, input_rows, output_rows
+from snopt.curvature.factors import Accumulator, Factors, thinned
+from snopt.curvature.layers import Layer, batch_of, input_rows, output_rows
+from snopt.precondition.kronecker import KroneckerPair
 
 
 @dataclass

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from snopt.kl_clip import check_kl_clip
-from snopt.layerwise import check_count
+from snopt.validate import check_count, check_kl_clip
 
 
 def check_settings(

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.checkpoint import load_checkpoint
-from experiments.config import identity, run_folder
-from experiments.interrupts import Interrupted
-from experiments.records import Record
-from experiments.run import run
+from experiments.base.interrupts import Interrupted
+from experiments.run.checkpoint import load_checkpoint
+from experiments.run.config import identity, run_folder
+from experiments.run.records import Record
+from experiments.run.run import run
 
 TIMES = ("time/train_s",)
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.data.splits import DataInfo, Splits
-from experiments.solver import SolverSettings
+from experiments.models.solver import SolverSettings
 from snopt import SolverError
 
 STEPS_PER_EPOCH = 4  # 40 training examples in batches of 10
@@ -178,7 +178,7 @@ def make_config(output_dir: Path, optimizer: str = "sgd", **trainer: Any) -> dic
         "dataset": {"_target_": "stand_ins.load", "name": "tiny", "task": "image"},
         "model": {"_target_": "stand_ins.TinyModel", "task": "image", "width": 4},
         "optimizer": dict(OPTIMIZERS[optimizer]),
-        "solver": {"_target_": "experiments.solver.SolverSettings"},
+        "solver": {"_target_": "experiments.models.solver.SolverSettings"},
         "trainer": {
             "batch_size": 10,
             "eval_batch_size": 20,
@@ -200,7 +200,7 @@ def make_config(output_dir: Path, optimizer: str = "sgd", **trainer: Any) -> dic
 
 _PROGRAM = """
 import json, sys
-from experiments.run import run
+from experiments.run.run import run
 {before}
 run(json.loads(sys.argv[1]))
 """

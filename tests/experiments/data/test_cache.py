@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.base.errors import RecordError
 from experiments.data import cache as module
 from experiments.data import uea
 from experiments.data.cache import cache_folder, cached
 from experiments.data.splits import DataInfo, Splits
-from experiments.errors import RecordError
 
 
 def made(offset: float = 0.0) -> Splits:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from test_cifar10 import BATCH, contents, image, packed, publish  # noqa: F401
 
+from experiments.base.errors import ConfigError, DataError
 from experiments.data import cifar10, cifar10_binary
 from experiments.data.checksum import Checksum
-from experiments.errors import ConfigError, DataError
 
 FILES = [*(f"data_batch_{n}.bin" for n in range(1, 6)), "test_batch.bin"]
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from experiments.base.errors import ConfigError
 from experiments.data import circle
-from experiments.errors import ConfigError
 
 
 def test_sizes_and_description() -> None:

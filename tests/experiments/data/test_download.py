@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from experiments.base.errors import DataError
 from experiments.data import download as module
 from experiments.data.checksum import Checksum, check, digest, verified_bytes
 from experiments.data.download import download
-from experiments.errors import DataError
 
 BODY = bytes(range(256)) * 9000  # more than two chunks
 MD5 = Checksum("md5", hashlib.md5(BODY, usedforsecurity=False).hexdigest())

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments.base.errors import DataError
 from experiments.data.checksum import Checksum
 from experiments.data.download import download
-from experiments.errors import DataError
 
 BODY = bytes(range(251)) * 9000
 SHA = Checksum("sha256", hashlib.sha256(BODY).hexdigest())

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from experiments.base.errors import DataError
 from experiments.data import extract as module
 from experiments.data.checksum import Checksum
 from experiments.data.extract import extract
-from experiments.errors import DataError
 
 FILES = {"data/gas/a.bin": b"first " * 500, "data/b.txt": b"second " * 500}
 WANTED = ("gas/a.bin", "b.txt")

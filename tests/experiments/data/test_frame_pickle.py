@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from old_pickle import Call, Named, dump, frame, index
 
+from experiments.base.errors import DataError
 from experiments.data.frame_pickle import read_frame
-from experiments.errors import DataError
 
 PATH = Path("made.pickle")
 VALUES = np.random.default_rng(0).normal(size=(3, 50))

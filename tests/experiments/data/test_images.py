@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from experiments.base.errors import DataError
 from experiments.data.images import ImageOptions, RawImages, split_images
-from experiments.errors import DataError
 
 OPTIONS = ImageOptions(mean=0.5, std=0.5, val_size=3, limit_train=None, split_seed=0)
 

@@ -10,9 +10,9 @@ import pandas
 import pytest
 from maf_files import gas_values, hepmass_values, miniboone, power
 
+from experiments.base.errors import DataError
 from experiments.data import maf
 from experiments.data.frame_pickle import Table
-from experiments.errors import DataError
 
 
 def sizes(count: int) -> tuple[int, int, int]:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.base.errors import ConfigError, DataError
 from experiments.data import mnist
-from experiments.errors import ConfigError, DataError
-from experiments.torchvision_ops import declare_missing_operators
+from experiments.data.torchvision_ops import declare_missing_operators
 
 declare_missing_operators()
 from torchvision.datasets import MNIST  # noqa: E402

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from experiments.base.errors import DataError
 from experiments.data.series import Scale, fit_scale, pack, trim
-from experiments.errors import DataError
 
 NAN = np.nan
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from experiments.base.errors import ConfigError, DataError
 from experiments.data.stratify import stratified_split
-from experiments.errors import ConfigError, DataError
 
 LABELS = np.repeat(np.arange(4), [40, 60, 100, 200])
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from scipy.io import savemat
 
+from experiments.base.errors import ConfigError, DataError
 from experiments.data import svhn
-from experiments.errors import ConfigError, DataError
-from experiments.torchvision_ops import declare_missing_operators
+from experiments.data.torchvision_ops import declare_missing_operators
 
 declare_missing_operators()
 from torchvision.datasets import SVHN  # noqa: E402

@@ -12,10 +12,10 @@ import torch
 from maf_files import csv, gas_values, hepmass_values, npy, packed, tables
 from old_pickle import dump, frame
 
+from experiments.base.errors import ConfigError, DataError
 from experiments.data import maf, tabular
 from experiments.data.checksum import Checksum
 from experiments.data.frame_pickle import Table
-from experiments.errors import ConfigError, DataError
 
 DIMENSIONS = {"gas": 3, "hepmass": 3, "miniboone": 43, "power": 6}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from experiments import torchvision_ops
+from experiments.data import torchvision_ops
 
 
 def run(code: str) -> str:
@@ -16,7 +16,7 @@ def run(code: str) -> str:
 
 def test_torchvision_imports_after_it_and_a_second_call_does_nothing() -> None:
     output = run(
-        "from experiments.torchvision_ops import declare_missing_operators as declare\n"
+        "from experiments.data.torchvision_ops import declare_missing_operators as declare\n"
         "first = declare()\n"
         "import torchvision.datasets, torchvision.extension, torch\n"
         "assert torchvision.extension._has_ops() == (first == ()), first\n"
@@ -30,7 +30,7 @@ def test_nothing_is_declared_where_the_extension_loads() -> None:
     output = run(
         "import torch\n"
         "torch.ops.load_library = lambda path: None\n"
-        "from experiments.torchvision_ops import declare_missing_operators as declare\n"
+        "from experiments.data.torchvision_ops import declare_missing_operators as declare\n"
         "print(declare())"
     )
     assert output == "()"

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.base.errors import DataError
 from experiments.data.ts_files import read_ts
-from experiments.errors import DataError
 
 SERIES = [np.array([[1.0, 2.5, -3.0], [4.0, np.nan, 6e-3]]), np.array([[7.0], [8.0]])]
 FIRST_ROW = 8  # after a comment, five tags and @data

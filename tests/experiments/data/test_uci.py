@@ -11,9 +11,9 @@ import pytest
 import torch
 from uci_files import LETTERS, as_digits, make_digits, make_strokes, write_digits, write_strokes
 
+from experiments.base.errors import ConfigError, DataError
 from experiments.data import uci, uea, uea_archive
 from experiments.data.stratify import stratified_split
-from experiments.errors import ConfigError, DataError
 
 DIGITS = "SpokenArabicDigits"
 STROKES = "CharacterTrajectories"

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from uci_files import make_strokes, write_digits, write_strokes
 
-from experiments.config import load_config
 from experiments.data import uci
-from experiments.records import Record
-from experiments.run import run
+from experiments.run.config import load_config
+from experiments.run.records import Record
+from experiments.run.run import run
 
 EULER = ["solver=rk4", "solver.method=euler", "solver.gradient=direct"]
 

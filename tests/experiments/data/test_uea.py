@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.base.errors import ConfigError, DataError
 from experiments.data import uea, uea_archive
 from experiments.data.checksum import Checksum
 from experiments.data.stratify import stratified_split
-from experiments.errors import ConfigError, DataError
 
 
 def made(count: int = 40, gap: bool = True) -> tuple[list[np.ndarray], list[str]]:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from experiments.base.errors import DataError
 from experiments.data import uea_archive
 from experiments.data.checksum import Checksum
 from experiments.data.sources import obtain, verify
-from experiments.errors import DataError
 
 FILES = {"Made_TRAIN.ts": b"train " * 50, "Made_TEST.ts": b"test " * 50}
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from experiments.base.errors import DataError
 from experiments.data.splits import DataInfo, Splits
 from experiments.data.validate import validate
-from experiments.errors import DataError
 
 
 def images() -> Splits:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.errors import RecordError
+from experiments.base.errors import RecordError
 from experiments.figures.curves import (
     COLUMNS,
     Curve,
@@ -20,7 +20,7 @@ from experiments.figures.curves import (
     read_curves,
     running_mean,
 )
-from experiments.summary import summarise
+from experiments.run.records import summarise
 from tests.experiments.figures.synthetic import write_record
 
 ROWS = [

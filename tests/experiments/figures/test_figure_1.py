@@ -10,10 +10,10 @@ import matplotlib as mpl
 import pytest
 from PIL import Image
 
-from experiments.errors import RecordError
+from experiments.base.errors import RecordError
 from experiments.figures import figure_1
 from experiments.figures.curves import COLUMNS, read_curves
-from experiments.figures.style import RC
+from experiments.publish.style import RC
 from tests.experiments.figures.synthetic import training_rows, write_figure_1, write_record
 
 

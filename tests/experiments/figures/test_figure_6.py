@@ -10,14 +10,14 @@ import matplotlib as mpl
 import pytest
 from PIL import Image
 
-from experiments.environment import REPOSITORY
-from experiments.errors import ConfigError, RecordError
-from experiments.explain import options
+from experiments.base.environment import REPOSITORY
+from experiments.base.errors import ConfigError, RecordError
 from experiments.figures import figure_6
 from experiments.figures.blocks import BLOCKS, PROFILES
 from experiments.figures.curves import COLUMNS, read_curves
-from experiments.figures.style import RC
-from experiments.reproduce import Request, plan
+from experiments.figures.reproduce import Request, plan
+from experiments.publish.style import RC
+from experiments.run.config import options
 from tests.experiments.figures.synthetic import training_rows, write_record
 
 

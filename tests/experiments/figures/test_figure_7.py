@@ -11,13 +11,13 @@ import matplotlib as mpl
 import pytest
 from PIL import Image
 
-from experiments.benchmark import configured, relative
-from experiments.benchmark.relative import Measurement, plan
-from experiments.errors import ConfigError, DataError, RecordError
+from experiments.base.errors import ConfigError, DataError, RecordError
 from experiments.figures import figure_7
 from experiments.figures.relative_cost import COLUMNS, csv_of, read_table, rows, table
-from experiments.figures.style import RC
-from tests.experiments.benchmark.synthetic import ORIGIN
+from experiments.measure import configured, relative
+from experiments.measure.relative import Measurement, plan
+from experiments.publish.style import RC
+from tests.experiments.measure.synthetic import ORIGIN
 
 SEEDS = (0, 1)
 TINY = ["device=cpu", "trainer.batch_size=4", "model.width=2"]
@@ -240,6 +240,6 @@ def test_every_experiment_file_belongs_to_a_panel(profile: str) -> None:
 
 
 def configured_experiments() -> Path:
-    from experiments.explain import CONFIGS
+    from experiments.run.config import CONFIGS
 
     return CONFIGS / "experiment" / "figure-7"

@@ -12,14 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.config import check_config, load_config, resolve
-from experiments.errors import ConfigError, RecordError
-from experiments.explain import CONFIGS
+from experiments.base.errors import ConfigError, RecordError
 from experiments.figures import figure_8
-from experiments.figures.sensitivity_table import csv_of, read_entries, shares, table
-from experiments.figures.style import lightness
-from experiments.reproduce import MEASURED
-from experiments.sensitivity import (
+from experiments.figures.reproduce import MEASURED
+from experiments.figures.sensitivity_runs import (
     CUT,
     Entry,
     Point,
@@ -30,7 +26,10 @@ from experiments.sensitivity import (
     score,
     within,
 )
-from experiments.summary import summarise
+from experiments.figures.sensitivity_table import csv_of, read_entries, shares, table
+from experiments.publish.style import lightness
+from experiments.run.config import CONFIGS, check_config, load_config, resolve
+from experiments.run.records import summarise
 from tests.experiments.figures.synthetic import write_record
 
 NAN = math.nan

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.config import load_config
+from experiments.base.errors import ConfigError, RecordError
 from experiments.data.splits import DataInfo
-from experiments.errors import ConfigError, RecordError
 from experiments.figures import figure_density
-from experiments.figures.style import RC
 from experiments.models.cnf import ConcatSquashCNF, HyperCNF
-from experiments.run import run
-from experiments.solver import SolverSettings
-from experiments.summary import summarise
+from experiments.models.solver import SolverSettings
+from experiments.publish.style import RC
+from experiments.run.config import load_config
+from experiments.run.records import summarise
+from experiments.run.run import run
 
 INFO = DataInfo("tiny", "cnf", (2,), None, "made up")
 QUICK = ["tracking=none", "device=cpu", "trainer.max_steps=3", "solver=dopri5"]

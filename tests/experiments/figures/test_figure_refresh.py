@@ -11,10 +11,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from experiments.errors import ConfigError, RecordError
+from experiments.base.errors import ConfigError, RecordError
 from experiments.figures import figure_refresh
 from experiments.figures.figure_refresh import AFTER, COLUMNS, SETTLED, VARIANTS, changes
-from experiments.reproduce import MEASURED
+from experiments.figures.reproduce import MEASURED
 from tests.experiments.figures.synthetic import write_record
 
 SEEDS = (0, 1)

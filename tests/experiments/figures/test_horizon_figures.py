@@ -13,13 +13,13 @@ import matplotlib as mpl
 import pytest
 from PIL import Image
 
-from experiments.config import load_config, resolve
-from experiments.errors import ConfigError, RecordError
+from experiments.base.errors import ConfigError, RecordError
 from experiments.figures import figure_9, table_5
 from experiments.figures.horizon_runs import MODES, STARTS, Planned, obtain, plan
 from experiments.figures.horizon_traces import COLUMNS, read_traces, trace_of
-from experiments.figures.style import RC, lightness
-from experiments.reproduce import MEASURED
+from experiments.figures.reproduce import MEASURED
+from experiments.publish.style import RC, lightness
+from experiments.run.config import load_config, resolve
 from tests.experiments.figures.synthetic import write_record
 
 SEEDS = (0, 1)

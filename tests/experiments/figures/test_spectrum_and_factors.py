@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from experiments.config import load_config, resolve
-from experiments.errors import ConfigError, RecordError
+from experiments.base.errors import ConfigError, RecordError
 from experiments.figures import figure_factors, figure_spectrum, node_runs
 from experiments.figures.factor_panels import COLUMNS
-from experiments.reproduce import MEASURED
-from experiments.spectra import along_path, spectrum
+from experiments.figures.reproduce import MEASURED
+from experiments.measure import along_path, spectrum
+from experiments.run.config import load_config, resolve
 from tests.experiments.figures.synthetic import write_record
 
 TINY = ("model.width=2", "solver=rk4", "solver.options.step_size=0.5")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.base.errors import ConfigError
 from experiments.data.splits import DataInfo, Splits
-from experiments.errors import ConfigError
 from experiments.figures import table_3
 from experiments.figures.table_3 import Row, cells, latex, listed, markdown, measure
 

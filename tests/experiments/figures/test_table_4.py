@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments.errors import ConfigError, RecordError
+from experiments.base.errors import ConfigError, RecordError
 from experiments.figures import table_4
-from experiments.protocol.fresh import Fresh, mean_and_deviation
-from experiments.protocol.rows import Row, csv_of
-from experiments.reproduce import MEASURED
-from tests.experiments.protocol.synthetic_runs import fresh, row, search
+from experiments.figures.reproduce import MEASURED
+from experiments.studies.comparison.fresh import Fresh, mean_and_deviation
+from experiments.studies.comparison.rows import Row, csv_of
+from tests.experiments.studies.comparison.synthetic_runs import fresh, row, search
 
 
 def arguments(tmp_path: Path) -> dict:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from experiments.data.splits import DataInfo
-from experiments.solver import SolverSettings
+from experiments.models.solver import SolverSettings
 
 
 @pytest.fixture

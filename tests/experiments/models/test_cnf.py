@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiments.errors import ConfigError
+from experiments.base.errors import ConfigError
 from experiments.models.cnf import CNF, ConcatSquashCNF, HyperCNF
-from experiments.solver import SolverSettings
+from experiments.models.solver import SolverSettings
 
 A1 = torch.tensor([[0.4, -1.0], [0.7, -0.3]], dtype=torch.float64)
 A2 = torch.tensor([[-0.2, 0.5], [0.1, 0.6]], dtype=torch.float64)

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torchdiffeq
 
-from experiments.errors import ConfigError
+from experiments.base.errors import ConfigError
 from experiments.models.conv_ode import ConvODE, downsampling_convs
 from experiments.models.fields import ConvField
-from experiments.solver import SolverSettings
+from experiments.models.solver import SolverSettings
 
 
 @pytest.mark.parametrize(

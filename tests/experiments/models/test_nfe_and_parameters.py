@@ -10,7 +10,7 @@ from experiments.models.fields import MLPField
 from experiments.models.nfe import nfe_counts, preserved_nfe, reset_nfe
 from experiments.models.ode_rnn import ODERNN
 from experiments.models.parameters import ode_parameters, other_parameters
-from experiments.solver import SolverSettings
+from experiments.models.solver import SolverSettings
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
-from experiments.errors import ConfigError, DataError
+from experiments.base.errors import ConfigError, DataError
 from experiments.models.ode_rnn import ODERNN
-from experiments.solver import SolverSettings
+from experiments.models.solver import SolverSettings
 
 TIMES = torch.tensor([0.0, 0.5, 2.0, 2.25, 4.0], dtype=torch.float64)
 LENGTHS = torch.tensor([3, 5, 1, 4])

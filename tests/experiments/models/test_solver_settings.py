@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.errors import ConfigError
-from experiments.solver import SolverSettings
+from experiments.base.errors import ConfigError
+from experiments.models.solver import SolverSettings
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiments.errors import ConfigError
+from experiments.base.errors import ConfigError
 from experiments.models.augmented import AugmentedField
 from experiments.models.concat_squash import ConcatSquashField, ConcatSquashLinear
 from experiments.models.hyper_field import HyperField

@@ -10,14 +10,14 @@ from inspect_runs import assert_same_run
 from stand_ins import TinyModel, TinyTask, load, make_config, run_elsewhere
 from torch import Tensor, nn
 
-from experiments.build import build_optimizer
-from experiments.config import run_folder
-from experiments.errors import ConfigError
+from experiments.base.errors import ConfigError
+from experiments.models.solver import SolverSettings
 from experiments.optimizers.adahessian import AdaHessian, _signs
 from experiments.optimizers.evaluation import Evaluation
-from experiments.records import Record
-from experiments.run import run
-from experiments.solver import SolverSettings
+from experiments.run.build import build_optimizer
+from experiments.run.config import run_folder
+from experiments.run.records import Record
+from experiments.run.run import run
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
 

@@ -11,9 +11,9 @@ from stand_ins import OPTIMIZERS, TinyModel, TinyTask, load, make_config
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from experiments.config import run_folder
-from experiments.errors import ConfigError
+from experiments.base.errors import ConfigError
 from experiments.models.nfe import nfe_counts
+from experiments.models.solver import SolverSettings
 from experiments.optimizers.evaluation import PENALTY, Diverged, Evaluation
 from experiments.optimizers.protocol import (
     is_plain,
@@ -23,9 +23,9 @@ from experiments.optimizers.protocol import (
     take_step,
     wants_closure,
 )
-from experiments.records import Record
-from experiments.run import run
-from experiments.solver import SolverSettings
+from experiments.run.config import run_folder
+from experiments.run.records import Record
+from experiments.run.run import run
 from snopt import SolverError
 
 LBFGS = {"_target_": "experiments.optimizers.lbfgs.LBFGS", "lr": 1.0, "max_iter": 4}
@@ -186,7 +186,7 @@ def test_a_trust_region_gets_the_loss_where_it_asks():
 def test_curvature_from_the_output_gets_the_output(tmp_path, kind):
     config = make_config(tmp_path, "snopt")
     config["optimizer"] = {**OPTIMIZERS["snopt"], "curvature": kind, "update_freq": 1}
-    config["task"] = {"_target_": "experiments.tasks.image.ImageTask", "name": "image"}
+    config["task"] = {"_target_": "experiments.tasks.ImageTask", "name": "image"}
     assert run(config).state == "done"
     losses = [row["train/loss"] for row in Record(run_folder(config)).rows() if "train/loss" in row]
     assert losses[-1] < losses[0]
@@ -228,7 +228,7 @@ def test_model_is_counted_for_every_look():
 def test_curvature_from_the_output_needs_a_likelihood_before_anything_is_written(tmp_path):
     config = make_config(tmp_path, "snopt")
     config["optimizer"] = {**OPTIMIZERS["snopt"], "curvature": "mc"}
-    config["task"] = {"_target_": "experiments.tasks.cnf.CNFTask", "name": "image"}
+    config["task"] = {"_target_": "experiments.tasks.CNFTask", "name": "image"}
     with pytest.raises(ConfigError, match=r"task cnf has none: take curvature=empirical"):
         run(config)
     assert not list(tmp_path.iterdir())

@@ -7,9 +7,9 @@ import torch
 from pytorch_optimizer import SOAP, Shampoo
 from torch import Tensor, nn
 
-from experiments.config import check_config, load_config, resolve
-from experiments.errors import ConfigError
+from experiments.base.errors import ConfigError
 from experiments.optimizers.lbfgs import LBFGS
+from experiments.run.config import check_config, load_config, resolve
 
 
 def parameter(*shape: int) -> nn.Parameter:

@@ -14,12 +14,12 @@ from test_optimizer_matrix import in_double, often
 from tiny_runs import OPTIMIZERS, SPLIT, start
 from torch import Tensor, nn
 
-from experiments.build import build_optimizer
-from experiments.config import check_config, load_config, resolve
-from experiments.errors import ConfigError
+from experiments.base.errors import ConfigError
+from experiments.models.solver import SolverSettings
 from experiments.optimizers.evaluation import Evaluation
 from experiments.optimizers.protocol import protocol_of, take_step
-from experiments.solver import SolverSettings
+from experiments.run.build import build_optimizer
+from experiments.run.config import check_config, load_config, resolve
 
 GRADIENTS = ("adjoint", "direct", "checkpoint")
 OWN_USES = ("kfac", "ekfac")

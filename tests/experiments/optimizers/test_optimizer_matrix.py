@@ -13,11 +13,11 @@ import torch
 from tiny_runs import DATASETS, OPTIMIZERS, PAIRS, SPLIT, Run, has_two_parts, start
 from torch import nn
 
-from experiments.build import _factory, build_scheduler
-from experiments.explain import CONFIGS
 from experiments.models.parameters import ode_parameters, other_parameters
 from experiments.optimizers.protocol import is_plain
-from experiments.search_space import load_space
+from experiments.run.build import _factory, build_scheduler
+from experiments.run.config import CONFIGS
+from experiments.studies.search_space import load_space
 
 OFTEN = {"update_freq": 2, "T": 2, "precondition_frequency": 2, "inverse_freq": 2}
 """Settings that make an optimizer refresh its curvature within a few steps."""

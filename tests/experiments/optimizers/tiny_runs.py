@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from experiments.build import build, build_optimizer
-from experiments.config import check_config, load_config, resolve
 from experiments.data.splits import Splits
-from experiments.explain import options
 from experiments.models.parameters import ode_parameters, other_parameters
 from experiments.optimizers.evaluation import Evaluation
 from experiments.optimizers.protocol import may_repeat, protocol_of, take_step
-from experiments.tasks.base import Task
+from experiments.run.build import build, build_optimizer
+from experiments.run.config import check_config, load_config, options, resolve
+from experiments.tasks import Task
 
 OPTIMIZERS = options("optimizer")
 """Found by listing the folder: a new optimizer is tested as soon as its file is there."""

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiments.tasks.image import ImageTask
-from experiments.tasks.time_series import TimeSeriesTask
+from experiments.tasks import ImageTask, TimeSeriesTask
 
 LOGITS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.5, 0.0], [0.0, 0.0]])
 LABELS = torch.tensor([0, 1, 1, 0, 0])

@@ -7,8 +7,8 @@ import torch
 
 from experiments.data.splits import DataInfo
 from experiments.models.cnf import ConcatSquashCNF
-from experiments.solver import SolverSettings
-from experiments.tasks.cnf import CNFTask
+from experiments.models.solver import SolverSettings
+from experiments.tasks import CNFTask
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.errors import ConfigError
+from experiments.base.errors import ConfigError
 from experiments.models.fields import MLPField
 from experiments.models.nfe import nfe_counts
-from experiments.solver import SolverSettings
-from experiments.tasks.base import check_fit, fitting, mean_statistics
+from experiments.models.solver import SolverSettings
+from experiments.tasks import check_fit, fitting, mean_statistics
 
 
 @pytest.fixture

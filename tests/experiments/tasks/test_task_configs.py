@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from experiments.data.splits import DataInfo
-from experiments.solver import SolverSettings
-from experiments.tasks.base import CONFIG_DIR, check_fit
+from experiments.models.solver import SolverSettings
+from experiments.tasks import CONFIG_DIR, check_fit
 
 INFOS = {
     "image": DataInfo("tiny", "image", (1, 8, 8), 3, "made up"),

@@ -1,0 +1,1 @@
+"""What every room needs: files, clock, seeds, device, errors, checks."""

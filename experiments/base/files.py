@@ -1,0 +1,65 @@
+"""Files that are written whole or not at all, and whether one is locked."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from experiments.base.errors import RecordError
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Replace ``path`` by ``content``: a temporary file beside it, fsync, rename.
+
+    Whenever the process dies, ``path`` holds the old content or the new one, never a part.
+
+    Raises:
+        RecordError: the file cannot be written (disk full, no permission); the old one is intact.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        kept = "; the previous version is kept" if path.exists() else ""
+        raise RecordError(f"cannot write {path}: {error.strerror or error}{kept}") from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that a killed process left in ``folder``."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself survive a power cut (a no-op where folders cannot be opened)."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def is_held(path: Path) -> bool:
+    """Return whether some process holds the lock on a file; an absent one is free."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False

@@ -1,0 +1,1 @@
+"""Time, memory, spectra and derivatives, measured."""

@@ -1,0 +1,174 @@
+"""An image net at some steps of its training, and the samples at which curvature is looked at."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments.base.errors import ConfigError
+from experiments.base.seeds import epoch_order
+from experiments.models.conv_ode import ConvODE
+from experiments.optimizers.evaluation import Evaluation
+from experiments.optimizers.protocol import may_repeat, protocol_of, take_step
+from experiments.run.build import Parts, build
+from experiments.run.config import check_config, load_config, places, resolve
+from snopt import SNOpt
+from snopt.curvature.likelihood import loss_vectors
+
+EXPERIMENT = "figure-1/digits-snopt"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Weights after some steps.
+
+    Attributes:
+        seed: of weights and batches.
+        step: steps taken.
+        net: a copy of the net, which nothing trains.
+        x: images, (N, C, H, W), of the first batch.
+        y: their labels, (N,).
+        damping: ε of the optimizer that trained it.
+        moment: S of the field's layers in that optimizer, flat, the largest first; None where it
+            has none (yet).
+    """
+
+    seed: int
+    step: int
+    net: ConvODE
+    x: Tensor
+    y: Tensor
+    damping: float
+    moment: Tensor | None = None
+
+    @property
+    def params(self) -> list[nn.Parameter]:
+        """θ: the parameters of the vector field."""
+        return list(self.net.ode.func.parameters())
+
+    @property
+    def t(self) -> Tensor:
+        """Start and end of the solve."""
+        return self.net.ode.t.to(self.x.dtype)
+
+    def start(self) -> Tensor:
+        """Return z(t0) of the samples."""
+        with torch.no_grad():
+            z0: Tensor = self.net.stem(self.x)
+        return z0
+
+    def head(self, z: Tensor) -> Tensor:
+        """Return the logits behind the final state."""
+        logits: Tensor = self.net.readout(torch.relu(z).mean(dim=(2, 3)))
+        return logits
+
+    def rows(self, z: Tensor, curvature: str, y: Tensor | None = None) -> Tensor:
+        """Return the rows of every sample's own loss at the state ``z``, (R, N, …).
+
+        Args:
+            z: final states of samples.
+            curvature: ``"ggn"`` (R = classes) or ``"empirical"`` (R = 1).
+            y: labels of the samples, for ``"empirical"``; None means those of the snapshot.
+        """
+        with torch.enable_grad():
+            z = z.detach().requires_grad_(True)
+            out = self.head(z)
+            if curvature == "empirical":
+                labels = self.y if y is None else y
+                vectors = [
+                    torch.softmax(out.detach(), 1) - nn.functional.one_hot(labels, out.shape[1])
+                ]
+            else:
+                vectors = loss_vectors(out, "categorical", curvature)
+            return torch.stack(
+                [torch.autograd.grad(out, z, v, retain_graph=True)[0] for v in vectors]
+            )
+
+    def solved(self, **settings: Any) -> ConvODE:
+        """Return a copy of the net whose block has other settings.
+
+        Args:
+            **settings: ``gradient``, or a key of the solver such as ``rtol``.
+        """
+        net = copy.deepcopy(self.net)
+        net.ode.gradient = settings.pop("gradient", net.ode.gradient)
+        net.ode.solver.update(settings)
+        return net
+
+    def double(self) -> Snapshot:
+        """Return the same in float64."""
+        return replace(self, net=copy.deepcopy(self.net).double(), x=self.x.double())
+
+
+def snapshots(
+    seed: int,
+    steps: Sequence[int],
+    samples: int,
+    *,
+    overrides: Sequence[str] = (),
+    data_dir: Path = Path("data"),
+) -> list[Snapshot]:
+    """Train the digits net with SNOpt's tuned settings and return it at the given steps.
+
+    Args:
+        seed: of weights and batches.
+        steps: numbers of steps taken, ascending; 0 is before training.
+        samples: images of the first batch to look at.
+        overrides: changes to the configuration, as for ``scripts/train.py``.
+        data_dir: where data sets lie.
+
+    Raises:
+        ConfigError: the configuration is no image net with one ODE, or a number is out of range.
+        Diverged: the loss is not finite.
+        SolverError: an ODE could not be solved.
+    """
+    if list(steps) != sorted(set(steps)) or not steps or steps[0] < 0:
+        raise ConfigError(f"steps must be ascending whole numbers from 0 on, got {list(steps)}")
+    where = places(data_dir, Path("outputs"))
+    config = resolve(load_config([f"experiment={EXPERIMENT}", *overrides, f"seed={seed}", *where]))
+    check_config(config)
+    parts = build(config, torch.device("cpu"))
+    if not isinstance(parts.model, ConvODE):
+        raise ConfigError(f"the model must be a ConvODE, got {type(parts.model).__name__}")
+    size = int(config["trainer"]["batch_size"])
+    if not 1 <= samples <= size:
+        raise ConfigError(f"samples must lie in 1 … batch_size = {size}, got {samples}")
+    x, y = (part[:samples] for part in batch(parts, seed, 0, size))
+    damping = float(parts.optimizer.param_groups[0].get("damping", float("nan")))
+    found = []
+    for step in range(steps[-1] + 1):
+        if step in steps:
+            net = copy.deepcopy(parts.model).requires_grad_(True)
+            found.append(Snapshot(seed, step, net, x, y, damping, moment_of(parts)))
+        if step < steps[-1]:
+            evaluation = Evaluation(
+                *(parts.task, parts.model, batch(parts, seed, step, size), parts.optimizer),
+                step=step + 1,
+                repeatable=may_repeat(parts.optimizer),
+            )
+            take_step(protocol_of(parts.optimizer), parts.optimizer, evaluation)
+    return found
+
+
+def moment_of(parts: Parts) -> Tensor | None:
+    """Return SNOpt's running moment S of the field's layers, sorted, in float64; None without."""
+    if not isinstance(parts.optimizer, SNOpt) or not isinstance(parts.model, ConvODE):
+        return None
+    inside = set(parts.model.ode.func.modules())
+    states = parts.optimizer.preconditioner.curvature.items()
+    found = [state.S.reshape(-1).double() for layer, state in states if layer in inside]
+    return torch.cat(found).sort(descending=True).values if found else None
+
+
+def batch(parts: Parts, seed: int, step: int, size: int) -> tuple[Tensor, Tensor]:
+    """Return the batch that training with this seed takes at a step."""
+    x, y = parts.data.train
+    epoch, position = divmod(step, -(-len(x) // size))
+    chosen = epoch_order(seed, epoch, len(x))[position * size : (position + 1) * size]
+    return x[chosen], y[chosen]

@@ -1,0 +1,150 @@
+"""Which ODE solver a model uses: one object from ``configs/solver/`` to every ODE block."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments.base.checks import check_flag, check_number, check_whole
+from experiments.base.errors import ConfigError, one_line
+from snopt import ODEBlock, SolverError
+from snopt.solve.engine import ENGINES
+from snopt.solve.ode_block import GRADIENTS
+from snopt.solve.torchdiffeq import METHODS
+
+_POSITIVE = ("step_size", "first_step", "max_step", "safety", "ifactor", "dfactor")
+
+_MOMENT = 1e-6  # so short that a wrong but possible step_size costs nothing
+
+
+@dataclass(frozen=True)
+class SolverSettings:
+    """Solver, tolerances and gradient mode shared by all ODE blocks of a model.
+
+    Attributes:
+        gradient: ``"adjoint"`` (O(1) memory), ``"direct"`` (backpropagation through the solver) or
+            ``"checkpoint"`` (the same, one step at a time).
+        method: any torchdiffeq method name.
+        rtol: relative tolerance of the forward solve.
+        atol: absolute tolerance of the forward solve.
+        options: solver options of the forward solve, for example ``{"step_size": 0.1}``.
+        adjoint_rtol: tolerance of the backward solve; None means that of the forward solve.
+        adjoint_atol: tolerance of the backward solve; None means that of the forward solve.
+        adjoint_method: method of the backward solve; None means that of the forward solve.
+        adjoint_options: options of the backward solve, for example ``{"norm": "seminorm"}``.
+        engine: ``"auto"`` or ``"torchdiffeq"``, see :func:`snopt.odeint_adjoint`.
+        reuse_step: whether a solve starts with the step size of the last one.
+    """
+
+    gradient: str = "adjoint"
+    method: str = "dopri5"
+    rtol: float = 1e-3
+    atol: float = 1e-3
+    options: Mapping[str, Any] | None = None
+    adjoint_rtol: float | None = None
+    adjoint_atol: float | None = None
+    adjoint_method: str | None = None
+    adjoint_options: Mapping[str, Any] | None = None
+    engine: str = "auto"
+    reuse_step: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values, then whether the library takes them together.
+
+        Raises:
+            ConfigError: if a name is unknown, a number out of range, an option not one of the
+                method's, or the combination cannot be solved.
+        """
+        for key, value, valid in (
+            ("gradient", self.gradient, GRADIENTS),
+            ("engine", self.engine, ENGINES),
+            ("method", self.method, sorted(METHODS)),
+            ("adjoint_method", self.adjoint_method, sorted(METHODS)),
+        ):
+            if value is not None and value not in valid:
+                raise ConfigError(
+                    f"solver.{key}: unknown value '{value}'; valid ones: {', '.join(valid)}"
+                )
+        for key in ("rtol", "atol", "adjoint_rtol", "adjoint_atol"):
+            tolerance = getattr(self, key)
+            if tolerance is not None or not key.startswith("adjoint"):
+                check_number(f"solver.{key}", tolerance, positive=True)
+        check_flag("solver.reuse_step", self.reuse_step)
+        _check_options("options", self.options)
+        _check_options("adjoint_options", self.adjoint_options)
+        self._rehearse()
+
+    def block(self, func: nn.Module, t: Sequence[float] | Tensor = (0.0, 1.0)) -> ODEBlock:
+        """Return an ODE block that integrates ``func`` over ``t`` with these settings."""
+        return ODEBlock(
+            func,
+            t,
+            gradient=self.gradient,
+            method=self.method,
+            rtol=self.rtol,
+            atol=self.atol,
+            options=None if self.options is None else dict(self.options),
+            adjoint_rtol=self.adjoint_rtol,
+            adjoint_atol=self.adjoint_atol,
+            adjoint_method=self.adjoint_method,
+            adjoint_options=None if self.adjoint_options is None else dict(self.adjoint_options),
+            engine=self.engine,
+            reuse_step=self.reuse_step,
+        )
+
+    def _rehearse(self) -> None:
+        """Solve dy/dt = -w y for a moment: what the library refuses, it says before a run starts.
+
+        Raises:
+            ConfigError: with the library's reason.
+        """
+        try:
+            with warnings.catch_warnings(), torch.enable_grad():
+                warnings.simplefilter("ignore")  # the run itself will warn
+                # The library's own block, also where a subclass makes blocks of another kind.
+                block = SolverSettings.block(self, _Decay(), (0.0, _MOMENT))
+                state: Tensor = block(torch.ones(1))
+                state.sum().backward()  # type: ignore[no-untyped-call]
+        except SolverError:
+            return  # a matter of numbers: possible for this solve and not for another
+        except Exception as error:
+            raise ConfigError(f"solver: {one_line(error, 500)}") from error
+
+
+class _Decay(nn.Module):
+    """F(t, y) = -w y; without random numbers, which belong to the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.ones(1))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return -self.rate * y
+
+
+def _check_options(name: str, options: object) -> None:
+    """Raise ConfigError for an option with a value that no method takes."""
+    if options is None:
+        return
+    if not isinstance(options, Mapping):
+        raise ConfigError(
+            f"solver.{name} must be a group such as {{step_size: 0.1}}, or null, got {options!r}"
+        )
+    for key, value in options.items():
+        where = f"solver.{name}.{key}"
+        if key in _POSITIVE:
+            check_number(where, value, positive=True)
+        elif key == "min_step":
+            check_number(where, value, positive=False)
+        elif key == "max_num_steps":
+            check_whole(where, value)
+        elif key == "norm" and name == "options" and not callable(value):
+            raise ConfigError(
+                f"{where} must be a function, got {value!r}; the seminorm belongs into "
+                "solver.adjoint_options"
+            )

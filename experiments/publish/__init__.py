@@ -1,0 +1,1 @@
+"""How results appear: style, names, provenance, tables."""

@@ -1,0 +1,139 @@
+"""Where a figure comes from: code, versions, machine, dates, commands and the runs behind it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from experiments.base.environment import REPOSITORY, git_commit
+from experiments.base.environment import versions as run_versions
+from experiments.base.files import write_whole
+from experiments.run.records import Summary
+
+
+def git_state(root: Path = REPOSITORY) -> dict[str, Any]:
+    """Return ``commit`` and ``dirty`` of the working tree; both None outside a git checkout.
+
+    ``dirty`` leaves out ``results/``, which drawing itself changes.
+    """
+    command = ["git", "-C", str(root), "status", "--porcelain", "--", ".", ":(exclude)results"]
+    try:
+        changes = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": git_commit(), "dirty": bool(changes.strip())}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that matter to a run, and that of the package that draws."""
+    return {**run_versions(), "matplotlib": metadata.version("matplotlib")}
+
+
+def processor() -> str:
+    """Return the processor's model name where the system tells it, else its architecture."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2] for line in text.splitlines() if line.startswith("model name")]
+    return names[0].strip() if names else platform.machine()
+
+
+def run_entry(run: Summary, command: str) -> dict[str, Any]:
+    """Return what the provenance keeps of one run; ``seconds`` are those of the training clock."""
+    status = run.status
+    return {
+        "dataset": run.dataset,
+        "optimizer": run.optimizer,
+        "seed": run.seed,
+        "hash": run.digest,
+        "state": run.state,
+        "command": command,
+        "git_commit": status.get("git_commit"),
+        "git_dirty": status.get("git_dirty"),
+        "device": status.get("device"),
+        "threads": status.get("threads"),
+        "seconds": status.get("seconds"),
+        "wall_s": status.get("wall_s"),
+        "peak_memory_mb": status.get("peak_memory_mb"),
+        "started_at": status.get("started_at"),
+        "ended_at": status.get("ended_at"),
+    }
+
+
+def machine(runs: Sequence[Summary]) -> str:
+    """Return device and thread count of the runs in words, for captions; several are all named."""
+    return devices([run.status for run in runs])
+
+
+def devices(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Return device and thread count in words from what has ``device`` and ``threads``."""
+    return " and ".join(sorted({_device(entry) for entry in entries}))
+
+
+def _device(entry: Mapping[str, Any]) -> str:
+    device = str(entry.get("device", "unknown device"))
+    threads = entry.get("threads")
+    name = "CPU" if device == "cpu" else device
+    if threads is None:
+        return name
+    return f"{name}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def provenance(
+    target: str, command: str, runs: Sequence[Summary], run_commands: Sequence[str]
+) -> dict[str, Any]:
+    """Return the whole provenance of a figure or table, ready for JSON.
+
+    Args:
+        target: name of the figure, for example ``figure-1``.
+        command: the command that draws it.
+        runs: the records it is drawn from.
+        run_commands: for each run the command that makes it.
+    """
+    entries = [run_entry(run, line) for run, line in zip(runs, run_commands, strict=True)]
+    return describe(target, command, entries)
+
+
+def describe(target: str, command: str, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the whole provenance of a figure or table from the entries of its runs.
+
+    Args:
+        target: name of the figure, for example ``figure-1``.
+        command: the command that draws it.
+        entries: for each run what :func:`run_entry` returns.
+    """
+    return {
+        "target": target,
+        "command": command,
+        "drawn": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": git_state(),
+        "versions": versions(),
+        "processor": processor(),
+        "device": devices(entries),
+        "platform": platform.platform(),
+        "seeds": sorted({entry["seed"] for entry in entries}),
+        "runs": list(entries),
+    }
+
+
+def write_origin(folder: Path, origin: Mapping[str, Any]) -> None:
+    """Write ``provenance.json``, whole or not at all.
+
+    Raises:
+        RecordError: it cannot be written.
+    """
+    text = json.dumps(origin, indent=2, ensure_ascii=False) + "\n"
+    write_whole(folder / "provenance.json", text)
+
+
+def caption_of(folder: Path) -> str:
+    """Return the caption in ``provenance.json``, empty where there is no such file."""
+    path = folder / "provenance.json"
+    return str(json.loads(path.read_text(encoding="utf-8"))["caption"]) if path.is_file() else ""

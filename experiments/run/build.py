@@ -1,0 +1,211 @@
+"""From a configuration to the parts of a run: task, data, model, optimizer, schedule.
+
+Every group names its class in ``_target_``. Keys that describe the choice but are no argument of
+the class (``name``, ``task``, ``accepts``, ``scheduler``) are taken off first.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from experiments.base.errors import ConfigError, one_line
+from experiments.base.seeds import seed_everything
+from experiments.data.splits import Splits
+from experiments.optimizers.evaluation import check_task
+from experiments.run.averaging import Averaging, build_averaging
+from experiments.run.config import NESTED, Config, TrainerSettings
+from experiments.run.integration_time import build_horizon
+from experiments.tasks import Task
+from snopt import IntegrationTime
+
+INTERVALS = ("epoch", "step")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the training loop works with.
+
+    Attributes:
+        task: loss and metrics.
+        data: the three splits, on the device.
+        model: the model, on the device.
+        optimizer: the optimizer over the model.
+        scheduler: learning-rate schedule, or None.
+        scheduler_interval: ``"epoch"`` or ``"step"``: when the schedule advances.
+        averaging: average of the model's weights; by default there is none.
+        horizon: trains the model's integration time, or None where that is fixed.
+    """
+
+    task: Task
+    data: Splits
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler | None
+    scheduler_interval: str
+    averaging: Averaging = field(default_factory=Averaging)
+    horizon: IntegrationTime | None = None
+
+
+def build(config: Config, device: torch.device) -> Parts:
+    """Build all parts; the model's first weights depend on the seed and the model alone.
+
+    Raises:
+        ConfigError: a group has an argument its class does not know, or parts do not fit.
+        DataError: the data set is missing or damaged.
+    """
+    task: Task = _factory("task", config["task"], drop=("name",))()
+    loaded = _load_data(config["dataset"])
+    settings = TrainerSettings.from_config(config["trainer"])
+    check_batch_size(settings, loaded)
+    solver = _call("solver", _factory("solver", config["solver"], drop=("name",)))
+    make_model = _factory("model", config["model"], drop=("name", "task"))
+    seed_everything(config["seed"])
+    model: nn.Module = _call("model", make_model, loaded.info, solver).to(device)
+    # Before the optimizer: a copy of the model must not carry its hooks.
+    steps_per_epoch, last_step = settings.length(len(loaded.train[0]))
+    averaging = build_averaging(
+        config.get("averaging"), model, steps_per_epoch=steps_per_epoch, last_step=last_step
+    )
+    optimizer = build_optimizer(config["optimizer"], model)
+    check_task(task, optimizer)
+    horizon = build_horizon(config.get("horizon"), model, optimizer)
+    scheduler, interval = build_scheduler(config["optimizer"].get("scheduler"), optimizer)
+    data = Splits(
+        info=loaded.info,
+        train=_moved(loaded.train, device),
+        val=_moved(loaded.val, device),
+        test=_moved(loaded.test, device),
+    )
+    return Parts(task, data, model, optimizer, scheduler, interval, averaging, horizon)
+
+
+def build_optimizer(config: Mapping[str, Any], model: nn.Module) -> Optimizer:
+    """Build the optimizer; ``accepts`` says whether it takes the model or its parameters.
+
+    Raises:
+        ConfigError: unknown argument, value out of range, or a model it cannot train.
+    """
+    accepts = config.get("accepts", "parameters")
+    if accepts not in ("model", "parameters"):
+        raise ConfigError(f"optimizer.accepts must be model or parameters, got {accepts!r}")
+    config = {key: _part(key, value) if key in NESTED else value for key, value in config.items()}
+    make = _factory("optimizer", config, drop=("name", "accepts", "scheduler"))
+    subject = model if accepts == "model" else list(model.parameters())
+    optimizer: Optimizer = _call("optimizer", make, subject)
+    return optimizer
+
+
+def _part(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one of two optimizers without the keys that are no argument of its class."""
+    if config.get("scheduler") is not None:
+        raise ConfigError(
+            f"optimizer.{name}.scheduler is set, but one schedule acts on both: set"
+            " optimizer.scheduler"
+        )
+    kept = {k: v for k, v in config.items() if k not in ("name", "accepts", "scheduler")}
+    return {**kept, "_partial_": True}
+
+
+def build_scheduler(
+    config: Mapping[str, Any] | None, optimizer: Optimizer
+) -> tuple[LRScheduler | None, str]:
+    """Build the learning-rate schedule and return it with its interval.
+
+    Raises:
+        ConfigError: unknown argument or interval, or a schedule that cannot take a step.
+    """
+    if config is None:
+        return None, INTERVALS[0]
+    interval = config.get("interval", INTERVALS[0])
+    if interval not in INTERVALS:
+        raise ConfigError(
+            f"optimizer.scheduler.interval must be {' or '.join(INTERVALS)}, got {interval!r}"
+        )
+    make = _factory("optimizer.scheduler", config, drop=("interval",))
+    _check_arguments("optimizer.scheduler", make, optimizer)
+    _rehearse(make, len(optimizer.param_groups))
+    return _call("optimizer.scheduler", make, optimizer), interval
+
+
+def check_batch_size(settings: TrainerSettings, data: Splits) -> None:
+    """Raise ConfigError where a batch would be larger than the training set."""
+    size = len(data.train[0])
+    if settings.batch_size > size:
+        raise ConfigError(
+            f"trainer.batch_size={settings.batch_size} is larger than the training set of "
+            f"{data.info.name} ({size} examples)"
+        )
+
+
+def _load_data(config: Mapping[str, Any]) -> Splits:
+    """Load the splits; the loaders say themselves what is wrong with the data."""
+    load = _factory("dataset", config, drop=("task",))
+    if "name" not in inspect.signature(load.func).parameters:
+        load = partial(load.func, **{k: v for k, v in load.keywords.items() if k != "name"})
+    _check_arguments("dataset", load)
+    splits: Splits = load()
+    return splits
+
+
+def _factory(group: str, config: Mapping[str, Any], drop: Iterable[str]) -> partial[Any]:
+    """Return the class in ``_target_`` with its arguments bound, nested targets built."""
+    node = {key: value for key, value in config.items() if key not in set(drop)}
+    if "_target_" not in node:
+        raise ConfigError(f"{group} has no _target_: it must name the class to build")
+    node["_partial_"] = True
+    try:
+        made: partial[Any] = instantiate(node, _convert_="all")
+    except HydraException as error:
+        raise ConfigError(
+            f"{group} cannot be built: {one_line(error.__cause__ or error)}"
+        ) from error
+    return made
+
+
+def _check_arguments(group: str, make: partial[Any], *positional: object) -> None:
+    """Raise ConfigError where the signature of ``make`` does not take its arguments."""
+    signature = inspect.signature(make.func)
+    try:
+        signature.bind(*positional, *make.args, **make.keywords)
+    except TypeError as error:
+        known = [n for n in list(signature.parameters)[len(positional) :] if n != "base_kwargs"]
+        raise ConfigError(f"{group}: {error}; it takes {', '.join(known)}") from error
+
+
+def _call(group: str, make: partial[Any], *positional: object) -> Any:
+    """Call a factory; what it refuses becomes a ConfigError that names the group."""
+    _check_arguments(group, make, *positional)
+    try:
+        return make(*positional)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{group}: {error}") from error
+
+
+def _rehearse(make: partial[Any], groups: int) -> None:
+    """Take one step of a schedule on an optimizer of its own.
+
+    Some schedules take any argument and fail an epoch later, or want the validation loss.
+    """
+    parameters = [{"params": [torch.zeros(1, requires_grad=True)]} for _ in range(groups)]
+    rehearsal = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+    try:
+        schedule = make(rehearsal)
+        rehearsal.step()
+        schedule.step()
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ConfigError(f"optimizer.scheduler: {one_line(error)}") from error
+
+
+def _moved(tensors: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
+    return tuple(tensor.to(device) for tensor in tensors)

@@ -1,0 +1,482 @@
+"""Composing configurations, and saying in one sentence why one cannot be composed.
+
+Hydra's own messages name what it could not find; a person also needs what there is instead.
+
+Checks of the groups ``optimizer`` and ``dataset`` that need neither data nor model.
+
+What a class refuses, it says itself when it is built; checked here is what it would accept, or
+refuse in words that do not name the key.
+
+From a composed configuration to checked settings and to the folder of the run.
+
+The root configuration is ``configs/train.yaml``; every value that reaches a run passes through
+here, so that a wrong one is named before anything is built or written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from experiments.base.checks import (
+    check_finite,
+    check_flag,
+    check_fractions,
+    check_group,
+    check_interval,
+    check_number,
+    check_whole,
+)
+from experiments.base.errors import ConfigError, suggestion
+from experiments.run.averaging import NONE, check_averaging
+from experiments.run.integration_time import check_horizon
+from experiments.tasks import check_fit
+
+CONFIGS: Final = Path(__file__).resolve().parents[2] / "configs"
+
+ROOT: Final = "train"
+
+# Groups that take keys which no file of configs/ has; what they take, the solver says.
+_OPEN = ("solver.options", "solver.adjoint_options")
+
+
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """Return the root configuration with overrides; Hydra's own exceptions pass through."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra_compose(ROOT, list(overrides))
+
+
+def options(group: str) -> list[str]:
+    """Return the names that can be chosen in a group, such as ``adam`` in ``optimizer``."""
+    folder = CONFIGS / group
+    found = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.yaml"))
+    return sorted(path.as_posix() for path in found)
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
+    """Return the one sentence that a person needs instead of Hydra's exception.
+
+    Args:
+        error: what Hydra or OmegaConf raised while composing.
+        overrides: the command line's ``key=value`` arguments.
+    """
+    if isinstance(error, ConfigError):
+        return error
+    text = str(error)
+    if missing := re.search(r"Could not (?:find|load) '([^'\n]+)'", text):
+        return ConfigError(_unknown_option(missing[1], text))
+    if twice := re.search(r"An item is already at '([^']+)'", text):
+        return ConfigError(f"{twice[1]} is set already: change it without the +")
+    if unknown := re.search(r"Could not (?:override|append to config|delete)\w* '([^']+)'", text):
+        # Where a whole group is given, as in solver.options={step_size: 1}, the cause has the key.
+        full = re.search(r"full_key: (\S+)", str(error.__cause__))
+        key = full[1] if full else unknown[1].partition("=")[0]
+        return ConfigError(_unknown_key(key, overrides))
+    if sweep := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return ConfigError(f"{sweep[1]} lists several values: add -m to run them all")
+    if parse := re.search(r"Error parsing override '([^']*)'", text):
+        return ConfigError(f"cannot read the argument {parse[1]!r}: it must look like key=value")
+    if "Config group override must be" in text:
+        emptied = [o for o in overrides if o.partition("=")[2] in ("null", "", "{}")]
+        groups = ", ".join(emptied) or "a group"
+        return ConfigError(f"{groups}: a group needs the name of one of its options")
+    cause = f" ({str(error.__cause__).partition(chr(10))[0]})" if error.__cause__ else ""
+    return ConfigError(text.strip().partition("\n")[0] + cause)
+
+
+def _unknown_option(path: str, text: str) -> str:
+    """Say what could have been chosen instead of ``path``, such as ``optimizer/adm``."""
+    group, _, name = path.partition("/")
+    known = options(group)
+    if not known:  # one of Hydra's own groups, such as hydra/launcher: it lists them itself
+        group, _, name = path.rpartition("/")
+        known = re.findall(r"^\t(\w+)$", text.partition("Config search path")[0], re.MULTILINE)
+    return (
+        f"{group}={name}: {group} has no option {name!r}{suggestion(name, known)}; "
+        f"valid: {', '.join(known) or 'none'}"
+    )
+
+
+def _unknown_key(key: str, overrides: Sequence[str]) -> str:
+    """Name the keys beside the unknown one, and where the same name exists elsewhere."""
+    config = OmegaConf.to_container(_without_broken(overrides), resolve=False)
+    every = list(_flatten(config))
+    parent, _, leaf = key.rpartition(".")
+    if parent in _OPEN:
+        return f"{key} is not among the configured ones: to add it, write +{key}=…"
+    node: Any = config
+    for name in filter(None, parent.split(".")):
+        if not isinstance(node, Mapping) or name not in node:
+            return _unknown_key(parent, overrides)
+        node = node[name]
+    if not isinstance(node, Mapping):
+        return f"{key} is unknown: {parent} is a single value ({node!r}), not a group of keys"
+    known = sorted(str(name) for name in node if not str(name).startswith("_"))
+    elsewhere = [full for full in every if full.rpartition(".")[2] == leaf]
+    hint = f" (did you mean {' or '.join(elsewhere)}?)" if elsewhere else suggestion(leaf, known)
+    return f"{key} is unknown{hint}; {parent or 'the configuration'} has {', '.join(known)}"
+
+
+def _without_broken(overrides: Sequence[str]) -> DictConfig:
+    """Compose with the group choices that exist, leaving out everything else."""
+    choices = []
+    for override in overrides:
+        group, _, value = override.partition("=")
+        name = value.partition(",")[0]
+        if (CONFIGS / group).is_dir() and name in options(group):
+            choices.append(f"{group}={name}")
+    try:
+        return compose(choices)
+    except Exception:
+        return compose()
+
+
+def _flatten(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            yield f"{prefix}{name}"
+            yield from _flatten(value, f"{prefix}{name}.")
+
+
+_NOT_NEGATIVE: tuple[str, ...] = (
+    "lr",
+    "momentum",
+    "weight_decay",
+    "eps",
+    "alpha",
+    "adamw_lr",
+    "adamw_wd",
+)
+
+_NOT_NEGATIVE += ("adamw_eps", "tolerance_grad", "tolerance_change")
+
+_WHOLE: tuple[str, ...] = (
+    "max_iter",
+    "max_eval",
+    "history_size",
+    "update_period",
+    "samples",
+    "T",
+    "ns_steps",
+)
+
+_WHOLE += ("precondition_frequency", "preconditioning_compute_steps", "max_precondition_dim")
+
+_WHOLE += ("update_freq",)
+
+_INTERVALS = {
+    "hessian_power": "(0, 1]",
+    "relative_step": "(0, 1)",
+    "damping": "(0, inf)",
+    "alpha1": "[0, 1)",
+    "lr_cov": "(0, inf)",
+    "matrix_eps": "(0, inf)",
+    "shampoo_beta": "[0, 1)",
+    "b0": "(0, inf)",
+    "decay": "[0, 1)",
+    "exponent": "(0, 1]",
+    "factor_decay": "[0, 1)",
+    "kl_clip": "(0, inf)",
+}
+
+_OPTIONAL = ("max_eval", "relative_step", "shampoo_beta", "scheduler", "kl_clip")
+
+_PAIRS = ("betas", "adamw_betas")
+
+_FLAGS: tuple[str, ...] = (
+    "nesterov",
+    "amsgrad",
+    "maximize",
+    "decoupled_weight_decay",
+    "average_kernels",
+)
+
+_FLAGS += ("kfac_like", "normalize_lr_cov", "precondition_1d", "merge_dims", "correct_bias")
+
+NESTED = ("ode", "rest")  # the two of experiments.optimizers.split
+
+_SIZES = ("train_size", "val_size", "test_size")
+
+_DATASET_FLAGS = ("download", "allow_unverified", "trim_zeros")
+
+
+def check_optimizer(group: Mapping[str, Any], name: str = "optimizer") -> None:
+    """Check the numbers of an optimizer and of those inside it.
+
+    Raises:
+        ConfigError: naming the key, its value and what would be valid.
+    """
+    for key, value in group.items():
+        where = f"{name}.{key}"
+        if key in NESTED:
+            check_group(where, value)
+            check_optimizer(value, where)
+        elif value is None and key in _OPTIONAL:
+            continue
+        elif key == "scheduler" or isinstance(value, Mapping):
+            check_group(where, value)  # a schedule or a rule, which checks itself
+        elif key in _NOT_NEGATIVE:
+            check_number(where, value, positive=False)
+        elif key in _WHOLE:
+            check_whole(where, value)
+        elif key in _INTERVALS:
+            check_interval(where, value, _INTERVALS[key])
+        elif key in _PAIRS:
+            check_fractions(where, value, 2)
+        elif key in _FLAGS:
+            check_flag(where, value)
+
+
+def check_dataset(group: Mapping[str, Any]) -> None:
+    """Check the numbers of a data set.
+
+    Raises:
+        ConfigError: naming the key, its value and what would be valid.
+    """
+    for key, value in group.items():
+        where = f"dataset.{key}"
+        if key == "split_seed":
+            check_whole(where, value, least=0)
+        elif key in _SIZES or (key == "limit_train" and value is not None):
+            check_whole(where, value)
+        elif key == "std":
+            check_number(where, value, positive=True)
+        elif key == "noise":
+            check_number(where, value, positive=False)
+        elif key in _DATASET_FLAGS:
+            check_flag(where, value)
+
+
+Config = dict[str, Any]
+
+# What does not change a record's result, and so is no part of a run's identity.
+_NOT_IDENTITY = ("seed", "output_dir", "data_dir", "tracking", "device")
+
+_NOT_IDENTITY_TRAINER = ("progress", "threads", "checkpoint_every", "restart")
+
+_NOT_IDENTITY_DATASET = ("data_dir", "download", "allow_unverified")
+
+_HINTS = {"dataset.uea_name": ", a name in the UEA archive such as CharacterTrajectories"}
+
+_PARTS = ("task", "dataset", "model", "optimizer", "solver")
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """The ``trainer`` group, checked.
+
+    Attributes:
+        batch_size: examples a step.
+        eval_batch_size: examples a forward pass of validation and test.
+        epochs: passes over the training set; None where ``max_steps`` or ``max_seconds`` ends it.
+        max_steps: optimizer steps at most.
+        max_seconds: seconds of the training clock at most.
+        stop_at: value of the validation metric at which the run has done its work, or None.
+        eval_every: steps between validations; the first and last state are always validated.
+        eval_every_s: seconds of the training clock between validations, in place of steps, or None.
+        log_every: steps between lines of ``metrics.jsonl``.
+        checkpoint_every: steps between checkpoints; the last state always gets one.
+        progress: show a bar; None means on a terminal only.
+        threads: CPU threads of torch; None leaves torch's choice.
+        restart: forget an existing record and start over.
+    """
+
+    batch_size: int
+    eval_batch_size: int
+    epochs: int | None
+    max_steps: int | None
+    max_seconds: float | None
+    stop_at: float | None
+    eval_every: int
+    eval_every_s: float | None
+    log_every: int
+    checkpoint_every: int
+    progress: bool | None
+    threads: int | None
+    restart: bool
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> TrainerSettings:
+        """Check the ``trainer`` group.
+
+        Raises:
+            ConfigError: a key is unknown or missing, or a value is out of range.
+        """
+        known = [field.name for field in fields(cls)]
+        for key in config:
+            if key not in known:
+                raise ConfigError(
+                    f"trainer.{key} is unknown{suggestion(str(key), known)}; "
+                    f"trainer has {', '.join(known)}"
+                )
+        values: dict[str, Any] = {key: config.get(key) for key in known}
+        for key in ("batch_size", "eval_batch_size", "eval_every", "log_every", "checkpoint_every"):
+            check_whole("trainer." + key, values[key])
+        for key in ("epochs", "max_steps", "threads"):
+            if values[key] is not None:
+                check_whole("trainer." + key, values[key])
+        for key in ("max_seconds", "eval_every_s"):
+            if values[key] is not None:
+                check_number("trainer." + key, values[key], positive=True)
+        if values["stop_at"] is not None:
+            check_finite("trainer.stop_at", values["stop_at"])
+        if values["progress"] not in (True, False, None):
+            raise ConfigError(
+                f"trainer.progress must be true, false or null (a bar on a terminal only), "
+                f"got {values['progress']!r}"
+            )
+        if values["restart"] not in (True, False):
+            raise ConfigError(f"trainer.restart must be true or false, got {values['restart']!r}")
+        if values["epochs"] is values["max_steps"] is values["max_seconds"] is None:
+            raise ConfigError("nothing ends this run: set trainer.epochs, max_steps or max_seconds")
+        return cls(**values)
+
+    def length(self, examples: int) -> tuple[int, int | None]:
+        """Return the steps of an epoch and the last step of the run (None: time alone ends it).
+
+        Args:
+            examples: size of the training set.
+        """
+        per_epoch = math.ceil(examples / self.batch_size)
+        limits = [self.max_steps]
+        if self.epochs is not None:
+            limits.append(self.epochs * per_epoch)
+        return per_epoch, min((n for n in limits if n is not None), default=None)
+
+
+def load_config(overrides: Sequence[str] = ()) -> DictConfig:
+    """Return ``configs/train.yaml`` with overrides as on the command line.
+
+    Raises:
+        ConfigError: an override names something unknown; the message lists what is known.
+    """
+    try:
+        return compose(overrides)
+    except Exception as error:
+        raise explain(error, overrides) from error
+
+
+def resolve(config: DictConfig | Mapping[str, Any]) -> Config:
+    """Return the configuration as plain containers, interpolations filled in.
+
+    Raises:
+        ConfigError: a value is missing or refers to a key that does not exist.
+    """
+    if not isinstance(config, DictConfig):
+        config = OmegaConf.create(dict(config))
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        if isinstance(error, MissingMandatoryValue):
+            raise ConfigError(
+                f"{key} has no value: add {key}=<value>{_HINTS.get(str(key), '')}"
+            ) from error
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"{key}: {reason}" if key else reason) from error
+    assert isinstance(plain, dict)  # noqa: S101 (for the type checker: a DictConfig gives a dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def check_config(config: Config) -> None:
+    """Check everything that can be checked before data and model exist.
+
+    Raises:
+        ConfigError: naming the key, its value and what would be valid.
+    """
+    for part in (*_PARTS, "trainer", "tracking"):
+        if not isinstance(config.get(part), dict):
+            raise ConfigError(f"the configuration lacks the group {part!r}")
+    seed = config.get("seed")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed must be a whole number from 0 to 2**32 - 1, got {seed!r}")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(config.get("device"))):
+        raise ConfigError(f"device must be auto, cpu or cuda, got {config.get('device')!r}")
+    TrainerSettings.from_config(config["trainer"])
+    check_optimizer(config["optimizer"])
+    check_dataset(config["dataset"])
+    check_averaging(config.get("averaging"))
+    check_horizon(config.get("horizon"))
+    _check_output_dir(config.get("output_dir"))
+    _check_fit(config)
+
+
+def identity(config: Config) -> str:
+    """Return the hash of what determines a run's result, its seed aside."""
+    kept = {key: value for key, value in config.items() if key not in _NOT_IDENTITY}
+    kept["trainer"] = _without(config["trainer"], _NOT_IDENTITY_TRAINER)
+    for key in ("stop_at", "eval_every_s"):
+        if kept["trainer"].get(key) is None:
+            kept["trainer"].pop(key, None)  # as before there was a choice
+    kept["dataset"] = _without(config["dataset"], _NOT_IDENTITY_DATASET)
+    for group in ("averaging", "horizon"):
+        if (kept.get(group) or {}).get("name") == NONE:
+            del kept[group]  # as before there was a choice
+    canonical = json.dumps(kept, sort_keys=True, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def run_folder(config: Config) -> Path:
+    """Return ``<output_dir>/<task>/<dataset>/<optimizer>/<hash>/seed-<k>``."""
+    names = (_slug(part_name(config, part)) for part in ("task", "dataset", "optimizer"))
+    return Path(str(config["output_dir"])).joinpath(
+        *names, identity(config), f"seed-{config['seed']}"
+    )
+
+
+def part_name(config: Config, part: str) -> str:
+    """Return the name of a part: its key ``name``, or else that of its ``_target_``."""
+    group = config[part]
+    return str(group.get("name") or str(group.get("_target_", part)).rpartition(".")[2])
+
+
+def _check_fit(config: Config) -> None:
+    """Raise ConfigError where the data set or the model is made for another task."""
+    task = part_name(config, "task")
+    dataset, model = (str(config[part].get("task", task)) for part in ("dataset", "model"))
+    try:
+        check_fit(task, dataset, model)
+    except ConfigError as error:
+        other = dataset if dataset != task else model
+        raise ConfigError(f"{error}. Or add task={other} to choose the other task") from None
+
+
+def _check_output_dir(value: Any) -> None:
+    """Raise ConfigError where records would have to go into a file."""
+    if not isinstance(value, str | Path) or not str(value):
+        raise ConfigError(f"output_dir must be the path of a folder, got {value!r}")
+    for path in (Path(value), *Path(value).parents):
+        if path.is_dir():
+            return
+        if path.exists():
+            raise ConfigError(f"output_dir={value} must be a folder, but {path} is a file")
+
+
+def _without(group: Mapping[str, Any], keys: tuple[str, ...]) -> Config:
+    return {key: value for key, value in group.items() if key not in keys}
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)
+
+
+def places(data_dir: Path, output_dir: Path) -> tuple[str, str]:
+    """Return the overrides that say where data and records lie, as absolute paths."""
+    return f"data_dir={quoted(data_dir)}", f"output_dir={quoted(output_dir)}"
+
+
+def quoted(path: Path) -> str:
+    """Quote a path for Hydra, whose arguments give spaces and commas a meaning."""
+    escaped = str(path.absolute()).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

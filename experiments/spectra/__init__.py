@@ -1,1 +1,0 @@
-"""What curvature looks like: eigenvalues, densities, and factors along the path."""

@@ -1,0 +1,237 @@
+"""How an optimizer is chosen for a workload, and what its search may change.
+
+Where the optimizer under test trains the ODE alone (``split``), the choice is the first of: Adam
+for everything, as published; a pair with files of its own (``<optimizer>_ode.yaml`` among
+optimizers and search spaces); ``optimizer=split`` with Adam outside, whose learning rate is
+searched too.
+
+Whether a setting lies on the border of its search space: then the space may be too small.
+
+Which runs a comparison consists of.
+
+Three kinds: those that set the target (Adam and SGD as tuned elsewhere), the trials of the search,
+and the best setting again on fresh seeds. All of a data set share network, solver, tolerance,
+threads, batches and the grid of validations in seconds; runs with the same seed start from the same
+weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import yaml
+
+from experiments.base.errors import ConfigError, suggestion
+from experiments.run.config import CONFIGS, options
+from experiments.studies.comparison.settings import Protocol, Workload
+from experiments.studies.execute import PlannedRun, interleave, planned
+from experiments.studies.search_space import Params, Space, load_space, sample
+
+SPACES = CONFIGS / "search"
+
+PLAIN = ("adam",)
+"""Optimizers that train everything even where others train the ODE alone."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An optimizer on a workload.
+
+    Attributes:
+        overrides: what chooses it, as arguments of ``scripts/train.py``.
+        space: its search space; keys below ``optimizer``.
+    """
+
+    overrides: tuple[str, ...]
+    space: Space
+
+    def with_settings(self, settings: Params) -> list[str]:
+        """Return the overrides that choose it with these settings."""
+        # The file of a pair does not name all arguments of its parts: ++ sets what it leaves out.
+        chosen = (f"{'++' * ('.' in k)}optimizer.{k}={v}" for k, v in settings.items())
+        return [*self.overrides, *chosen]
+
+
+def candidate(optimizer: str, workload: Workload) -> Candidate:
+    """Return how an optimizer takes part in a workload.
+
+    Raises:
+        ConfigError: there is no such optimizer, or no search space for it.
+    """
+    known = options("optimizer")
+    if optimizer not in known:
+        raise ConfigError(
+            f"there is no optimizer {optimizer!r}{suggestion(optimizer, known)}; "
+            f"there are {', '.join(known)}"
+        )
+    own = workload.spaces.get(optimizer, optimizer)
+    if not workload.split or optimizer in PLAIN:
+        return Candidate((f"optimizer={optimizer}",), load_space(SPACES / f"{own}.yaml"))
+    pair = f"{optimizer}_ode"
+    if pair in known:
+        return Candidate((f"optimizer={pair}",), load_space(SPACES / f"{pair}.yaml"))
+    chosen = ["optimizer=split", f"optimizer@optimizer.ode={optimizer}"]
+    content = yaml.safe_load((CONFIGS / "optimizer" / f"{optimizer}.yaml").read_text("utf-8"))
+    if "scope" in content:  # it need not gather the factors of layers that it does not train
+        chosen.append("optimizer.ode.scope=ode")
+    inside = {f"ode.{k}": v for k, v in load_space(SPACES / f"{optimizer}.yaml").items()}
+    outside = {k: v for k, v in load_space(SPACES / "split.yaml").items() if k.startswith("rest.")}
+    return Candidate(tuple(chosen), {**inside, **outside})
+
+
+SHARE = 0.05
+"""Part of a logarithmic range, at either end, that counts as its border."""
+
+
+def at_border(space: Space, settings: Params) -> tuple[str, ...]:
+    """Return in words which numbers lie on the border; choices have none.
+
+    Args:
+        space: the search space.
+        settings: a point of it.
+    """
+    found = []
+    for key, dimension in space.items():
+        if "log_uniform" not in dimension or key not in settings:
+            continue
+        low, high = dimension["log_uniform"]
+        place = math.log(float(settings[key]) / low) / math.log(high / low)
+        if place <= SHARE:
+            found.append(f"{key} at its lower end ({low:g})")
+        elif place >= 1 - SHARE:
+            found.append(f"{key} at its upper end ({high:g})")
+    return tuple(found)
+
+
+SEARCH, FRESH = "search", "fresh"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run of the comparison, planned.
+
+    Attributes:
+        optimizer: name of the optimizer under test.
+        role: ``"search"`` or ``"fresh"``.
+        study: number of the study, from 0; of a fresh run, that of the setting's trial.
+        trial: number of the trial in its study, from 0; likewise.
+        settings: what the search chose, below ``optimizer``.
+        border: which of the settings lie on the border of their space.
+        run: the run.
+    """
+
+    optimizer: str
+    role: str
+    study: int
+    trial: int
+    settings: Params
+    border: tuple[str, ...]
+    run: PlannedRun
+
+
+def search_trials(
+    protocol: Protocol, workload: Workload, stop_at: float, where: Sequence[str]
+) -> list[Trial]:
+    """Return the trials of all optimizers on a data set, in the order of training.
+
+    Study by study and trial by trial, the optimizers in turn and another one first each time, so
+    that a machine that slows down hits all of them.
+
+    Args:
+        protocol: what is compared.
+        workload: on what.
+        stop_at: validation value at which a trial ends.
+        where: see :func:`experiments.run.config.places`.
+
+    Raises:
+        ConfigError: an optimizer or its space is unknown, or does not fit the data set.
+    """
+    groups = []
+    for optimizer in protocol.optimizers:
+        chosen = candidate(optimizer, workload)
+        trials = []
+        for study in range(protocol.studies):
+            seed = protocol.search_seed + study
+            for number, settings in enumerate(sample(chosen.space, protocol.trials, seed)):
+                [run] = planned(
+                    workload.setup,
+                    workload.dataset,
+                    f"{optimizer}, study {study}, trial {number}",
+                    [seed],
+                    [*chosen.with_settings(settings), *limits(workload, stop_at=stop_at)],
+                    where,
+                )
+                border = at_border(chosen.space, settings)
+                trials.append(Trial(optimizer, SEARCH, study, number, settings, border, run))
+        groups.append(trials)
+    order = interleave([[trial.run for trial in trials] for trials in groups])
+    by_folder = {trial.run.folder: trial for trials in groups for trial in trials}
+    return [by_folder[run.folder] for run in order]
+
+
+def fresh_trials(
+    protocol: Protocol,
+    workload: Workload,
+    optimizer: str,
+    best: tuple[int, int],
+    where: Sequence[str],
+) -> list[Trial]:
+    """Return the repetitions of an optimizer's best setting: the whole budget, without a goal.
+
+    Args:
+        protocol: what is compared.
+        workload: on what.
+        optimizer: its name.
+        best: study and trial of the setting.
+        where: see :func:`experiments.run.config.places`.
+    """
+    chosen = candidate(optimizer, workload)
+    study, number = best
+    settings = sample(chosen.space, protocol.trials, protocol.search_seed + study)[number]
+    runs = planned(
+        workload.setup,
+        workload.dataset,
+        f"{optimizer}, best setting",
+        protocol.fresh_seeds,
+        [*chosen.with_settings(settings), *limits(workload)],
+        where,
+    )
+    border = at_border(chosen.space, settings)
+    return [Trial(optimizer, FRESH, study, number, settings, border, run) for run in runs]
+
+
+def target_runs(
+    protocol: Protocol, workload: Workload, where: Sequence[str]
+) -> dict[str, list[PlannedRun]]:
+    """Return the runs that set the target of a data set, by optimizer.
+
+    Raises:
+        ConfigError: there is no experiment file with tuned settings.
+    """
+    rule = protocol.targets
+    return {
+        optimizer: planned(
+            f"{workload.tuned}/{workload.dataset}-{optimizer}",
+            workload.dataset,
+            f"{optimizer}, for the target",
+            rule.seeds,
+            limits(workload, times=rule.more_seconds),
+            where,
+        )
+        for optimizer in rule.optimizers
+    }
+
+
+def limits(workload: Workload, *, stop_at: float | None = None, times: float = 1.0) -> list[str]:
+    """Return the overrides that say when a run is validated and when it ends."""
+    return [
+        "trainer.epochs=null",
+        "trainer.max_steps=null",
+        f"trainer.max_seconds={round(workload.seconds * times, 6)}",
+        f"trainer.eval_every_s={workload.eval_every_s}",
+        f"trainer.stop_at={'null' if stop_at is None else repr(stop_at)}",
+        "tracking=none",
+        *workload.overrides,
+    ]

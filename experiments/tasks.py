@@ -1,0 +1,249 @@
+"""What a task is, the evaluation loop that tasks share, and which parts fit together.
+
+Image classification.
+
+Classification of time series of unequal length.
+
+Density estimation with a continuous normalizing flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from experiments.base.errors import ConfigError
+from experiments.data.splits import TASKS
+from experiments.models.cnf import CNF
+from experiments.models.nfe import preserved_nfe
+
+CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
+
+Batch = tuple[Tensor, ...]
+
+
+class Task(Protocol):
+    """Loss and metric of a task; the trainer knows no more about it."""
+
+    @property
+    def name(self) -> str:
+        """One of :data:`experiments.data.splits.TASKS`."""
+
+    @property
+    def metric(self) -> str:
+        """Key of the metric in what :meth:`evaluate` returns, ``"accuracy"`` or ``"nll"``."""
+
+    @property
+    def greater_is_better(self) -> bool:
+        """Whether a larger metric is a better one."""
+
+    @property
+    def likelihood(self) -> str | None:
+        """Distribution of which the model's output is the parameter, or None; mc and ggn need it.
+
+        A name in ``snopt.curvature.likelihood``: the loss is the mean of its negative logarithm.
+        """
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean loss over the batch, a differentiable scalar."""
+
+    def evaluate(self, model: nn.Module, tensors: Batch, batch_size: int) -> dict[str, float]:
+        """Return the means over all examples: ``"loss"`` and the metric.
+
+        The model is in evaluation mode meanwhile; its mode, its NFE counters and the global random
+        state are afterwards what they were before.
+        """
+
+
+def mean_statistics(
+    model: nn.Module,
+    tensors: Batch,
+    batch_size: int,
+    statistics: Callable[[Batch], dict[str, Tensor]],
+) -> dict[str, float]:
+    """Average per-example statistics over a split, without gradients and in evaluation mode.
+
+    Args:
+        model: put into evaluation mode for the duration; mode and NFE counters are restored.
+        tensors: the split, tensors with the examples along their first axis.
+        batch_size: examples at a time; the last batch may be smaller.
+        statistics: maps a batch to per-example values, each of shape (batch,).
+
+    Returns:
+        The mean over examples (not over batches) of every statistic.
+
+    Raises:
+        ConfigError: if ``batch_size`` is below 1.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"the evaluation batch size must be at least 1, got {batch_size}")
+    count = len(tensors[0])
+    sums: dict[str, float] = {}
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad(), preserved_nfe(model):
+            for start in range(0, count, batch_size):
+                batch = tuple(tensor[start : start + batch_size] for tensor in tensors)
+                for key, values in statistics(batch).items():
+                    sums[key] = sums.get(key, 0.0) + float(values.double().sum())
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return {key: total / count for key, total in sums.items()}
+
+
+def classification_statistics(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Return the cross-entropy (nats) and correctness of each example, shape (batch,) each."""
+    return {
+        "loss": nn.functional.cross_entropy(logits, y, reduction="none"),
+        "accuracy": (logits.argmax(dim=-1) == y).to(logits.dtype),
+    }
+
+
+def check_fit(
+    task_name: str, dataset_task: str, model_task: str, *, config_dir: Path = CONFIG_DIR
+) -> None:
+    """Raise ConfigError unless data set and model are made for the task.
+
+    Args:
+        task_name: name of the task.
+        dataset_task: ``task`` key of the data set's config.
+        model_task: ``task`` key of the model's config.
+        config_dir: where the configs lie, to name the ones that would fit.
+
+    Raises:
+        ConfigError: names every part that does not fit and the choices that do.
+    """
+    if task_name not in TASKS:
+        raise ConfigError(f"unknown task '{task_name}'; valid tasks: {', '.join(TASKS)}")
+    wrong = []
+    for group, label, task in (
+        ("dataset", "data set", dataset_task),
+        ("model", "model", model_task),
+    ):
+        if task != task_name:
+            choices = ", ".join(fitting(group, task_name, config_dir)) or "none found"
+            wrong.append(
+                f"the chosen {label} is for task '{task}'; {group}= choices that fit: {choices}"
+            )
+    if wrong:
+        raise ConfigError(f"task '{task_name}' does not fit: " + ". And ".join(wrong))
+
+
+def fitting(group: str, task: str, config_dir: Path = CONFIG_DIR) -> list[str]:
+    """Return the names of the configs in ``group`` whose ``task`` key is ``task``, sorted."""
+    names = []
+    for path in sorted((config_dir / group).glob("*.yaml")):
+        config = OmegaConf.load(path)
+        if isinstance(config, DictConfig) and config.get("task") == task:
+            names.append(path.stem)
+    return names
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """Cross-entropy and accuracy of ``model(x)``; a batch is (x, y)."""
+
+    name: str = "image"
+    metric: str = field(default="accuracy", init=False)
+    greater_is_better: bool = field(default=True, init=False)
+    likelihood: str = field(default="categorical", init=False)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy in nats.
+
+        Args:
+            model: maps (batch, C, H, W) to logits (batch, classes).
+            batch: images (batch, C, H, W) and labels (batch,).
+        """
+        x, y = batch
+        return nn.functional.cross_entropy(model(x), y)
+
+    def evaluate(self, model: nn.Module, tensors: Batch, batch_size: int) -> dict[str, float]:
+        """Return ``{"loss", "accuracy"}``, means over all examples."""
+        return mean_statistics(
+            model,
+            tensors,
+            batch_size,
+            lambda batch: classification_statistics(model(batch[0]), batch[1]),
+        )
+
+
+@dataclass(frozen=True)
+class TimeSeriesTask:
+    """Cross-entropy and accuracy of ``model(x, lengths)``; a batch is (x, lengths, y)."""
+
+    name: str = "time_series"
+    metric: str = field(default="accuracy", init=False)
+    greater_is_better: bool = field(default=True, init=False)
+    likelihood: str = field(default="categorical", init=False)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy in nats.
+
+        Args:
+            model: maps series and lengths to logits (batch, classes).
+            batch: series (batch, L, 2 D + 1), lengths (batch,) and labels (batch,).
+        """
+        x, lengths, y = batch
+        return nn.functional.cross_entropy(model(x, lengths), y)
+
+    def evaluate(self, model: nn.Module, tensors: Batch, batch_size: int) -> dict[str, float]:
+        """Return ``{"loss", "accuracy"}``, means over all examples."""
+        return mean_statistics(
+            model,
+            tensors,
+            batch_size,
+            lambda batch: classification_statistics(model(batch[0], batch[1]), batch[2]),
+        )
+
+
+@dataclass(frozen=True)
+class CNFTask:
+    """Negative log-likelihood in nats, loss and metric in one; a batch is (x,).
+
+    Training uses the model's own trace. An evaluation has to be reproducible: it uses the exact
+    trace up to ``exact_trace_max_dim`` dimensions (it costs one backward pass a dimension), and
+    beyond that the model's estimate with noise from a generator of its own, the same every time.
+
+    Attributes:
+        name: ``"cnf"``.
+        exact_trace_max_dim: largest dimension that is evaluated with the exact trace.
+        evaluation_seed: seed of the evaluation's noise.
+    """
+
+    name: str = "cnf"
+    exact_trace_max_dim: int = 8
+    evaluation_seed: int = 0
+    metric: str = field(default="nll", init=False)
+    greater_is_better: bool = field(default=False, init=False)
+    likelihood: None = field(default=None, init=False)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean of -log p(x) in nats.
+
+        Args:
+            model: a :class:`CNF`.
+            batch: points (batch, dim), in a tuple of one.
+        """
+        return -cast(CNF, model).log_prob(batch[0]).mean()
+
+    def evaluate(self, model: nn.Module, tensors: Batch, batch_size: int) -> dict[str, float]:
+        """Return ``{"loss", "nll"}``, the same mean over all points twice."""
+        flow = cast(CNF, model)
+        x = tensors[0]
+        trace = "exact" if x.shape[1] <= self.exact_trace_max_dim else None
+        generator = torch.Generator(device=x.device).manual_seed(self.evaluation_seed)
+
+        def statistics(batch: Batch) -> dict[str, Tensor]:
+            nll = -flow.log_prob(batch[0], trace=trace, generator=generator)
+            return {"loss": nll, "nll": nll}
+
+        return mean_statistics(model, tensors, batch_size, statistics)

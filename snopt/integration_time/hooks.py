@@ -1,0 +1,292 @@
+"""The integration time of an ODE block as a parameter; its mathematics is in ``horizon_model``."""
+
+from __future__ import annotations
+
+import math
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from snopt.curvature.collector import backward_pass
+from snopt.integration_time.model import HorizonModel, check_settings
+from snopt.linalg import at_least_float32
+from snopt.solve.ode_block import ODEBlock
+
+
+class IntegrationTime:
+    """Trains the integration time of an ODE block alongside an optimizer's parameters.
+
+    It hangs on the optimizer's steps, so the training loop stays what it is::
+
+        optimizer = SNOpt(model, lr=0.02)  # or any other torch.optim.Optimizer
+        horizon = IntegrationTime(model.ode, optimizer, mode="feedback", cost=5e-4)
+
+    On every ``every``-th step it reads the gradient at the block's output, evaluates the field once
+    there, and after the optimizer's step moves ``block.t[-1]`` by (H5) of
+    :mod:`snopt.integration_time.model`; other steps cost nothing. The loss must be the mean over
+    the batch, and ``loss.backward()`` come before ``optimizer.step()``.
+
+    The model's ``state_dict`` carries the time, :meth:`state_dict` everything else. With loss
+    scaling set ``horizon.loss_scale = scaler.get_scale()`` before ``scaler.step(optimizer)``.
+
+    Do not use it where the end of the interval is given by the data (a time series), or with an
+    event solve, whose end time is a function of the state.
+
+    Args:
+        block: the block; it must be called with its own times.
+        optimizer: whose steps count, and whose parameter step the feedback sees.
+        mode: ``"fixed"`` (nothing moves), ``"baseline"`` or ``"feedback"``.
+        lr: η > 0 (paper: 0.1).
+        cost: c of the horizon cost c/2 T² (paper: 4e-4 to 6e-4 on CIFAR-10). The baseline may have
+            0, feedback needs more.
+        every: optimizer steps from one update to the next, at least 1 (paper: 50).
+        minimum: smallest horizon T > 0 that an update may lead to.
+        decay: weight of the past in the averages of s, Q_T and Q_TT, in [0, 1).
+
+    Attributes:
+        block: the block.
+        mode: the mode.
+        loss_scale: what the loss was multiplied with for the backward pass.
+        steps: optimizer steps so far.
+        updates: updates of t1 so far.
+
+    Raises:
+        TypeError: if ``block`` is no ODEBlock or ``optimizer`` no optimizer.
+        ValueError: if an argument is out of range, or the end of the block cannot be moved: it has
+            more than two times, returns all states, or its times have a gradient of their own.
+    """
+
+    def __init__(
+        self,
+        block: ODEBlock,
+        optimizer: Optimizer,
+        *,
+        mode: str = "feedback",
+        lr: float = 0.1,
+        cost: float = 5e-4,
+        every: int = 50,
+        minimum: float = 0.1,
+        decay: float = 0.75,
+    ) -> None:
+        """Hook the block and the optimizer."""
+        _check_block(block)
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+            )
+        check_settings(mode, lr, cost, every, minimum, decay)
+        self.block, self.mode = block, mode
+        self.lr, self.cost, self.every = lr, cost, every
+        self.minimum, self.decay = minimum, decay
+        self.loss_scale = 1.0
+        self.steps = self.updates = 0
+        self._since = 0  # steps since the last update
+        self._model: HorizonModel | None = None
+        self._feedback = 0.0
+        self._warned: set[str] = set()
+        self._optimizer = weakref.ref(optimizer)
+        self._s: Tensor | None = None
+        self._before: list[tuple[Tensor, Tensor, Tensor]] = []
+        if mode != "fixed":
+            block.register_forward_hook(_Hook(self), with_kwargs=True)
+            # The optimizer keeps this object alive, nobody else has to.
+            optimizer.register_step_pre_hook(self._before_step)
+            optimizer.register_step_post_hook(self._after_step)
+
+    @property
+    def t1(self) -> float:
+        """The time at which the block ends."""
+        return float(self.block.t[-1])
+
+    @property
+    def due(self) -> bool:
+        """Whether the coming optimizer step is one after which t1 moves."""
+        return self.mode != "fixed" and self._since + 1 >= self.every
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """``horizon/t1`` and, from the first update on, what the last one saw.
+
+        ``horizon/Q_T``, for feedback also ``horizon/Q_TT`` and ``horizon/feedback`` (Q_Tθ·δθ).
+        """
+        found = {"horizon/t1": self.t1}
+        if self._model is not None:
+            found["horizon/Q_T"] = self._model.Q_T
+            if self.mode == "feedback":
+                found |= {"horizon/Q_TT": self._model.Q_TT, "horizon/feedback": self._feedback}
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return counters and averages: numbers and text only; t1 is in the model's state."""
+        model = self._model
+        return {
+            "mode": self.mode,
+            "steps": self.steps,
+            "updates": self.updates,
+            "since": self._since,
+            "averages": None if model is None else [model.s, model.Q_T, model.Q_TT],
+            "feedback": self._feedback,
+            "warned": sorted(self._warned),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state of :meth:`state_dict`.
+
+        Raises:
+            ValueError: if it is that of another mode.
+        """
+        if state["mode"] != self.mode:
+            raise ValueError(f"the state is of mode {state['mode']!r}, this is {self.mode!r}")
+        self.steps, self.updates = int(state["steps"]), int(state["updates"])
+        self._since = int(state["since"])
+        averages = state["averages"]
+        self._model = None if averages is None else HorizonModel(*map(float, averages))
+        self._feedback = float(state["feedback"])
+        self._warned = set(state["warned"])
+
+    def _on_forward(self, t: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        """Wait for Φ_z at the block's output, if the coming step is one after which t1 moves."""
+        # A forward pass inside a backward pass repeats one that was seen already.
+        if not self.due or not torch.is_grad_enabled() or backward_pass() != -1:
+            return
+        parts = output if isinstance(output, tuple) else (output,)
+        if not any(part.requires_grad for part in parts):
+            return
+        if t is not None:
+            raise ValueError(
+                "IntegrationTime moves the block's own t1, but the block was called with other"
+                " times: leave out the argument t, or use mode='fixed'"
+            )
+        if self._gradients_are_zero():
+            self._s = None  # what arrived before went into gradients that were thrown away
+        velocity = self.block.velocity(self.t1, output)
+        F = velocity if isinstance(velocity, tuple) else (velocity,)
+        for part, rate in zip(parts, F, strict=True):
+            if part.requires_grad:
+                part.register_hook(self._on_gradient(rate))  # type: ignore[no-untyped-call]
+
+    def _on_gradient(self, F: Tensor) -> Callable[[Tensor], None]:
+        """Return the hook that adds Fᵀ Φ_z of one use of the block to s."""
+        step = self.steps
+
+        def hook(gradient: Tensor) -> None:
+            # With grad mode on, the pass belongs to a quantity that is itself part of the loss.
+            if step == self.steps and not torch.is_grad_enabled():
+                s = (F * at_least_float32(gradient)).sum(dtype=torch.float64)
+                self._s = s if self._s is None else self._s + s
+
+        return hook
+
+    def _gradients_are_zero(self) -> bool:
+        optimizer = self._optimizer()
+        groups = [] if optimizer is None else optimizer.param_groups
+        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        return not any(bool(gradient.any()) for gradient in gradients)
+
+    @torch.no_grad()
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Keep gradient and parameters of the field: the step may overwrite both."""
+        # The first of torch's positional arguments is the optimizer itself.
+        if (args[1] if len(args) > 1 else kwargs.get("closure")) is not None:
+            raise ValueError(
+                "IntegrationTime needs the gradient before the step: call loss.backward() and then"
+                " optimizer.step() without a closure"
+            )
+        if not self.due or self._s is None:
+            return
+        # Set by a GradScaler whose optimizer unscales for itself, as SNOpt does.
+        pending = getattr(optimizer, "grad_scale", None)
+        self._s = self._s / (self.loss_scale if pending is None else pending)
+        if self.mode == "feedback":
+            self._before = [
+                (p, p.clone(), p.grad.clone() if pending is None else p.grad / pending)
+                for p in self.block.func.parameters()
+                if p.grad is not None
+            ]
+
+    @torch.no_grad()
+    def _after_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Count the step and move t1 if it is time."""
+        self.steps += 1
+        self._since += 1
+        if self._since >= self.every:
+            if self._s is None:
+                self._warn(
+                    "data",
+                    "no gradient has arrived at the output of the ODE block: its integration time"
+                    " stays as it is until loss.backward() passes through the block",
+                )
+            elif math.isfinite(s := float(self._s)):
+                terms = [(g * (p - was)).sum(dtype=torch.float64) for p, was, g in self._before]
+                self._move(s, float(sum(terms)))
+                self._since = 0
+        self._s, self._before = None, []
+
+    def _move(self, s: float, predicted: float) -> None:
+        """Move t1 by (H5); ``s`` is Φ_zᵀ dz/dt, ``predicted`` is Q_u·δθ."""
+        t0, t1 = float(self.block.t[0]), self.t1
+        sign, T = math.copysign(1.0, t1 - t0), abs(t1 - t0)
+        model = HorizonModel.at(T, sign * s, self.cost).averaged(self._model, self.decay)
+        self._model, self._feedback = model, model.feedback(predicted)
+        wanted = T + model.step(self.mode, self.lr, predicted)
+        if wanted < self.minimum:
+            self._warn(
+                "bound",
+                f"the horizon |t1 - t0| would have gone from {T:.4g} to {wanted:.4g} and is held at"
+                f" its lower bound {self.minimum:g}; a smaller horizon cost, lr or minimum, or a"
+                " longer start, would let it move (said once)",
+            )
+        # A new tensor: the graph of a loss that is still alive may hold the old one.
+        times = at_least_float32(self.block.t.detach()).clone()
+        times[-1] = t0 + sign * max(wanted, self.minimum)
+        self.block.t = times
+        self.updates += 1
+
+    def _warn(self, kind: str, text: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+
+class _Hook:
+    """Forward hook that lets a copied or pickled block go without its integration time."""
+
+    def __init__(self, horizon: IntegrationTime | None) -> None:
+        self._horizon = None if horizon is None else weakref.ref(horizon)
+
+    def __call__(
+        self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        horizon = self._horizon() if self._horizon is not None else None
+        if horizon is not None and horizon.block is block:
+            horizon._on_forward(args[1] if len(args) > 1 else kwargs.get("t"), output)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        return _Hook(None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_Hook, (None,))
+
+
+def _check_block(block: object) -> None:
+    if not isinstance(block, ODEBlock):
+        raise TypeError(
+            f"block must be a snopt.ODEBlock, got {type(block).__name__}: only a block has an end"
+            " time that can be moved (that of an event solve is a function of the state)"
+        )
+    if block.return_all or block.t.numel() != 2:
+        raise ValueError(
+            "the end of this block cannot be trained: the loss may read its state at"
+            f" {block.t.numel()} times; give it two times and return_all=False"
+        )
+    if block.t.requires_grad:
+        raise ValueError("the times of this block have a gradient of their own: detach block.t")

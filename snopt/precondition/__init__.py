@@ -1,0 +1,1 @@
+"""From factors to a step: preconditioners and the optimizers that use them."""

@@ -1,0 +1,200 @@
+"""Which weight matrices of a model are preconditioned: one block for each."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from snopt.curvature.layers import SUPPORTED, Layer, from_matrix, to_matrix, weight_columns
+
+State = TypeVar("State")
+
+
+@dataclass
+class Block(Generic[State]):
+    """One weight matrix, the layer that owns it, and an optimizer's state for it.
+
+    Attributes:
+        name: the layer's name in the model.
+        layer: the first layer that holds the weight.
+        state: what the optimizer keeps for it.
+        warned: whether the user has been told that it received no data.
+    """
+
+    name: str
+    layer: Layer
+    state: State
+    warned: bool = False
+
+    def gradient(self, columns: int, out: Tensor | None = None) -> Tensor:
+        """Return the gradient as (groups, out / groups, columns).
+
+        Args:
+            columns: columns of the block's matrix; one more than the weight's if it has the bias's.
+            out: where to write it, or None.
+        """
+        weight, bias = self.layer.weight, self._bias(columns)
+        assert weight.grad is not None  # noqa: S101 - the caller skips layers without
+        # The bias may have been frozen since the factors were made; its column is then zero.
+        bias_grad = None
+        if bias is not None:
+            bias_grad = torch.zeros_like(bias) if bias.grad is None else bias.grad
+        return to_matrix(self.layer, weight.grad, bias_grad, out)
+
+    def matrix(self, values: Mapping[Tensor, Tensor], columns: int) -> Tensor:
+        """Return tensors like weight and bias as one matrix, zero where there is none.
+
+        Args:
+            values: parameter → tensor like it.
+            columns: columns of the block's matrix.
+        """
+        weight, bias = self.layer.weight, self._bias(columns)
+        of_bias = None if bias is None else values.get(bias, torch.zeros_like(bias))
+        return to_matrix(self.layer, values.get(weight, torch.zeros_like(weight)), of_bias)
+
+    def set_gradient(self, matrix: Tensor) -> None:
+        """Write a matrix like :meth:`gradient`'s into ``.grad``."""
+        for grad, part in self._parts(matrix):
+            grad.copy_(part)
+
+    def inner(self, matrix: Tensor) -> Tensor:
+        """Return the inner product of ``.grad`` with a matrix like it, a scalar tensor."""
+        return torch.stack([(grad * part).sum() for grad, part in self._parts(matrix)]).sum()
+
+    def scale_gradient(self, factor: Tensor, columns: int) -> None:
+        """Multiply ``.grad`` with a scalar tensor."""
+        weight, bias = self.layer.weight, self._bias(columns)
+        for parameter in (weight, bias):
+            if parameter is not None and parameter.grad is not None:
+                parameter.grad.mul_(factor)
+
+    def _bias(self, columns: int) -> Tensor | None:
+        return self.layer.bias if columns > weight_columns(self.layer) else None
+
+    def _parts(self, matrix: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return the gradients that there are, each with its part of the matrix."""
+        bias = self._bias(matrix.shape[-1])
+        parts = zip((self.layer.weight, bias), from_matrix(self.layer, matrix), strict=True)
+        return [
+            (p.grad, part)
+            for p, part in parts
+            if p is not None and p.grad is not None and part is not None
+        ]
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """Return the shapes that the block's matrix may have, without and with a bias."""
+        rows, columns = self.layer.weight.shape[0], weight_columns(self.layer)
+        shapes = [(rows, columns)]
+        return shapes if self.layer.bias is None else [*shapes, (rows, columns + 1)]
+
+
+def check_model(model: object) -> None:
+    """Raise TypeError unless ``model`` is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            "the first argument must be the model (an nn.Module), not its parameters: the layers"
+            f" are what carries the curvature; got {type(model).__name__}"
+        )
+
+
+def find_blocks(
+    model: nn.Module, params: Iterable[Tensor] | None, make: Callable[[], State]
+) -> tuple[dict[str, Block[State]], dict[nn.Module, str]]:
+    """Return blocks by name, and the block's name for each layer; layers may share a weight.
+
+    Args:
+        model: the model.
+        params: the parameters that may be preconditioned; None means all of the model.
+        make: makes a block's state.
+
+    Raises:
+        TypeError: if ``model`` is no module.
+        ValueError: if a layer is lazy, or the model has no layer to precondition.
+    """
+    check_model(model)
+    allowed = None if params is None else {id(p) for p in params}
+    blocks: dict[str, Block[State]] = {}
+    owner: dict[int, str] = {}
+    keys: dict[nn.Module, str] = {}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, SUPPORTED):
+            continue
+        weight = layer.weight
+        if isinstance(weight, nn.parameter.UninitializedParameter):
+            raise ValueError(
+                f"layer {name!r} is lazy: run one forward pass before making the optimizer"
+            )
+        # A parametrized weight is computed, no parameter: it has no gradient of its own to replace.
+        if not isinstance(weight, nn.Parameter) or not weight.requires_grad:
+            continue
+        if allowed is not None and id(weight) not in allowed:
+            continue
+        name = name or type(layer).__name__
+        first = owner.setdefault(id(weight), name)
+        if first == name:
+            blocks[name] = Block(name, layer, make())
+        elif blocks[first].layer.bias is not layer.bias:
+            warnings.warn(
+                f"layers {first} and {name} share a weight but not a bias; only {first} gives"
+                " curvature",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+            continue
+        keys[layer] = first
+    if not blocks:
+        kinds = sorted({type(m).__name__ for m in model.modules() if not list(m.children())})
+        raise ValueError(
+            "no layer to precondition: the model has no nn.Linear or nn.Conv2d with a trainable"
+            f" weight among the parameters given (it is made of {', '.join(kinds)}); use the"
+            " base optimizer alone"
+        )
+    return blocks, keys
+
+
+def untreated(
+    model: nn.Module, params: Iterable[Tensor] | None, blocks: Iterable[Block[State]]
+) -> list[str]:
+    """Return the names of parameters that are trained but belong to no block.
+
+    Scalars, embeddings, normalisations, recurrent cells, weights that are computed or frozen while
+    their bias is not.
+
+    Args:
+        model: the model.
+        params: the parameters that are trained; None means all of the model.
+        blocks: its blocks.
+    """
+    allowed = None if params is None else {id(p) for p in params}
+    treated = {id(p) for b in blocks for p in (b.layer.weight, b.layer.bias) if p is not None}
+    return [
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and id(p) not in treated and (allowed is None or id(p) in allowed)
+    ]
+
+
+def warn_of_missing(blocks: Iterable[Block[State]], present: Container[str]) -> None:
+    """Name the layers that received no data, once each.
+
+    Args:
+        blocks: all blocks.
+        present: names of those with data.
+    """
+    missing = [block for block in blocks if block.name not in present and not block.warned]
+    for block in missing:
+        block.warned = True
+    if missing:
+        warnings.warn(
+            f"no curvature data for {', '.join(b.name for b in missing)}: updated without (new)"
+            " preconditioning. A layer gets data when loss.backward() passes through it; inside an"
+            " ODE that needs snopt.odeint_adjoint, snopt.odeint or snopt.ODEBlock in place of"
+            " torchdiffeq's functions.",
+            RuntimeWarning,
+            stacklevel=6,
+        )

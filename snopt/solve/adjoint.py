@@ -1,0 +1,154 @@
+"""The adjoint method as an autograd function.
+
+Forward: one solve without graph (:mod:`snopt.solve.forward`). Backward:
+:mod:`snopt.solve.backward`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from snopt.curvature.collector import armed_collectors
+from snopt.solve.backward import integrate_backward
+from snopt.solve.engine import StepMemory
+from snopt.solve.field import autocast_state
+from snopt.solve.forward import solve_forward
+from snopt.solve.problem import Problem, make_problem
+from snopt.solve.torchdiffeq import NFE, State
+
+
+def odeint_adjoint(
+    func: Callable[..., Any],
+    y0: State,
+    t: Tensor,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    event_fn: object = None,
+    adjoint_rtol: Any = None,
+    adjoint_atol: Any = None,
+    adjoint_method: str | None = None,
+    adjoint_options: Mapping[str, Any] | None = None,
+    adjoint_params: Iterable[Tensor] | None = None,
+    nfe: NFE | None = None,
+    engine: str = "auto",
+    memory: StepMemory | None = None,
+) -> Any:
+    """Integrate ``dy/dt = func(t, y)``; gradients come from the adjoint ODE.
+
+    Arguments, defaults and results are those of ``torchdiffeq.odeint_adjoint`` (without events), so
+    it can take its place. In addition, while a :class:`snopt.SNOpt` waits for curvature, the
+    backward solve hands it the factors of every layer inside ``func``.
+
+    With ``engine="auto"`` the project's own Runge-Kutta engine does what it can do exactly as
+    asked: the methods dopri5, bosh3, fehlberg2, adaptive_heun, euler, midpoint and rk4, with
+    options of step-size control or a ``step_size``, without callbacks. It takes torchdiffeq's
+    steps, lands on the last output time instead of interpolating back to it, and leaves the
+    parameter adjoints out of the backward state and so out of its error control (``"seminorm"``).
+    Everything else, and all with ``engine="torchdiffeq"``, runs on torchdiffeq.
+
+    Do not use it to differentiate twice (use :func:`snopt.odeint`), nor where memory is plentiful
+    and the gradient must be that of the discretised solve.
+
+    Args:
+        func: vector field F(t, y) -> dy/dt; an ``nn.Module``, or any callable together with
+            ``adjoint_params``. Its ``callback_*`` and ``callback_*_adjoint`` methods are honoured.
+        y0: state at ``t[0]``, a tensor of any shape or a tuple of tensors.
+        t: output times, (T,), strictly increasing or strictly decreasing; may require a gradient.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        method: any torchdiffeq method; None means ``"dopri5"``.
+        options: solver options. ``max_num_steps`` is 10 000 where not given.
+        event_fn: must be None.
+        adjoint_rtol: relative tolerance of the backward solve, a scalar; None means ``rtol``.
+        adjoint_atol: absolute tolerance of the backward solve, a scalar; None means ``atol``.
+        adjoint_method: method of the backward solve; None means ``method``.
+        adjoint_options: options of the backward solve; None means ``options`` without its norm.
+            ``norm`` may be a function of the tuple (vjp_t, *y, *a, *parameter adjoints), or
+            ``"seminorm"``, which leaves the parameter adjoints out of the step-size control.
+        adjoint_params: tensors to differentiate with respect to; None means
+            ``func.parameters()``.
+        nfe: counter to which evaluations are added.
+        engine: ``"auto"`` or ``"torchdiffeq"``.
+        memory: step sizes that one solve leaves for the next, for many short solves in a row; on
+            the engine only. None: every solve chooses its first step.
+
+    Returns:
+        The solution at all times: like ``y0`` with a leading axis of length T.
+
+    Raises:
+        SolverError: if the forward or, in ``backward()``, the backward solve fails.
+        TypeError: if the state or ``t`` is not of floating point.
+        ValueError: if ``t`` is not strictly monotonic, the method is unknown, ``func`` is no module
+            and ``adjoint_params`` is missing, or ``adjoint_options`` cannot be inferred.
+    """
+    if adjoint_params is None and not isinstance(func, nn.Module):
+        raise ValueError(
+            "func is no nn.Module, so its parameters are unknown: pass adjoint_params=… (an empty"
+            " tuple if there are none)"
+        )
+    problem = make_problem(
+        func,
+        y0,
+        t,
+        rtol=rtol,
+        atol=atol,
+        method=method,
+        options=options,
+        event_fn=event_fn,
+        adjoint_rtol=adjoint_rtol,
+        adjoint_atol=adjoint_atol,
+        adjoint_method=adjoint_method,
+        adjoint_options=adjoint_options,
+        nfe=nfe,
+        engine=engine,
+        memory=memory,
+    )
+    if adjoint_params is None and isinstance(func, nn.Module):
+        adjoint_params = func.parameters()
+    params = [p for p in adjoint_params or () if p.requires_grad]
+    parts = y0 if isinstance(y0, tuple) else (y0,)
+    solution = _Adjoint.apply(problem, len(parts), t, *parts, *params)  # type: ignore[no-untyped-call]
+    return problem.pack(solution)
+
+
+class _Adjoint(torch.autograd.Function):
+    """Forward: one solve without graph. Backward: one augmented solve for each output interval."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, problem: Problem, n_state: int, t: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Solve forward; save times, solution and parameters."""
+        parts, params = tensors[:n_state], tensors[n_state:]
+        with torch.no_grad():
+            solution = solve_forward(problem, parts, t)
+        ctx.problem, ctx.n_state = problem, n_state
+        ctx.autocast = autocast_state(parts[0].device.type)
+        ctx.save_for_backward(t, *solution, *params)
+        return solution
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_solution: Tensor) -> tuple[Tensor | None, ...]:
+        """Solve backward; return gradients to times, initial state and parameters."""
+        t, *saved = ctx.saved_tensors
+        solution, params = saved[: ctx.n_state], saved[ctx.n_state :]
+        with torch.no_grad(), ctx.autocast():
+            a, grad_t, grad_params = integrate_backward(
+                ctx.problem,
+                t,
+                solution,
+                grad_solution,
+                params,
+                armed_collectors(ctx.problem.func),
+                t_requires_grad=ctx.needs_input_grad[2],
+            )
+        return (None, None, grad_t, *a, *grad_params)

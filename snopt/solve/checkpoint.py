@@ -1,0 +1,259 @@
+"""Backpropagation one step at a time: the exact discrete gradient without the solver's graph.
+
+The forward solve stores time, step, state and first stage of each accepted step; the backward pass
+recomputes one step after the other with a graph and pulls the gradient through it. Memory grows
+with the number of steps by twice the state, not by the graph of a step (Chen et al. 2016; for ODEs,
+ACA of Zhuang et al. 2020). The result is that of backpropagation through all steps, to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from snopt.curvature.collector import Collector, Recording, armed_collectors, inside_solve
+from snopt.solve.backward import collect_without_gradient
+from snopt.solve.engine import forward_steps
+from snopt.solve.field import Layout, autocast_state, evaluate_field
+from snopt.solve.problem import Problem, make_problem
+from snopt.solve.runge_kutta import Step, take_step
+from snopt.solve.stages import Stages
+from snopt.solve.tableau import TABLEAUX
+from snopt.solve.torchdiffeq import NFE, State
+
+
+def odeint_checkpoint(
+    func: Callable[..., Any],
+    y0: State,
+    t: Tensor,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    adjoint_params: Iterable[Tensor] | None = None,
+    nfe: NFE | None = None,
+) -> Any:
+    """Integrate ``dy/dt = func(t, y)``; gradients by recomputing one accepted step at a time.
+
+    Use it where the gradient must be that of the discretised solve and the graph of all steps does
+    not fit into memory. One backward pass costs a forward pass over the accepted steps more than
+    ``snopt.odeint``.
+
+    Args:
+        func: vector field F(t, y); an ``nn.Module``, or a callable with ``adjoint_params``.
+        y0: state at ``t[0]``, a tensor or a tuple of tensors.
+        t: output times, (T,), strictly monotonic; without a gradient.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        method: a method of the engine: dopri5 (None), bosh3, fehlberg2, adaptive_heun, euler,
+            midpoint or rk4.
+        options: solver options.
+        adjoint_params: tensors to differentiate with respect to; None means the parameters of
+            ``func``.
+        nfe: counter to which evaluations are added.
+
+    Returns:
+        The solution at all times: like ``y0`` with a leading axis of length T.
+
+    Raises:
+        SolverError: if the solve fails.
+        ValueError: if the engine does not take the solve, ``t`` requires a gradient, or the
+            arguments are wrong (see :func:`snopt.odeint_adjoint`).
+    """
+    problem = make_problem(
+        func, y0, t, rtol=rtol, atol=atol, method=method, options=options, nfe=nfe
+    )
+    return checkpointed(problem, y0, t, adjoint_params)
+
+
+def checkpointed(
+    problem: Problem, y0: State, t: Tensor, adjoint_params: Iterable[Tensor] | None = None
+) -> State:
+    """Return the solution of ``problem``, differentiable step by step."""
+    if t.numel() < 2:
+        raise ValueError("checkpoints need at least two times")
+    if not problem.engine[0]:
+        raise ValueError(
+            "gradient by checkpoints needs the project's own engine: one of the methods"
+            f" {', '.join(TABLEAUX)} with options of step-size control only, float32 or float64"
+            f' states, no callbacks, engine="auto"; got method={problem.forward.method!r}, options='
+            f"{dict(problem.forward.options)}"
+        )
+    if t.requires_grad:
+        raise ValueError(
+            "checkpoints give no gradient to t: use the adjoint or the direct gradient"
+        )
+    if adjoint_params is None:
+        if not isinstance(problem.func, nn.Module):
+            raise ValueError("func is no nn.Module: pass adjoint_params=…")
+        adjoint_params = problem.func.parameters()
+    params = [p for p in adjoint_params if p.requires_grad]
+    parts = y0 if isinstance(y0, tuple) else (y0,)
+    solution = _Checkpoint.apply(problem, len(parts), t, *parts, *params)  # type: ignore[no-untyped-call]
+    return problem.pack(solution)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What is kept of an accepted step; ``k0`` is None on a grid, where it is taken anew."""
+
+    t0: float
+    t1: float
+    y0: Tensor
+    k0: Tensor | None
+    outputs: list[int]
+
+
+class _Checkpoint(torch.autograd.Function):
+    """Forward: one solve without graph. Backward: one step's graph at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, problem: Problem, n_state: int, t: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Solve and keep a record of each accepted step."""
+        parts, params = tensors[:n_state], tensors[n_state:]
+        layout = Layout(tuple(part.shape for part in parts))
+        times = t.detach().tolist()
+        adaptive = TABLEAUX[problem.forward.method].adaptive
+        records, rows = [], [layout.flatten(parts)]
+        with torch.no_grad(), inside_solve():
+            for step, inside in forward_steps(
+                problem.func,
+                problem.pack,
+                parts,
+                times,
+                problem.forward,
+                lambda: problem.nfe.add("forward"),
+                problem.memory,
+            ):
+                k0 = step.stages[0].clone() if adaptive else None
+                records.append(_Record(step.t0, step.t1, step.y0, k0, inside))
+                rows.extend(step.interpolate(times[i], cubic=_cubic(problem)) for i in inside)
+        solution = tuple(layout.split(torch.stack(rows)))
+        ctx.autocast = autocast_state(parts[0].device.type)
+        ctx.problem, ctx.layout, ctx.records, ctx.times = problem, layout, records, times
+        ctx.save_for_backward(t, *solution, *params)
+        return solution
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_solution: Tensor) -> tuple[Tensor | None, ...]:
+        """Pull the gradient through the steps, last one first; collect curvature if wanted."""
+        n = len(grad_solution)
+        t, *saved = ctx.saved_tensors
+        solution, params = saved[:n], saved[n:]
+        collect_without_gradient(ctx.problem, t, solution, grad_solution)
+        discrete = [c for c in armed_collectors(ctx.problem.func) if c.discrete]
+        replay = _Replay(ctx.problem, ctx.layout, ctx.times, params, discrete)
+        rows = torch.cat([g.reshape(len(ctx.times), -1) for g in grad_solution], dim=1)
+        y_bar, k_bar = torch.zeros_like(rows[0]), None
+        with ctx.autocast():
+            for record in reversed(ctx.records):
+                y_bar, k_bar = replay.pull(record, y_bar, k_bar, rows)
+            if k_bar is not None:
+                y_bar = replay.pull_first_stage(ctx.records[0], y_bar, k_bar)
+        y_bar = y_bar + rows[0]
+        return (None, None, None, *ctx.layout.split(y_bar), *replay.grads)
+
+
+class _Replay:
+    """Recomputes steps with a graph and accumulates the parameters' gradients."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        layout: Layout,
+        times: list[float],
+        params: Sequence[Tensor],
+        collectors: Sequence[Collector],
+    ) -> None:
+        self.problem, self.layout, self.times = problem, layout, times
+        self.tableau = TABLEAUX[problem.forward.method]
+        self.params = list(params)
+        self.grads = [torch.zeros_like(p) for p in params]
+        self.collectors = collectors  # who takes every evaluation for a use
+        self.uses = Recording(collectors)
+
+    def pull(
+        self, record: _Record, y_bar: Tensor, k_bar: Tensor | None, rows: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the gradients to a step's state and first stage from those to its results."""
+        with torch.enable_grad():
+            y0 = record.y0.detach().requires_grad_(True)
+            stages = Stages.like(y0, self.tableau, differentiable=True)
+            inputs = [y0]
+            if record.k0 is None:
+                stages[0], _ = self._field(0, record.t0, y0)
+            else:
+                k0 = record.k0.detach().requires_grad_(True)
+                stages[0] = [k0]
+                inputs.append(k0)
+            kept: list[Any] = [None] * self.tableau.stages
+            y1 = take_step(self._field, self.tableau, y0, record.t0, record.t1, stages, kept)
+            step = Step(
+                record.t0,
+                record.t1,
+                y0,
+                y1,
+                stages,
+                kept,
+                self.tableau,
+                lambda: stages[-1] if self.tableau.adaptive else self._flat(record.t1, y1),
+            )
+            results = [(y1, y_bar)]
+            if k_bar is not None:
+                results.append((stages[-1], k_bar))
+            for i in record.outputs:
+                value = step.interpolate(self.times[i], cubic=_cubic(self.problem))
+                results.append((value, rows[i]))
+        grads = self._grad(results, inputs)
+        return grads[0], grads[1] if record.k0 is not None else None
+
+    def pull_first_stage(self, record: _Record, y_bar: Tensor, k_bar: Tensor) -> Tensor:
+        """Return the gradient to the initial state, its first stage F(t0, y0) included."""
+        with torch.enable_grad():
+            y0 = record.y0.detach().requires_grad_(True)
+            k0 = self._flat(record.t0, y0)
+        return y_bar + self._grad([(k0, k_bar)], [y0])[0]
+
+    def _grad(self, results: list[tuple[Tensor, Tensor]], inputs: list[Tensor]) -> list[Tensor]:
+        results = [(value, bar) for value, bar in results if value.requires_grad]
+        uses, self.uses = self.uses, Recording(self.collectors)
+        wanted: list[Any] = [*inputs, *self.params]
+        found = torch.autograd.grad(
+            [value for value, _ in results],
+            [*wanted, *uses.edges],
+            [bar for _, bar in results],
+            allow_unused=True,
+            retain_graph=True,  # a field may hold a graph made before the solve
+        )
+        for total, g in zip(self.grads, found[len(inputs) : len(wanted)], strict=True):
+            if g is not None:
+                total.add_(g)
+        uses.gradients = found[len(wanted) :]
+        uses.give(dict.fromkeys(self.collectors, 1.0))
+        return [
+            torch.zeros_like(x) if g is None else g
+            for x, g in zip(inputs, found[: len(inputs)], strict=True)
+        ]
+
+    def _field(self, _stage: int, t: float, y: Tensor) -> tuple[Sequence[Tensor], None]:
+        self.problem.nfe.add("backward")
+        problem, layout = self.problem, self.layout
+        with inside_solve(self.uses if self.collectors else None):
+            return evaluate_field(problem.func, problem.pack, layout, t, layout.split(y)), None
+
+    def _flat(self, t: float, y: Tensor) -> Tensor:
+        parts, _ = self._field(0, t, y)
+        return self.layout.flatten(parts)
+
+
+def _cubic(problem: Problem) -> bool:
+    return problem.forward.options.get("interp") == "cubic"

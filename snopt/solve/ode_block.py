@@ -1,0 +1,208 @@
+"""A Neural ODE as a layer: a vector field and an integration time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snopt.curvature.collector import inside_solve
+from snopt.curvature.nodes import leaves_no_trace
+from snopt.linalg import at_least_float32
+from snopt.solve.adjoint import odeint_adjoint
+from snopt.solve.checkpoint import checkpointed
+from snopt.solve.checks import check_monotonic
+from snopt.solve.direct import odeint
+from snopt.solve.engine import StepMemory
+from snopt.solve.problem import make_problem
+from snopt.solve.torchdiffeq import NFE, State
+
+GRADIENTS = ("adjoint", "direct", "checkpoint")
+
+
+class ODEBlock(nn.Module):
+    """Maps y(t[0]) to y(t[-1]) along ``dy/dt = func(t, y)``.
+
+    Args:
+        func: vector field, any ``nn.Module`` with ``forward(t, y)``.
+        t: output times, strictly increasing or decreasing; two for an ordinary block.
+        gradient: ``"adjoint"`` (O(1) memory), ``"direct"`` (backpropagation through the solver:
+            exact for the discretised solve, memory grows by the graph of every step) or
+            ``"checkpoint"`` (the same gradient, memory grows by two states a step).
+        method: any torchdiffeq method.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        options: solver options.
+        adjoint_rtol: see :func:`snopt.odeint_adjoint`; only with ``gradient="adjoint"``.
+        adjoint_atol: likewise.
+        adjoint_method: likewise.
+        adjoint_options: likewise.
+        return_all: return the state at all times instead of the last.
+        engine: ``"auto"`` or ``"torchdiffeq"``, see :func:`snopt.odeint_adjoint`.
+        reuse_step: start each solve with the last one's step size (many short solves in a row); the
+            result then depends on the solves before, within the tolerance.
+
+    Attributes:
+        t: buffer, (T,).
+        nfe: evaluations so far, ``nfe.forward``, ``nfe.backward``, ``nfe.curvature``.
+
+    Raises:
+        TypeError: if ``func`` is no module.
+        ValueError: if ``gradient`` is unknown, fewer than two times are given, or they are not
+            monotonic.
+    """
+
+    def __init__(
+        self,
+        func: nn.Module,
+        t: Sequence[float] | Tensor = (0.0, 1.0),
+        *,
+        gradient: str = "adjoint",
+        method: str = "dopri5",
+        rtol: float = 1e-3,
+        atol: float = 1e-3,
+        options: Mapping[str, Any] | None = None,
+        adjoint_rtol: float | None = None,
+        adjoint_atol: float | None = None,
+        adjoint_method: str | None = None,
+        adjoint_options: Mapping[str, Any] | None = None,
+        return_all: bool = False,
+        engine: str = "auto",
+        reuse_step: bool = False,
+    ) -> None:
+        """Store the field and the settings."""
+        super().__init__()
+        if not isinstance(func, nn.Module):
+            raise TypeError(f"func must be an nn.Module, got {type(func).__name__}")
+        if gradient not in GRADIENTS:
+            raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
+        self.func = func
+        self.gradient = gradient
+        self.solver: dict[str, Any] = {
+            "method": method,
+            "rtol": rtol,
+            "atol": atol,
+            "options": options,
+            "engine": engine,
+        }
+        self.memory = StepMemory() if reuse_step else None
+        self.adjoint: dict[str, Any] = {
+            "adjoint_rtol": adjoint_rtol,
+            "adjoint_atol": adjoint_atol,
+            "adjoint_method": adjoint_method,
+            "adjoint_options": adjoint_options,
+        }
+        self.return_all = return_all
+        self.nfe = NFE()
+        self.t: Tensor
+        self.register_buffer("t", _times(t))
+
+    def forward(self, y0: State, t: Sequence[float] | Tensor | None = None) -> Any:
+        """Integrate from ``y0``.
+
+        Args:
+            y0: state at the first time, a tensor or a tuple of tensors. Half precision is
+                integrated in float32, and the result of a half-precision field cast back to it.
+            t: times to use instead of the block's own; a tensor may require a gradient.
+
+        Returns:
+            The state at the last time, like ``y0``; with ``return_all`` at all times, with a
+            leading axis.
+
+        Raises:
+            SolverError: if the solve fails.
+        """
+        # Steps and tolerances mean nothing in half precision, which is what a layer before the
+        # block gives under autocast.
+        y0 = tuple(map(at_least_float32, y0)) if isinstance(y0, tuple) else at_least_float32(y0)
+        first = y0 if isinstance(y0, Tensor) else y0[0]
+        times = self.t if t is None else _times(t)
+        # Times in half precision could not tell the solver's steps apart.
+        dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+        times = times.to(first.device, dtype)
+        func, half = self._field(first.device.type)
+        own: dict[str, Any] = {"nfe": self.nfe, "memory": self.memory}
+        if self.gradient == "adjoint":
+            solution = odeint_adjoint(func, y0, times, **self.solver, **self.adjoint, **own)
+        elif self.gradient == "direct":
+            solution = odeint(func, y0, times, **self.solver, **own)
+        else:
+            problem = make_problem(func, y0, times, **self.solver, **own)
+            solution = checkpointed(problem, y0, times)
+        if self.return_all:
+            return solution
+        # A copy: an in-place activation behind the block must not write into the solution that the
+        # backward solve starts from.
+        if isinstance(solution, tuple):
+            return tuple(part[-1].to(half or part.dtype, copy=True) for part in solution)
+        return solution[-1].to(half or solution.dtype, copy=True)
+
+    def velocity(self, t: float, y: State) -> State:
+        """Return F(t, y): one evaluation, without a graph and without a trace.
+
+        It is counted as one of ``nfe.curvature``. Random generators and running statistics of the
+        field are afterwards what they were; layers that an optimizer watches do not see it.
+
+        Args:
+            t: time.
+            y: state, a tensor or a tuple of tensors.
+
+        Returns:
+            dy/dt, like ``y`` and at least in float32.
+        """
+        parts = tuple(map(at_least_float32, y if isinstance(y, tuple) else (y,)))
+        device, dtype = parts[0].device, parts[0].dtype
+        func, _ = self._field(device.type)
+        with torch.no_grad(), leaves_no_trace(self.func, device), inside_solve():
+            self.nfe.add("curvature")
+            time = torch.full((), t, dtype=dtype, device=device)
+            out = func(time, parts if isinstance(y, tuple) else parts[0])
+        if isinstance(y, tuple):
+            return tuple(o.to(part.dtype) for o, part in zip(out, parts, strict=True))
+        answer: Tensor = out.to(dtype)
+        return answer
+
+    def _field(self, device_type: str) -> tuple[nn.Module, torch.dtype | None]:
+        """Return the field as the solver gets it, and its dtype where that is half precision."""
+        half = _half_precision(self.func)
+        if half is not None and not torch.is_autocast_enabled(device_type):
+            return _InHalfPrecision(self.func, half), half
+        return self.func, half
+
+    def extra_repr(self) -> str:
+        """Return times, gradient mode and solver for ``print(block)``."""
+        times = ", ".join(f"{x:g}" for x in self.t.tolist())
+        solver = ", ".join(f"{k}={v}" for k, v in self.solver.items() if v is not None)
+        return f"t=({times}), gradient={self.gradient}, {solver}"
+
+
+class _InHalfPrecision(nn.Module):
+    """A field of half-precision parameters for a state in float32."""
+
+    def __init__(self, func: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.func, self.dtype = func, dtype
+
+    def forward(self, t: Tensor, y: State) -> Any:
+        """Return F in the field's own precision; the solver brings it back to the state's."""
+        if isinstance(y, tuple):
+            return self.func(t.to(self.dtype), tuple(part.to(self.dtype) for part in y))
+        return self.func(t.to(self.dtype), y.to(self.dtype))
+
+
+def _half_precision(func: nn.Module) -> torch.dtype | None:
+    """Return the dtype of a field whose parameters are of half precision, else None."""
+    first = next(func.parameters(), None)
+    halves = (torch.float16, torch.bfloat16)
+    return first.dtype if first is not None and first.dtype in halves else None
+
+
+def _times(t: Sequence[float] | Tensor) -> Tensor:
+    times = t if isinstance(t, Tensor) else torch.tensor(list(t), dtype=torch.float64)
+    if times.dim() != 1 or times.numel() < 2:
+        raise ValueError(f"an ODE block needs at least two times, got {t!r}")
+    if not isinstance(t, Tensor):
+        check_monotonic(times.tolist())
+    return times

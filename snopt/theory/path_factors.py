@@ -1,0 +1,171 @@
+"""Kronecker factors of any rows of Proposition 2, integrated along the path.
+
+Equation numbers are those of docs/method.md. A layer's part of p_i is ∫ x ⊗ g_i dt with its input x
+and g_i = (∂F/∂h)ᵀ q_i at its output h. From the rows y_i of every sample's own loss come
+
+    A = ∫ E[x xᵀ] dt,    B = ∫ Σ_i E[g_i g_iᵀ] dt                                                (8)
+
+with E the mean over samples; A ⊗ B stands for Σ_i E[p_i p_iᵀ]. With one vector, Φ_z, this is
+what a backward pass with :class:`snopt.SNOpt` collects; here the rows are the caller's, so that
+the factors of other curvatures can be compared with dense matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snopt.curvature.collector import Collector, Recording, inside_solve
+from snopt.curvature.factors import Factors
+from snopt.curvature.layers import SUPPORTED, batch_of, input_factor, output_factor
+from snopt.curvature.quadrature import Quadrature, StepEnds, gauss_legendre
+from snopt.solve.field import evaluate_field
+from snopt.solve.forward import solve_forward
+from snopt.solve.problem import make_problem
+from snopt.solve.torchdiffeq import DEFAULT_METHOD, FIXED_GRID, NFE, State
+from snopt.theory.flat_field import FlatField, solve_flat
+from snopt.theory.low_rank import Vectors, flat_rows
+from snopt.theory.second_order import require_interval
+
+
+def path_factors(
+    func: nn.Module,
+    y0: State,
+    t: Tensor,
+    vectors: Vectors,
+    *,
+    quadrature: Quadrature | None = None,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    nfe: NFE | None = None,
+    engine: str = "auto",
+) -> dict[str, Factors]:
+    """Return the factors A and B of every layer of ``func`` from rows at ``t[-1]`` (eq. 8).
+
+    Args:
+        func: vector field F(t, z), an ``nn.Module``.
+        y0: state at ``t[0]``; its leading dimension is the batch of N samples.
+        t: start and end, (2,).
+        vectors: rows y_i as for :func:`low_rank_adjoint`, row i holding one vector of every
+            sample: of the sample's own loss, not divided by N.
+        quadrature: rule for the nodes; None means ``gauss_legendre(4)``.
+        rtol: relative tolerance of both solves.
+        atol: absolute tolerance of both solves.
+        method: any torchdiffeq method; None means ``"dopri5"``.
+        options: solver options of both solves; a ``norm`` is used by the forward solve alone.
+        nfe: counter to which evaluations are added.
+        engine: ``"auto"`` or ``"torchdiffeq"``, see :func:`snopt.odeint_adjoint`.
+
+    Returns:
+        Factors by layer name, for the layers that the field used.
+
+    Raises:
+        SolverError: if a solve fails.
+        ValueError: if ``t`` is no interval, the vectors do not fit the state, or the quadrature is
+            that of step ends.
+    """
+    problem = make_problem(
+        func, y0, t, rtol=rtol, atol=atol, method=method, options=options, nfe=nfe, engine=engine
+    )
+    require_interval(t)
+    if t.numel() > 2:
+        raise ValueError(f"path_factors takes a start and an end, got {t.numel()} times")
+    rule = gauss_legendre(4) if quadrature is None else quadrature
+    if isinstance(rule, StepEnds):
+        raise ValueError("path_factors needs nodes: use gauss_legendre(n) or uniform(step)")
+    field = FlatField(func, y0)
+    parts = y0 if isinstance(y0, tuple) else (y0,)
+    with torch.no_grad():
+        end = [part[-1] for part in solve_forward(problem, parts, t)]
+    rows = flat_rows(field, vectors(field.pack(end)) if callable(vectors) else vectors)
+    if rows.shape[0] == 0:
+        raise ValueError("no vectors were given: there is nothing to integrate")
+    # As gradients of the batch's mean loss, which is what a layer's output factor expects.
+    rows = rows.to(end[0]) / parts[0].shape[0]
+    start, stop = (float(x) for x in t.detach())
+    nodes, weights = rule(stop, start)
+    solution = solve_flat(
+        lambda time, state: _first_order(field, time, state),
+        (field.layout.flatten(end), rows),
+        torch.cat([t.detach()[1:], nodes.to(t), t.detach()[:1]]),
+        rtol=rtol,
+        atol=atol,
+        method=method,
+        options=_node_options(method or DEFAULT_METHOD, options, abs(stop - start)),
+        nfe=nfe,
+        engine=engine,
+    )
+    layers: dict[nn.Module, str] = {
+        m: name for name, m in func.named_modules() if isinstance(m, SUPPORTED)
+    }
+    sums = _Sums(field, layers)
+    for k, (node, weight) in enumerate(zip(nodes.tolist(), weights.tolist(), strict=True), start=1):
+        sums.add(node, solution[0][k], solution[1][k], weight)
+        if nfe is not None:
+            nfe.add("curvature")
+    return sums.factors
+
+
+def _first_order(field: FlatField, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    F, dq, _ = field.products(t, state[0], state[1], parameters=False)
+    return F, -dq
+
+
+def _node_options(method: str, options: Mapping[str, Any] | None, length: float) -> dict[str, Any]:
+    """Return options with which the nodes are dense output and leave the solve's grid alone."""
+    chosen = dict(options or {})
+    if method in FIXED_GRID:
+        if "grid_constructor" not in chosen:
+            chosen.setdefault("step_size", length)
+        chosen.setdefault("interp", "cubic")
+    return chosen
+
+
+class _Sums:
+    """Factors of the layers of one field, summed over nodes."""
+
+    def __init__(self, field: FlatField, layers: Mapping[nn.Module, str]) -> None:
+        self.field = field
+        self.layers = layers
+        self.factors: dict[str, Factors] = {}
+
+    def add(self, t: float, z: Tensor, q: Tensor, weight: float) -> None:
+        """Evaluate the field at a node and add every use of a layer: z (n,), q (R, n)."""
+        field = self.field
+        watcher = Collector(self.layers, gauss_legendre(1))
+        recording = Recording([watcher])
+        watcher.arm()
+        try:
+            with torch.enable_grad(), inside_solve(recording):
+                parts = [part.detach().requires_grad_(True) for part in field.layout.split(z)]
+                out = evaluate_field(field.func, field.pack, field.layout, t, parts)
+                flat = field.layout.flatten(out)
+        finally:
+            watcher.disarm()
+        uses = recording.uses
+        if not uses or not flat.requires_grad:
+            return
+        B: list[Any] = [0.0] * len(uses)
+        for row in q:
+            gradients = torch.autograd.grad(
+                flat, recording.edges, row, allow_unused=True, retain_graph=True
+            )
+            for i, (use, g) in enumerate(zip(uses, gradients, strict=True)):
+                if g is not None:
+                    B[i] = B[i] + output_factor(use.layer, g)  # type: ignore[arg-type]
+        for use, square in zip(uses, B, strict=True):
+            if isinstance(square, Tensor):
+                self._keep(use.layer, use.x, square, weight)
+
+    def _keep(self, layer: Any, x: Tensor, B: Tensor, weight: float) -> None:
+        name, batch = self.layers[layer], batch_of(layer, x)
+        old = self.factors.get(name)
+        A, B = input_factor(layer, x).mul_(weight), B * weight
+        if old is not None:
+            A, B, weight, batch = old.A + A, old.B + B, old.weight + weight, max(old.batch, batch)
+        self.factors[name] = Factors(A=A, B=B, weight=weight, batch=batch)

@@ -1,0 +1,93 @@
+"""The clock's accounts: nothing lost, nothing counted twice, nothing on the wrong account."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.base.clock import EVALUATION, LOGGING, TRAIN, Clock
+
+
+class Time:
+    """A source of time that moves only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_nested_accounts_pause_the_outer_one():
+    time = Time()
+    clock = Clock(now=time)
+    time.now += 1
+    with clock.booked_on(TRAIN):
+        time.now += 2
+        with clock.booked_on(EVALUATION):
+            time.now += 4
+        time.now += 8
+    time.now += 16
+    assert clock.seconds() == {TRAIN: 10.0, EVALUATION: 4.0, LOGGING: 17.0}
+    assert clock.wall() == 31.0
+
+
+def test_reading_does_not_change_the_open_account():
+    time = Time()
+    clock = Clock(now=time)
+    with clock.booked_on(TRAIN):
+        time.now += 1
+        assert clock.seconds()[TRAIN] == 1.0
+        time.now += 1
+    assert clock.seconds()[TRAIN] == 2.0
+
+
+def test_an_exception_closes_the_account():
+    time = Time()
+    clock = Clock(now=time)
+
+    def broken_step() -> None:
+        with clock.booked_on(TRAIN):
+            time.now += 1
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        broken_step()
+    time.now += 5
+    assert clock.seconds() == {TRAIN: 1.0, EVALUATION: 0.0, LOGGING: 5.0}
+
+
+def test_queued_work_is_waited_for_before_every_reading():
+    time = Time()
+    queued = [0.0]
+
+    def synchronise() -> None:
+        time.now += queued[0]
+        queued[0] = 0.0
+
+    clock = Clock(synchronise, now=time)
+    with clock.booked_on(TRAIN):
+        queued[0] = 3.0  # a kernel that finishes long after its launch
+    with clock.booked_on(EVALUATION):
+        queued[0] = 5.0
+    assert clock.seconds() == {TRAIN: 3.0, EVALUATION: 5.0, LOGGING: 0.0}
+
+
+def test_a_resumed_clock_adds_to_the_time_already_spent():
+    time = Time()
+    first = Clock(now=time)
+    with first.booked_on(TRAIN):
+        time.now += 3
+    state = first.state_dict()
+    time.now += 1000  # nobody was running
+    second = Clock(now=time)
+    time.now += 2
+    second.load_state_dict(state)
+    with second.booked_on(TRAIN):
+        time.now += 4
+    assert second.seconds() == {TRAIN: 7.0, EVALUATION: 0.0, LOGGING: 2.0}
+    assert second.wall() == 9.0
+
+
+def test_an_unknown_account_is_refused():
+    with pytest.raises(ValueError, match="train, evaluation, logging"), Clock().booked_on("tea"):
+        pass

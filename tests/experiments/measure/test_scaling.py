@@ -1,0 +1,85 @@
+"""The model of N ranks by hand, a tiny measurement on two ranks, the tables."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from experiments.base.environment import REPOSITORY
+from experiments.measure import scaling, scaling_table
+from experiments.measure.origin import origin
+from experiments.measure.scaling_model import Compute, Link, efficiency, volume
+from snopt import SNOpt
+
+CPU = torch.device("cpu")
+
+
+def test_volume_by_hand_and_as_the_optimizer_has_it():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Conv2d(4, 6, 1, groups=2))
+    shapes = [(1, 2, 4), (2, 3, 3)]  # the bias is a column
+    sent = volume(sum(p.numel() for p in net.parameters()), shapes)
+    assert sent.gradients == 4 * (8 + 18)
+    assert sent.factors == 4 * (4 + 16 + 2 * (9 + 9))
+    assert sent.bases == sent.factors + 4 * (2 + 4 + 2 * (3 + 3))
+    assert sorted(sent.costs) == [8.0, 54.0, 54.0, 64.0]
+    assert sent.largest_share(1) == 1
+    assert sent.largest_share(2) == pytest.approx(108 / 180)
+    assert sent.largest_share(50) == pytest.approx(64 / 180)
+    linear = torch.nn.Linear(3, 2)
+    optimizer = SNOpt(linear)
+    linear(torch.randn(5, 3)).pow(2).mean().backward()
+    optimizer.step()
+    assert [state.shape for state in optimizer.curvature.values()] == [shapes[0]]
+
+
+def test_efficiency_by_hand():
+    sent = volume(250, [(1, 2, 2)])  # 1000 bytes of gradients, 32 of factors, 48 of bases
+    link = Link("slow", 1000.0, 0.01)
+    assert link.ring(1000, 2) == pytest.approx(2 * (0.5 + 0.01))
+    assert link.relay(48, 4) == pytest.approx(3 * (0.012 + 0.01))
+    compute = Compute(step=1.0, collect=0.5, decompose=2.0)
+    alone = 1.0 + 2.5 / 10
+    refresh = 0.5 + 2 * (0.016 + 0.01) + 2.0 * 0.5 + (0.024 + 0.01)
+    together = 1.0 + 1.02 + refresh / 10
+    assert efficiency(compute, sent, link, 2, update_freq=10) == pytest.approx(alone / together)
+    assert efficiency(compute, sent, link, 1, update_freq=10) == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+def test_a_tiny_measurement_and_its_tables(tmp_path):
+    # the processes look the workload up by name: only their number of rows can be small
+    workload = next(w for w in scaling.TRAINING if w.name == "digits")
+    small = scaling.replace(workload, shape={**workload.shape, "batch": 4})
+    entry = {"origin": origin(torch.device("cpu"), 1), **scaling.measure_scaling(small, 1)}
+    assert set(entry["runs"]["one"]["seconds"]) == {"ordinary", "refresh", "bases"}
+    for way, rows in (("strong", 2), ("weak", 4)):
+        run = entry["runs"][way]
+        assert (run["ranks"], run["rows"]) == (2, rows)
+        parts = {"ordinary", "refresh", "gradients", "factors", "bases"}
+        assert set(run["seconds"]) == parts
+    scaling_table.save(tmp_path, "digits", entry)
+    text = scaling_table.write(tmp_path).read_text()
+    assert "| digits net | 2 × 2 |" in text
+    assert "| digits net | 10 Gbit/s |" in text
+    assert "1 × 4: ordinary 100 %, refresh 100 %" in scaling_table.headline(entry)
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_the_volumes_in_the_documentation(name):
+    workload = next(w for w in scaling.TRAINING if w.name == name)
+    case = scaling.replace(workload, shape={**workload.shape, "batch": 1}).build(CPU)
+    optimizer = SNOpt(case.model)
+    case.loss().backward()
+    optimizer.step()
+    parameters = sum(p.numel() for p in case.model.parameters())
+    sent = volume(parameters, [state.shape for state in optimizer.curvature.values()])
+    title = "digits net (width 16)" if name == "digits" else "MNIST net (width 64)"
+    text = (REPOSITORY / "docs" / "scaling.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith(f"| {title}"))
+    cells = [cell.strip().removesuffix(" MB").replace(" ", "") for cell in row.split("|")[2:-1]]
+    average = sent.gradients + (sent.factors + sent.bases) / 100
+    expected = [sent.gradients, sent.factors, sent.bases, average]
+    assert int(cells[0]) == parameters
+    for cell, size in zip(cells[1:], expected, strict=True):
+        assert float(cell) == pytest.approx(size / 1e6, rel=0.02)
+    assert sent.largest_share(4) == pytest.approx({"digits": 0.50, "mnist": 0.42}[name], abs=0.005)

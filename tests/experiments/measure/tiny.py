@@ -1,0 +1,59 @@
+"""The workloads at sizes that run in milliseconds, and functions for child processes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from experiments.base.errors import DataError
+from experiments.measure.memory import STIFFENING
+from experiments.measure.resident import peak_of
+from experiments.measure.workloads import ENGINE, TRAINING, Workload
+
+CPU = torch.device("cpu")
+
+SHAPES = {
+    "conv": {"batch": 2, "channels": 3, "size": 4},
+    "linear": {"batch": 3, "dim": 4, "layers": 2},
+    "softplus": {"batch": 3, "dim": 4, "width": 5},
+    "ode_rnn": {"batch": 3, "steps": 4, "channels": 2, "hidden": 4, "classes": 3},
+    "mnist": {"batch": 4, "channels": 1, "size": 8, "width": 3, "classes": 3},
+    "digits": {"batch": 4, "channels": 1, "size": 8, "width": 3, "classes": 3},
+    "japanese_vowels": {
+        "batch": 3,
+        "steps": 5,
+        "min_steps": 2,
+        "channels": 2,
+        "hidden": 4,
+        "classes": 3,
+    },
+    "steps": {"batch": 4, "dim": 3, "layers": 2},
+}
+
+ALL = {workload.name: workload for workload in (*ENGINE, *TRAINING, STIFFENING)}
+
+
+def tiny(name: str) -> Workload:
+    return replace(ALL[name], shape=SHAPES[name], repeat_factor=1)
+
+
+def allocate(megabytes: int) -> dict[str, float]:
+    """Hold ``megabytes`` for a moment."""
+
+    def work() -> None:
+        torch.ones(megabytes * 2**20, dtype=torch.uint8)
+
+    return peak_of(work, CPU).as_json()
+
+
+def echo(**arguments: object) -> dict[str, object]:
+    return {"threads": torch.get_num_threads(), **arguments}
+
+
+def refuse() -> None:
+    raise DataError("no such data: put it into data/")
+
+
+def crash() -> None:
+    raise RuntimeError("it broke")

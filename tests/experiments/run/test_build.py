@@ -1,0 +1,127 @@
+"""Building the parts: what receives what, and what is said where it cannot be built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from stand_ins import TinyModel, load, make_config
+from torch import nn
+
+from experiments.base.errors import ConfigError
+from experiments.models.solver import SolverSettings
+from experiments.run.build import build, build_optimizer, build_scheduler
+from snopt import SNOpt
+
+CPU = torch.device("cpu")
+
+
+def model() -> TinyModel:
+    return TinyModel(load().info, SolverSettings())
+
+
+def test_first_weights_depend_on_the_seed_and_not_on_the_optimizer(tmp_path):
+    def weights(optimizer: str, seed: int) -> torch.Tensor:
+        config = {**make_config(tmp_path, optimizer), "seed": seed}
+        return nn.utils.parameters_to_vector(build(config, CPU).model.parameters())
+
+    assert torch.equal(weights("adam", 1), weights("snopt", 1))
+    assert not torch.equal(weights("adam", 1), weights("adam", 2))
+
+
+def test_snopt_receives_the_model_and_others_its_parameters(tmp_path):
+    parts = build(make_config(tmp_path, "snopt"), CPU)
+    assert isinstance(parts.optimizer, SNOpt)
+    assert parts.optimizer.param_groups[0]["lr"] == 0.05
+    parts = build(make_config(tmp_path, "adam"), CPU)
+    assert type(parts.optimizer) is torch.optim.Adam
+    assert isinstance(parts.scheduler, torch.optim.lr_scheduler.MultiStepLR)
+    assert parts.scheduler_interval == "epoch"
+
+
+def test_nested_targets_are_built():
+    config = {
+        "_target_": "snopt.SNOpt",
+        "accepts": "model",
+        "quadrature": {"_target_": "snopt.gauss_legendre", "n": 2},
+    }
+    assert isinstance(build_optimizer(config, model()), SNOpt)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"_target_": "torch.optim.Adam", "lr": -1.0}, "optimizer: Invalid learning rate"),
+        ({"_target_": "torch.optim.Adam", "betas": [0.9, 2.0]}, "optimizer: Invalid beta"),
+        (
+            {"_target_": "torch.optim.Adam", "momentum": 0.9},
+            "optimizer: got an unexpected keyword argument 'momentum'; it takes lr, betas",
+        ),
+        ({"_target_": "torch.optim.Adamm"}, "optimizer cannot be built: .*Adamm"),
+        ({"lr": 1.0}, "optimizer has no _target_"),
+        ({"_target_": "torch.optim.Adam", "accepts": "all"}, "accepts must be model or parameters"),
+        ({"_target_": "snopt.SNOpt", "accepts": "model", "alpha": 2.0}, "optimizer: .*alpha"),
+        ({"_target_": "snopt.SNOpt", "accepts": "model", "scope": "none"}, "optimizer: .*scope"),
+    ],
+)
+def test_a_wrong_optimizer_is_a_config_error(config, message):
+    with pytest.raises(ConfigError, match=message):
+        build_optimizer(config, model())
+
+
+def test_snopt_on_a_model_without_supported_layers_is_a_config_error():
+    config = {"_target_": "snopt.SNOpt", "accepts": "model"}
+    with pytest.raises(ConfigError, match="optimizer: "):
+        build_optimizer(config, nn.Sequential(nn.LayerNorm(3)))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"_target_": "torch.optim.lr_scheduler.StepLR"}, "missing a required argument: 'step_s"),
+        ({"_target_": "torch.optim.lr_scheduler.StepLR", "interval": "day"}, "epoch or step"),
+        ({"_target_": "torch.optim.lr_scheduler.Foo"}, "scheduler cannot be built: .*importable"),
+        ({"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": "a"}, "scheduler: .*'str'"),
+        ({"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 0}, "scheduler: .*by zero"),
+        ({"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau"}, "scheduler: .*'metrics'"),
+    ],
+)
+def test_a_wrong_schedule_is_a_config_error(config, message):
+    optimizer = torch.optim.SGD(model().parameters(), lr=0.1)
+    with pytest.raises(ConfigError, match=message):
+        build_scheduler(config, optimizer)
+
+
+def test_a_schedule_is_tried_on_another_optimizer():
+    optimizer = torch.optim.SGD(model().parameters(), lr=0.1)
+    config = {"_target_": "torch.optim.lr_scheduler.ExponentialLR", "gamma": 0.5}
+    schedule, _ = build_scheduler(config, optimizer)
+    assert schedule is not None
+    assert schedule.last_epoch == 0
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_no_schedule_is_none():
+    optimizer = torch.optim.SGD(model().parameters(), lr=0.1)
+    assert build_scheduler(None, optimizer) == (None, "epoch")
+
+
+@pytest.mark.parametrize(
+    ("group", "changes", "message"),
+    [
+        ("model", {"width": 0}, "model: width must be at least 1"),
+        (
+            "model",
+            {"depth": 2},
+            "model: got an unexpected keyword argument 'depth'; it takes width",
+        ),
+        ("dataset", {"sise": 3}, "dataset: .*'sise'; it takes name, size"),
+        ("solver", {"rtoll": 1}, "solver: .*'rtoll'; it takes gradient, method, rtol"),
+    ],
+)
+def test_other_groups_name_their_arguments_too(tmp_path, group, changes, message):
+    config: dict[str, Any] = make_config(tmp_path)
+    config[group].update(changes)
+    with pytest.raises(ConfigError, match=message):
+        build(config, CPU)

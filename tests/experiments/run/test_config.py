@@ -1,0 +1,209 @@
+"""Configurations: what they compose to, what is refused and how, what makes a run's identity."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stand_ins import make_config
+
+from experiments.base.errors import ConfigError
+from experiments.run.config import (
+    CONFIGS,
+    check_config,
+    identity,
+    load_config,
+    options,
+    resolve,
+    run_folder,
+)
+
+
+def changed(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    config = copy.deepcopy(config)
+    *groups, leaf = key.split(".")
+    node = config
+    for group in groups:
+        node = node[group]
+    node[leaf] = value
+    return config
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> dict[str, Any]:
+    return make_config(tmp_path)
+
+
+def test_the_default_is_digits_with_snopt():
+    plain = resolve(load_config())
+    names = {part: plain[part]["name"] for part in ("task", "dataset", "optimizer")}
+    assert names == {"task": "image", "dataset": "digits", "optimizer": "snopt"}
+    assert plain["optimizer"]["_target_"] == "snopt.SNOpt"
+    assert plain["tracking"]["mode"] == "offline"
+    check_config(plain)
+
+
+def test_a_task_brings_its_data_set_and_model_but_the_command_line_wins():
+    plain = resolve(load_config(["task=time_series"]))
+    assert plain["dataset"]["name"] == "japanese_vowels"
+    assert plain["model"]["task"] == "time_series"
+    plain = resolve(load_config(["task=time_series", "dataset=basic_motions"]))
+    assert plain["dataset"]["name"] == "basic_motions"
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_experiment_composes_and_an_override_wins(name):
+    plain = resolve(load_config([f"experiment={name}", "trainer.batch_size=17"]))
+    check_config(plain)
+    assert plain["trainer"]["batch_size"] == 17
+
+
+@pytest.mark.parametrize("name", options("optimizer"))
+def test_optimizer_configs_are_complete(name):
+    plain = resolve(load_config([f"optimizer={name}"]))
+    check_config(plain)
+    # A variant runs under the name of its method: sgd_ode under sgd, split under its ODE part's.
+    assert name.startswith(plain["optimizer"]["name"]) or name == "split"
+    assert plain["optimizer"]["accepts"] in ("model", "parameters")
+    assert plain["optimizer"]["_partial_"] is True
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task=imge"], r"no option 'imge' \(did you mean image\?\); valid: cnf, image, time_"),
+        (["optimizer=adamx"], r"no option 'adamx' .*valid: .*adam, .*sgd, .*snopt"),
+        (["optimzer=adam"], r"optimzer is unknown \(did you mean optimizer\?\)"),
+        (["trainer.batchsize=3"], r"batchsize is unknown \(did you mean batch_size\?\); trainer h"),
+        (["lr=0.1"], r"lr is unknown \(did you mean optimizer.lr\?\)"),
+        (["optimizer=adam", "optimizer.momentum=1"], r"optimizer has .*betas"),
+        (["trainer.a.b=1"], r"trainer\.a is unknown; trainer has batch_size"),
+        (["seed.x=1"], r"seed is a single value \(0\)"),
+        (["seed=1,2"], r"seed=1,2 lists several values: add -m"),
+        (["seed==1"], r"cannot read the argument 'seed==1': .*key=value"),
+        (
+            ["solver.options={step_size: 1}"],
+            r"solver.options.step_size .* write \+solver.options.s",
+        ),
+        (["+model.t1=2"], r"model.t1 is set already: change it without the \+"),
+        (["model=null"], r"model=null: a group needs the name of one of its options"),
+        (["experiment=none/such"], r"experiment has no option 'none/such'; valid: "),
+        (["hydra/launcher=joblab"], r"no option 'joblab' \(did you mean joblib\?\); valid: basic"),
+    ],
+)
+def test_what_cannot_be_composed_is_one_line_with_the_valid_names(overrides, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(overrides)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("trainer.batch_size", 0, "trainer.batch_size must be a whole number of at least 1, got 0"),
+        ("trainer.batch_size", 1.5, "whole number of at least 1, got 1.5"),
+        ("trainer.batch_size", "many", "got 'many'"),
+        ("trainer.batch_size", True, "got True"),
+        ("trainer.eval_every", None, "trainer.eval_every must be a whole number"),
+        ("trainer.checkpoint_every", -1, "trainer.checkpoint_every must be"),
+        ("trainer.max_steps", 0, "trainer.max_steps must be"),
+        ("trainer.threads", 0, "trainer.threads must be"),
+        ("trainer.max_seconds", 0, "trainer.max_seconds must be a number above 0"),
+        ("trainer.max_seconds", float("nan"), "above 0, got nan"),
+        ("trainer.progress", "maybe", "true, false or null"),
+        ("trainer.restart", "no", "true or false"),
+        ("trainer.epochs", None, "nothing ends this run: set trainer.epochs, max_steps or max_sec"),
+        ("trainer.batchsize", 3, r"trainer.batchsize is unknown \(did you mean batch_size\?\)"),
+        ("optimizer.lr", -1.0, r"optimizer.lr must be a number of at least 0, got -1.0"),
+        ("optimizer.lr", "fast", "got 'fast'"),
+        ("optimizer.weight_decay", -0.1, "optimizer.weight_decay must be"),
+        ("optimizer.betas", 3, "optimizer.betas must be 2 numbers from 0 to below 1, got 3"),
+        ("optimizer.betas", [0.9], r"got \[0.9\]"),
+        ("optimizer.betas", [0.9, 1.0], r"got \[0.9, 1.0\]"),
+        ("optimizer.betas", [0.9, "a"], r"got \[0.9, 'a'\]"),
+        ("optimizer.nesterov", "foo", "optimizer.nesterov must be true or false, got 'foo'"),
+        ("optimizer.scheduler", 3, "optimizer.scheduler must be a group of keys with a _target_"),
+        ("optimizer.ode", 3, "optimizer.ode must be a group of keys with a _target_, got 3"),
+        ("optimizer.ode", {"_target_": "x", "lr": -1}, "optimizer.ode.lr must be .* got -1"),
+        ("dataset.split_seed", "abc", "dataset.split_seed must be a whole number of at least 0"),
+        ("dataset.val_size", 0, "dataset.val_size must be a whole number of at least 1, got 0"),
+        ("dataset.std", 0, "dataset.std must be a number above 0"),
+        ("dataset.noise", -1, "dataset.noise must be a number of at least 0"),
+        ("dataset.download", "no", "dataset.download must be true or false"),
+        ("output_dir", None, "output_dir must be the path of a folder, got None"),
+        ("output_dir", __file__, "must be a folder, but .*test_config.py is a file"),
+        ("output_dir", f"{__file__}/x", "must be a folder, but .*test_config.py is a file"),
+        ("seed", -1, "seed must be a whole number"),
+        ("seed", 0.5, "seed must be a whole number"),
+        ("device", "tpu", "device must be auto, cpu or cuda, got 'tpu'"),
+        ("dataset.task", "time_series", r"task 'time_series'; dataset= .* add task=time_series"),
+        ("model.task", "cnf", r"for task 'cnf'; model= choices that fit: conv_ode.* add task=cnf"),
+        ("solver", None, "lacks the group 'solver'"),
+    ],
+)
+def test_wrong_values_are_named(config, key, value, message):
+    check_config(config)
+    with pytest.raises(ConfigError, match=message):
+        check_config(changed(config, key, value))
+
+
+def test_a_missing_value_is_named():
+    with pytest.raises(ConfigError, match=r"dataset\.uea_name has no value: add dataset"):
+        resolve(load_config(["task=time_series", "dataset=uea", "dataset.name=Nope"]))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("output_dir", "elsewhere"),
+        ("data_dir", "elsewhere"),
+        ("device", "auto"),
+        ("tracking", {"name": "wandb", "mode": "online"}),
+        ("trainer.progress", True),
+        ("trainer.threads", 2),
+        ("trainer.checkpoint_every", 1),
+        ("trainer.restart", True),
+        ("dataset.data_dir", "elsewhere"),
+        ("seed", 17),
+    ],
+)
+def test_identity_ignores_what_does_not_change_the_result(config, key, value):
+    assert identity(changed(config, key, value)) == identity(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optimizer.lr", 0.06),
+        ("model.width", 5),
+        ("solver.rtol", 1e-4),
+        ("trainer.batch_size", 9),
+        ("trainer.max_steps", 9),
+        ("dataset.split_seed", 1),
+    ],
+)
+def test_identity_changes_with_what_does(config, key, value):
+    assert identity(changed(config, key, value)) != identity(config)
+
+
+def test_identity_does_not_depend_on_the_order_of_keys(config):
+    assert identity(dict(reversed(list(config.items())))) == identity(config)
+
+
+def test_run_folder(config, tmp_path):
+    config = changed(config, "dataset.name", "../odd name")
+    folder = run_folder(config)
+    assert folder == tmp_path / "image" / ".._odd_name" / "sgd" / identity(config) / "seed-3"
+
+
+def test_the_seed_is_in_the_path_alone(config):
+    other = changed(config, "seed", 4)
+    assert run_folder(other).parent == run_folder(config).parent
+    assert run_folder(other).name == "seed-4"
+
+
+def test_every_yaml_file_of_the_root_groups_says_what_it_is():
+    for path in (*CONFIGS.glob("optimizer/*.yaml"), *CONFIGS.glob("tracking/*.yaml")):
+        assert path.read_text().startswith("# "), path

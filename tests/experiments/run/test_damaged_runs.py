@@ -1,0 +1,142 @@
+"""Going on from a record that is damaged, incomplete or was begun elsewhere; refusing in time."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from inspect_runs import assert_same_run, checkpoint, status, stopped_at
+from stand_ins import make_config
+
+from experiments.base.errors import CheckpointError, ConfigError, RecordError
+from experiments.run import run as run_module
+from experiments.run.checkpoint import save_checkpoint
+from experiments.run.run import run
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("model", {"extra": torch.zeros(1)}, r'model: .*Unexpected key.*"extra"'),
+        ("model", {"encode.bias": torch.zeros(9)}, "model: .*size mismatch for encode.bias"),
+        ("optimizer", {"param_groups": 3}, "optimizer: "),
+        ("optimizer", {"extra": 3}, "optimizer: it has unknown 'extra'"),
+        ("scheduler", {"extra": 3}, "scheduler: it has unknown 'extra'"),
+        ("meter", {"nfe": {}}, "meter: KeyError: 'forward'"),
+        ("meter", {"steps": "many"}, "meter: .*'many'"),
+        ("clock", {"train": -1.0}, "clock: train is -1.0 seconds"),
+        ("rng", {"torch": torch.zeros(3)}, "rng: "),
+        ("rng", {"python": 3}, "rng: "),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, monkeypatch, part, change, message):
+    config = make_config(tmp_path, "adam")
+    folder = stopped_at(config, 7, monkeypatch)
+    state = checkpoint(config)
+    save_checkpoint(folder / "checkpoint.pt", {**state, part: {**state[part], **change}})
+    with pytest.raises(CheckpointError, match=f"does not fit this run: {message}.*; remove it"):
+        run(config)
+
+
+def test_a_checkpoint_with_a_flipped_byte_is_refused_and_then_removed(tmp_path, monkeypatch):
+    unbroken, config = make_config(tmp_path / "unbroken"), make_config(tmp_path / "damaged")
+    run(unbroken)
+    path = stopped_at(config, 7, monkeypatch) / "checkpoint.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        run(config)
+    path.unlink()
+    run(config)
+    assert_same_run(config, unbroken)
+
+
+def test_a_checkpoint_without_its_metrics_is_refused(tmp_path, monkeypatch):
+    config = make_config(tmp_path)
+    metrics = stopped_at(config, 7, monkeypatch) / "metrics.jsonl"
+    metrics.unlink()
+    with pytest.raises(RecordError, match=r"they end with step 6, it has none.*trainer.restart"):
+        run(config)
+    assert not metrics.exists()
+    config["trainer"]["restart"] = True
+    assert run(config).state == "done"
+
+
+def test_a_done_run_without_its_metrics_is_not_skipped(tmp_path):
+    config = make_config(tmp_path)
+    (run(config).folder / "metrics.jsonl").unlink()
+    with pytest.raises(
+        RecordError, match=r"is done, but its metrics.jsonl is gone; add trainer.re"
+    ):
+        run(config)
+    config["trainer"]["restart"] = True
+    assert not run(config).skipped
+
+
+def test_restart_repairs_a_damaged_status(tmp_path):
+    config = make_config(tmp_path)
+    (run(config).folder / "status.json").write_text("{")
+    with pytest.raises(RecordError, match=r"trainer\.restart=true"):
+        run(config)
+    config["trainer"]["restart"] = True
+    assert run(config).state == "done"
+
+
+def test_a_run_that_another_process_finishes_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    config = make_config(tmp_path)
+    build, calls = run_module.build, []
+
+    def slow_build(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            run(config)  # the other process, after our first look at the state
+        return build(*arguments)
+
+    monkeypatch.setattr(run_module, "build", slow_build)
+    result = run(config)
+    assert result.skipped
+    assert len(calls) == 2
+    assert status(config)["starts"] == 1
+
+
+@pytest.mark.parametrize("group", ["optimizer", "model", "solver", "dataset"])
+def test_what_cannot_be_built_leaves_nothing_behind(tmp_path, capsys, group):
+    config = make_config(tmp_path)
+    config[group]["no_such_argument"] = 1
+    with pytest.raises(ConfigError, match="no_such_argument"):
+        run(config)
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_every_start_is_kept_and_a_change_is_told(tmp_path, monkeypatch, capsys):
+    config = make_config(tmp_path)
+    monkeypatch.setattr(run_module, "git_commit", lambda: "a" * 40)
+    stopped_at(config, 3, monkeypatch)
+    stopped_at(config, 2, monkeypatch)
+    assert "warning" not in capsys.readouterr().out
+    monkeypatch.setattr(run_module, "git_commit", lambda: "b" * 40)
+    run(config)
+    warning = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert [line.partition("warning: ")[2] for line in warning] == [
+        "since the last start commit aaaaaaaa → bbbbbbbb"
+    ]
+    found = status(config)
+    assert found["git_commit"] == "b" * 40
+    assert [start["git_commit"][0] for start in found["history"]] == ["a", "a", "b"]
+    assert {"started_at", "versions", "device", "threads", "git_dirty"} <= set(found["history"][0])
+    assert (found["starts"], found["history"][0]["started_at"]) == (3, found["started_at"])
+
+
+def test_a_status_without_history_keeps_what_it_says(tmp_path, monkeypatch):
+    config = make_config(tmp_path)
+    path = stopped_at(config, 3, monkeypatch) / "status.json"
+    old = json.loads(path.read_text())
+    del old["history"]
+    path.write_text(json.dumps({**old, "git_commit": "c" * 40}))
+    run(config)
+    assert status(config)["history"][0]["git_commit"] == "c" * 40
+    assert len(status(config)["history"]) == 2

@@ -1,0 +1,163 @@
+"""The command: exit statuses, messages, sweeps; on the real configurations."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from experiments.run.records import Record
+
+ROOT = Path(__file__).resolve().parents[3]
+SCRIPT = ROOT / "scripts" / "train.py"
+QUICK = ("model=conv_ode_small", "trainer.max_steps=2", "tracking=none", "trainer.threads=1")
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that runs the command in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    spec = importlib.util.spec_from_file_location("train_command", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module: ModuleType = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "train_command", module)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    spec.loader.exec_module(module)
+
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+        module._outcomes.clear()
+        status: int = module.main()
+        return status
+
+    return call
+
+
+def in_a_process(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def states(tmp_path: Path) -> dict[str, str | None]:
+    folders = (path.parent for path in tmp_path.glob("outputs/*/*/*/*/*/status.json"))
+    return {f"{f.parents[1].name} {f.name}": Record(f).state for f in folders}
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("task=imge", "did you mean image?"),
+        ("trainer.batchsize=3", "did you mean batch_size?"),
+        ("optimizer.lr=-1", "optimizer.lr must be a number of at least 0, got -1"),
+        ("trainer.batch_size=2000", "larger than the training set of digits (1257 examples)"),
+        ("dataset=japanese_vowels", "add task=time_series"),
+        ("seed=1,2", "add -m"),
+        ("tracking.mode=onlin", "tracking.mode"),
+        ("+optimizer.foo=1", "foo"),
+        ("solver.rtol=abc", "solver.rtol must be a number above 0, got 'abc'"),
+        ("+solver.options.foo=1", "solver: unknown solver option 'foo'"),
+        ("+model.t1=abc", "model.t1 is set already"),
+        ("model.width=a", "model ConvODE: width must be above 0, got 'a'"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(command, capsys, argument, message):
+    arguments = [a for a in QUICK if "mode" not in argument or not a.startswith("tracking")]
+    assert command(*arguments, argument) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ")
+    assert message in text
+    assert len(text.splitlines()) == 1
+    assert states(Path()) == {}
+
+
+def test_wrong_input_of_a_sweep(command, capsys):
+    assert command(*QUICK, "-m", "optimizer=adam,sdg") == 2
+    assert "did you mean sgd?" in capsys.readouterr().err
+    assert states(Path()) == {}
+
+
+def test_one_run_then_skipped_and_nothing_else_is_written(command, tmp_path, capsys):
+    assert command(*QUICK, "optimizer=sgd") == 0
+    assert states(tmp_path) == {"sgd seed-0": "done"}
+    assert command(*QUICK, "optimizer=sgd") == 0
+    assert "skipped" in capsys.readouterr().out.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["image"]
+
+
+def test_a_run_that_diverged_says_so_with_status_3(command, tmp_path, capsys):
+    assert command(*QUICK, "optimizer=sgd", "optimizer.lr=1e30") == 3
+    assert "diverged: " in capsys.readouterr().out
+    assert states(tmp_path) == {"sgd seed-0": "diverged"}
+
+
+def test_a_sweep_goes_on_after_a_run_that_diverged(command, tmp_path):
+    arguments = [*QUICK, "-m", "optimizer=sgd,snopt", "optimizer.lr=1e30,1e-3", "seed=0"]
+    assert command(*arguments) == 0
+    found = sorted(
+        (f.parents[2].name, Record(f.parent).state) for f in tmp_path.rglob("status.json")
+    )
+    assert found == [
+        ("sgd", "diverged"),
+        ("sgd", "done"),
+        ("snopt", "diverged"),
+        ("snopt", "done"),
+    ]
+
+
+def test_a_sweep_goes_on_after_a_run_with_wrong_input(command, tmp_path, capsys):
+    assert command(*QUICK, "-m", "optimizer=sgd", "trainer.batch_size=2000,64") == 2
+    assert "error: trainer.batch_size=2000" in capsys.readouterr().err
+    found = sorted(str(Record(f.parent).state) for f in tmp_path.rglob("status.json"))
+    assert found == ["done"]  # what was refused left nothing behind
+
+
+def test_a_parallel_sweep_trains_every_point(tmp_path):
+    process = in_a_process(
+        tmp_path, *QUICK, "-m", "optimizer=adam,sgd,snopt", "seed=0,1", "hydra/launcher=joblib"
+    )
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    names = [f"{name} seed-{seed}" for name in ("adam", "sgd", "snopt") for seed in (0, 1)]
+    assert states(tmp_path) == dict.fromkeys(names, "done")
+
+
+def test_ctrl_c_leaves_a_record_that_the_same_command_finishes(tmp_path):
+    arguments = ["model=conv_ode_small", "optimizer=snopt", "tracking=none", "trainer.threads=1"]
+    arguments.append("trainer.max_steps=8")
+    process = in_a_process(tmp_path, *arguments)
+    deadline = time.monotonic() + 120
+    while (
+        not list(tmp_path.rglob("metrics.jsonl"))
+        or "train/loss" not in next(tmp_path.rglob("metrics.jsonl")).read_text()
+    ):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert "the same command goes on" in errors
+    assert states(tmp_path) == {"snopt seed-0": "interrupted"}
+    process = in_a_process(tmp_path, *arguments)
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert states(tmp_path) == {"snopt seed-0": "done"}
+    steps = [row["step"] for row in Record(next(tmp_path.rglob("seed-0"))).rows()]
+    assert steps == [*range(9), 8]

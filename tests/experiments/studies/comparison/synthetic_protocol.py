@@ -1,0 +1,86 @@
+"""A tiny comparison on Circle, and training that writes records by hand."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import yaml
+
+from experiments.run.records import finished
+from experiments.studies.execute import PlannedRun
+from tests.experiments.figures.synthetic import write_record
+
+WORKLOADS = {
+    "targets": {"optimizers": ["adam", "sgd"], "more_seconds": 1.5, "seeds": [500, 501]},
+    "workloads": {
+        "circle": {
+            "setup": "protocol/circle",
+            "tuned": "figure-6",
+            "metric": "nll",
+            "seconds": 1.0,
+            "eval_every_s": 0.1,
+            "overrides": [
+                "dataset.train_size=128",
+                "dataset.val_size=32",
+                "dataset.test_size=32",
+                "trainer.batch_size=16",
+            ],
+        }
+    },
+}
+SMALL = {
+    "studies": 1,
+    "trials": 2,
+    "search_seed": 300,
+    "fresh_seeds": [400, 401],
+    "optimizers": ["adam", "sgd"],
+    "datasets": ["circle"],
+}
+
+
+def tiny(folder: Path) -> Path:
+    """Write the descriptions of a tiny comparison and return their folder."""
+    folder.mkdir(parents=True)
+    (folder / "workloads.yaml").write_text(yaml.safe_dump(WORKLOADS))
+    (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    return folder
+
+
+def nll_rows(speed: float) -> list[dict]:
+    """Ten validations, a tenth of a second and ten steps apart."""
+    rows = []
+    for k in range(11):
+        train = {"train/loss": 1.0, "nfe/forward": 30.0, "nfe/backward": 40.0} if k else {}
+        value = 1.0 + 2.0 / (1.0 + speed * k)
+        rows.append({"step": 10 * k, "time/train_s": 0.1 * k, **train, "val/nll": value})
+    return [*rows, {"step": 100, "time/train_s": 1.0, "test/loss": value, "test/nll": value}]
+
+
+class FakeTraining:
+    """Stands in for ``train_all``: the outcome depends on the run's folder alone."""
+
+    def __init__(self) -> None:
+        self.trained: list[str] = []
+
+    def __call__(
+        self,
+        runs: Sequence[PlannedRun],
+        jobs: int,
+        say: Callable[[str], None],
+        train: object = None,
+    ) -> None:
+        for run in runs:
+            if finished(run.folder):
+                continue
+            self.trained.append(run.name)
+            task, dataset, optimizer, digest, seed = run.folder.parts[-5:]
+            speed = 0.3 + (zlib.crc32(f"{digest}{seed}".encode()) % 100) / 100
+            write_record(
+                run.folder.parents[4],
+                *(dataset, optimizer, int(seed.removeprefix("seed-"))),
+                task=task,
+                digest=digest,
+                rows=nll_rows(speed),
+            )

@@ -1,0 +1,105 @@
+"""From a record to a line of ``runs.csv``, and the file back."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+from synthetic_runs import row, whole_comparison
+
+from experiments.base.errors import RecordError
+from experiments.studies.comparison.planning import Trial
+from experiments.studies.comparison.rows import csv_of, read_rows, row_of
+from experiments.studies.comparison.settings import load
+from experiments.studies.comparison.targets import Target
+from experiments.studies.execute import PlannedRun
+from tests.experiments.figures.synthetic import write_record
+
+WORKLOAD = load("small").workloads["digits"]
+TARGET = Target(0.9, 0.9)
+
+
+def lines(*accuracies: float) -> list[dict]:
+    """A validation after every ten steps of two seconds."""
+    rows = [
+        {"step": 10 * k, "time/train_s": 2.0 * k, "val/accuracy": value, "val/loss": 1.0}
+        | ({"train/loss": 1.0, "nfe/forward": 14.0, "nfe/backward": 20.0} if k else {})
+        for k, value in enumerate(accuracies)
+    ]
+    test = {**rows[-1], "test/loss": 0.3, "test/accuracy": 0.88}
+    return [*rows, {k: v for k, v in test.items() if k.startswith(("step", "time", "test"))}]
+
+
+def scored(tmp_path: Path, rows: list[dict], state: str = "done"):
+    folder = write_record(tmp_path, "digits", "adam", 301, rows=rows, state=state)
+    run = PlannedRun("digits", "adam", 301, folder, (), ())
+    return row_of(Trial("adam", "search", 1, 2, {"lr": 0.01}, (), run), WORKLOAD, TARGET, jobs=2)
+
+
+def test_a_run_that_reached_the_target(tmp_path):
+    found = scored(tmp_path, lines(0.1, 0.5, 0.9, 0.8))
+    assert (found.seconds, found.steps, found.nfe) == (4.0, 20.0, 20 * 34.0)
+    assert (found.best, found.last, found.test) == (0.9, 0.8, 0.88)
+    assert (found.total_seconds, found.total_steps, found.total_nfe) == (6.0, 30.0, 30 * 34.0)
+    assert (found.study, found.trial, found.seed, found.hash) == (1, 2, 301, "abc123")
+    assert (found.target, found.budget, found.jobs, found.threads) == (0.9, 35.0, 2, 2)
+
+
+def test_a_run_that_missed(tmp_path):
+    found = scored(tmp_path, lines(0.1, 0.5, 0.89))
+    assert found.seconds == found.steps == found.nfe == math.inf
+    assert found.total_seconds == 4.0
+
+
+def test_a_run_that_diverged_has_missed_whatever_it_reached(tmp_path):
+    found = scored(tmp_path, lines(0.1, 0.95)[:-1], state="diverged")
+    assert found.seconds == math.inf
+    assert (found.best, found.test, found.state) == (0.95, None, "diverged")
+
+
+def test_a_run_that_is_not_finished_is_an_error(tmp_path):
+    with pytest.raises(RecordError, match="is failed"):
+        scored(tmp_path, lines(0.1), state="failed")
+
+
+def test_the_file_comes_back(tmp_path):
+    path = tmp_path / "runs.csv"
+    rows = [
+        row(),
+        row(test=None, commit=None, dirty=None, threads=None, settings={"a.b": 1e-5, "c": [1]}),
+        row(border=("lr at its lower end (0.001)",), seconds=2.5, steps=3.0, nfe=math.inf),
+    ]
+    path.write_text(csv_of(rows))
+    assert read_rows(path) == rows
+    path.write_text(csv_of(whole_comparison(["adam", "sgd"], ["digits", "circle"])))
+    again = read_rows(path)
+    assert csv_of(again) == path.read_text()  # numbers are rounded once
+    assert dataclasses.asdict(again[0]).keys() == dataclasses.asdict(rows[0]).keys()
+    assert path.stat().st_size < 300 * len(again)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is missing"),
+        ("", "the header is not"),
+        (csv_of([]), "has no runs"),
+        ("dataset,optimizer\ndigits,adam\n", "the header is not dataset,optimizer,role"),
+    ],
+    ids=["missing", "empty", "no runs", "columns"],
+)
+def test_a_damaged_file_is_named(tmp_path, content, message):
+    path = tmp_path / "runs.csv"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(RecordError, match=message):
+        read_rows(path)
+
+
+def test_a_number_that_is_none_is_named(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text(csv_of([row()]).replace(",accuracy,0.9,", ",accuracy,often,"))
+    with pytest.raises(RecordError, match="damaged"):
+        read_rows(path)

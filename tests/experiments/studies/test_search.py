@@ -1,0 +1,283 @@
+"""The equal search: points, scores by hand, the winner, and what is written."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from experiments.base.environment import REPOSITORY
+from experiments.base.errors import ConfigError, RecordError
+from experiments.run.config import CONFIGS, load_config, resolve
+from experiments.run.records import summarise
+from experiments.studies.execute import PlannedRun
+from experiments.studies.search import (
+    Request,
+    Trials,
+    choose,
+    judge,
+    plan,
+    score,
+    search,
+    write_choice,
+)
+from experiments.studies.search_space import load_protocol, load_space, sample
+from tests.experiments.figures.synthetic import write_record
+
+FAKE = REPOSITORY / "tests" / "experiments" / "figures" / "fake_train.py"
+PROTOCOL = load_protocol(CONFIGS / "search" / "figure-1.yaml")
+
+
+def spaces() -> dict[str, dict]:
+    return {name: load_space(CONFIGS / "search" / f"{name}.yaml") for name in PROTOCOL.optimizers}
+
+
+def test_every_optimizer_gets_the_same_number_of_different_points() -> None:
+    assert set(PROTOCOL.optimizers) == {"adam", "sgd", "snopt"}
+    for name, space in spaces().items():
+        points = sample(space, PROTOCOL.trials, PROTOCOL.sampler_seed)
+        assert len(points) == PROTOCOL.trials
+        assert len({json.dumps(point) for point in points}) == PROTOCOL.trials, name
+
+
+def test_the_seed_of_the_search_is_none_of_the_figure() -> None:
+    assert PROTOCOL.seed not in (0, 1, 2)
+
+
+def test_points_lie_in_their_space_and_come_again() -> None:
+    space = {"lr": {"log_uniform": [1e-3, 1e-1]}, "momentum": {"choice": [0.0, 0.9]}}
+    points = sample(space, 64, 3)
+    assert points == sample(space, 64, 3)
+    assert points != sample(space, 64, 4)
+    rates = np.array([point["lr"] for point in points])
+    assert rates.min() >= 1e-3
+    assert rates.max() <= 1e-1
+    # Log-uniform: a half of the points lies below the geometric mean of the bounds.
+    assert np.mean(rates < 1e-2) == pytest.approx(0.5, abs=0.05)
+    assert {point["momentum"] for point in points} == {0.0, 0.9}
+    assert all(rate == float(f"{rate:.3g}") for rate in rates)
+
+
+@pytest.mark.parametrize(
+    "dimension",
+    [
+        {"log_uniform": [0.0, 1.0]},
+        {"log_uniform": [1.0, 0.1]},
+        {"log_uniform": [0.1]},
+        {"choice": []},
+        {"uniform": [0.0, 1.0]},
+        {"choice": [1], "log_uniform": [0.1, 1.0]},
+        0.1,
+    ],
+)
+def test_a_dimension_that_cannot_be_sampled_is_named(tmp_path: Path, dimension: object) -> None:
+    path = tmp_path / "adam.yaml"
+    path.write_text(yaml.safe_dump({"lr": dimension}))
+    with pytest.raises(ConfigError, match="lr must be"):
+        load_space(path)
+
+
+def test_missing_and_wrong_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "adam.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"lion.yaml is missing; there are: adam"):
+        load_space(tmp_path / "lion.yaml")
+    with pytest.raises(ConfigError, match="is empty or no mapping"):
+        load_space(tmp_path / "adam.yaml")
+    (tmp_path / "figure-1.yaml").write_text("trials: 8\noptimizers: [adam]\n")
+    with pytest.raises(ConfigError, match=r"figure-1.yaml: .*seed"):
+        load_protocol(tmp_path / "figure-1.yaml")
+
+
+ROWS = [
+    {"step": 0, "time/train_s": 0.0, "val/loss": 3.0},
+    {"step": 1, "time/train_s": 1.0, "train/loss": 9.0},
+    {"step": 2, "time/train_s": 4.0, "train/loss": 9.0, "val/loss": 1.0},
+    {"step": 4, "time/train_s": 8.0, "train/loss": 9.0, "val/loss": 2.0},
+]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (0.0, 3.0),
+        (2.0, 2.0),  # half-way from 3 to 1
+        (4.0, 1.0),
+        (5.0, 1.25),  # a quarter of the way from 1 to 2
+        (8.0, 2.0),
+        (100.0, 2.0),  # training ended earlier: the last value
+    ],
+)
+def test_score_by_hand(tmp_path: Path, seconds: float, expected: float) -> None:
+    run = summarise(write_record(tmp_path, "digits", "adam", 100, rows=ROWS))
+    assert score(run, "val/loss", seconds) == pytest.approx(expected)
+
+
+def test_score_of_runs_that_diverged_failed_or_measured_nothing(tmp_path: Path) -> None:
+    lost = summarise(write_record(tmp_path, "digits", "sgd", 1, rows=ROWS, state="diverged"))
+    assert score(lost, "val/loss", 1.0) == math.inf
+    failed = summarise(write_record(tmp_path, "digits", "sgd", 2, rows=ROWS, state="failed"))
+    with pytest.raises(RecordError, match="seed 2 is failed"):
+        score(failed, "val/loss", 1.0)
+    done = summarise(write_record(tmp_path, "digits", "sgd", 3, rows=ROWS))
+    with pytest.raises(RecordError, match="never measured val/nll"):
+        score(done, "val/nll", 1.0)
+
+
+def test_the_lowest_score_wins_and_all_diverged_is_an_error() -> None:
+    assert choose([2.0, math.inf, 0.5, 0.5]) == 2
+    with pytest.raises(RecordError, match="all 2 trials diverged"):
+        choose([math.inf, math.inf])
+
+
+def test_finalists_are_judged_by_their_worst_seed(tmp_path: Path) -> None:
+    """Trial 0 is best on the first seed and bad on another; trial 2 was no finalist."""
+
+    def run(trial: int, seed: int, loss: float, state: str = "done") -> PlannedRun:
+        rows = [{"step": 1, "time/train_s": 1.0, "val/loss": loss}]
+        where = tmp_path / f"trial-{trial}"
+        folder = write_record(where, "digits", "adam", seed, rows=rows, state=state)
+        return PlannedRun("digits", "adam", seed, folder, (), ())
+
+    trials = Trials(
+        "digits",
+        "adam",
+        space={},
+        points=[{"lr": 0.1}, {"lr": 0.2}, {"lr": 0.3}],
+        runs=[run(0, 100, 0.10), run(1, 100, 0.20), run(2, 100, 0.21)],
+    )
+    finals = {
+        0: [run(0, 101, 0.1), run(0, 102, 0.9, "diverged")],
+        1: [run(1, 101, 0.25), run(1, 102, 0.15)],
+    }
+    outcome = judge(trials, PROTOCOL, finals)
+    assert outcome["chosen"]["params"] == {"lr": 0.2}
+    assert outcome["chosen"]["worst"] == 0.25
+    assert outcome["trials"][0]["final_scores"] == [0.1, None]
+    assert outcome["trials"][0]["worst"] is None
+    assert "worst" not in outcome["trials"][2]
+    assert judge(trials, PROTOCOL)["chosen"]["params"] == {"lr": 0.1}
+
+
+def test_a_choice_replaces_the_optimizer_block_only(tmp_path: Path) -> None:
+    path = tmp_path / "digits-adam.yaml"
+    above = "# @package _global_\n# a command\ndefaults:\n  - override /task: image\n\n"
+    path.write_text(f"{above}# Optimizer settings: a guess\noptimizer:\n  lr: 1.0\n")
+    write_choice(path, {"lr": 0.00123, "momentum": 0.9}, "results/search/digits/adam.json")
+    assert path.read_text() == (
+        f"{above}# Optimizer settings: chosen by `make search`, see "
+        "results/search/digits/adam.json\noptimizer:\n  lr: 0.00123\n  momentum: 0.9\n"
+    )
+    path.write_text("optimizer:\n  lr: 1.0\n")
+    with pytest.raises(ConfigError, match="has no line that starts with"):
+        write_choice(path, {"lr": 1.0}, "x")
+
+
+def own_request(tmp_path: Path) -> Request:
+    """A request that writes into a copy of the configs: two trials, digits, Adam and SGD."""
+    configs = tmp_path / "configs"
+    shutil.copytree(CONFIGS / "search", configs / "search")
+    shutil.copytree(CONFIGS / "experiment", configs / "experiment")
+    protocol = {
+        "trials": 2,
+        "seed": 100,
+        "sampler_seed": 0,
+        "criterion": "val/loss",
+        "optimizers": ["adam", "sgd"],
+        "max_seconds": {"digits": 0.5},
+    }
+    (configs / "search" / "figure-1.yaml").write_text(yaml.safe_dump(protocol))
+    return Request(
+        "figure-1",
+        data_dir=tmp_path / "data",
+        output_dir=tmp_path / "outputs",
+        results_dir=tmp_path / "results",
+        configs_dir=configs,
+    )
+
+
+def fake(tmp_path: Path, request: Request, outcomes: dict[int, str]) -> list[str]:
+    protocol = load_protocol(request.configs_dir / "search" / "figure-1.yaml")
+    runs = [run for trials in plan(request, protocol) for run in trials.runs]
+    table = {
+        " ".join(run.overrides): {"folder": str(run.folder), "do": outcomes.get(place, "done")}
+        for place, run in enumerate(runs)
+    }
+    (tmp_path / "fake.json").write_text(json.dumps(table))
+    return [sys.executable, str(FAKE), str(tmp_path / "fake.json")]
+
+
+def test_a_search_records_all_trials_and_writes_the_winner(tmp_path: Path) -> None:
+    request = own_request(tmp_path)
+    written = search(request, lambda line: None, fake(tmp_path, request, {0: "diverged"}))
+    assert [path.relative_to(tmp_path / "results").as_posix() for path in written] == [
+        "search/digits/adam.json",
+        "search/digits/sgd.json",
+    ]
+    found = json.loads(written[0].read_text())
+    assert [trial["state"] for trial in found["trials"]] == ["diverged", "done"]
+    assert found["trials"][0]["score"] is None
+    assert found["chosen"]["trial"] == 1
+    assert found["chosen"]["params"] == found["trials"][1]["params"]
+    assert found["protocol"]["max_seconds"] == 0.5
+    text = (request.configs_dir / "experiment/figure-1/digits-adam.yaml").read_text()
+    assert "see results/search/digits/adam.json" in text
+    assert yaml.safe_load(text)["optimizer"] == found["chosen"]["params"]
+    # A second search finds its trials again, although the experiment file has changed.
+    log = (tmp_path / "fake.log").read_text()
+    lines: list[str] = []
+    search(request, lines.append, fake(tmp_path, request, {}))
+    assert (tmp_path / "fake.log").read_text() == log
+    assert lines[0] == "4 of 4 runs are done already"
+
+
+def test_a_failed_trial_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    request = own_request(tmp_path)
+    file = request.configs_dir / "experiment/figure-1/digits-adam.yaml"
+    before = file.read_text()
+    with pytest.raises(RecordError, match=r"1 of \d+ runs failed:\n  digits · sgd"):
+        search(request, lambda line: None, fake(tmp_path, request, {3: "failed"}))
+    assert file.read_text() == before
+    assert not (tmp_path / "results").exists()
+
+
+def test_an_experiment_file_that_is_missing_is_named_before_training(tmp_path: Path) -> None:
+    request = own_request(tmp_path)
+    command = fake(tmp_path, request, {})
+    (request.configs_dir / "experiment/figure-1/digits-sgd.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"digits-sgd.yaml is missing"):
+        search(request, lambda line: None, command)
+    assert not (tmp_path / "fake.log").exists()
+
+
+def test_trials_do_not_depend_on_what_was_chosen_before(tmp_path: Path) -> None:
+    """Every searched key is set by the trial, and the budget is one of seconds."""
+    request = own_request(tmp_path)
+    protocol = load_protocol(request.configs_dir / "search" / "figure-1.yaml")
+    for trials in plan(request, protocol):
+        for point, run in zip(trials.points, trials.runs, strict=True):
+            config = resolve(load_config(run.overrides))
+            assert {key: config["optimizer"][key] for key in point} == point
+            assert config["trainer"]["max_seconds"] == 0.5
+            assert config["trainer"]["epochs"] is None
+            assert config["seed"] == 100
+
+
+def test_searched_settings_name_the_record_they_come_from() -> None:
+    """What an experiment file claims to come from a search is what that record chose."""
+    for path in sorted((CONFIGS / "experiment" / "figure-1").glob("*.yaml")):
+        text = path.read_text()
+        claim = re.search(r"see (results/search/\S+\.json)", text)
+        if claim is None:
+            continue
+        chosen = json.loads((REPOSITORY / claim[1]).read_text())["chosen"]["params"]
+        assert OmegaConf.create(yaml.safe_load(text)["optimizer"]) == OmegaConf.from_dotlist(
+            [f"{key}={value}" for key, value in chosen.items()]
+        )

@@ -1,0 +1,628 @@
+"""SNOpt as an optimizer: its step, its state, beside schedulers, groups and other bases."""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import math
+import pickle
+import warnings
+
+import pytest
+import torch
+import torchdiffeq
+from snopt_cases import TanhField, assert_close
+from torch import nn
+
+from snopt import ODEBlock, Preconditioner, SNOpt, gauss_legendre, odeint_adjoint, uniform
+from snopt.curvature.collector import Collector
+from snopt.curvature.layers import to_matrix
+
+
+class Net(nn.Module):
+    """Linear, ODE, batch norm, linear: layers with and without curvature."""
+
+    def __init__(self, gradient="adjoint"):
+        super().__init__()
+        self.stem = nn.Linear(2, 3)
+        self.ode = ODEBlock(TanhField(), gradient=gradient, rtol=1e-6, atol=1e-8)
+        self.norm = nn.LayerNorm(3)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(self.norm(self.ode(self.stem(x))))
+
+
+def make(seed=0, **kwargs):
+    torch.manual_seed(seed)
+    return Net(**kwargs).double()
+
+
+def batch(seed=1, n=16):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+    return x, (x[:, 0] * x[:, 1] > 0).long()
+
+
+def backward(model, data):
+    loss = nn.functional.cross_entropy(model(data[0]), data[1])
+    loss.backward()
+    return loss
+
+
+def train(model, optimizer, steps, scheduler=None, seed=1):
+    losses = []
+    for k in range(steps):
+        optimizer.zero_grad()
+        losses.append(backward(model, batch(seed + k)).item())
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+    return losses
+
+
+def weights(model):
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+
+@pytest.mark.parametrize("gradient", ["adjoint", "direct"])
+def test_first_step_equals_the_dense_formula(gradient):
+    """For every layer: S = α λ_B λ_Aᵀ + (1 - α) batch R², step = U_B [R / (S + ε)] U_Aᵀ."""
+    model, data = make(gradient=gradient), batch()
+    layers = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    collector = Collector(layers, gauss_legendre(5))
+    collector.arm()
+    backward(model, data)
+    collector.disarm()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+    expected = {n: before[n] - 0.1 * gradients[n] for n in before}
+    for layer, name in layers.items():
+        factors = collector.sums[name].factors()
+        G = to_matrix(layer, gradients[f"{name}.weight"], gradients[f"{name}.bias"])[0]
+        lam_A, U_A = torch.linalg.eigh(factors.A[0])
+        lam_B, U_B = torch.linalg.eigh(factors.B[0])
+        Q = torch.kron(U_B, U_A)
+        R = Q.T @ G.reshape(-1)
+        S = 0.6 * torch.kron(lam_B.clamp_min(0), lam_A.clamp_min(0)) + 0.4 * 16 * R**2
+        step = (Q @ (R / (S + 0.2))).reshape(G.shape)
+        expected[f"{name}.weight"] = before[f"{name}.weight"] - 0.1 * step[:, :-1]
+        expected[f"{name}.bias"] = before[f"{name}.bias"] - 0.1 * step[:, -1]
+
+    model = make(gradient=gradient)
+    optimizer = SNOpt(model, lr=0.1, eps=0.2, alpha=0.6, quadrature=gauss_legendre(5))
+    backward(model, data)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert_close(parameter.detach(), expected[name], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("base", "options"),
+    [
+        (None, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01, "nesterov": True}),
+        (torch.optim.SGD, {"lr": 0.05}),
+        (torch.optim.Adam, {"lr": 0.01, "betas": (0.8, 0.9), "weight_decay": 0.1}),
+    ],
+)
+def test_identity_factors_give_the_base_optimizer(base, options):
+    """With S + ε = 1 in any basis the preconditioner is the identity."""
+    ours, reference = make(), make()
+    # ε far below the rounding of 1, α = 1 keeps S.
+    optimizer = SNOpt(ours, eps=1e-30, alpha=1.0, base=base, update_freq=1000, **options)
+    backward(ours, batch(0))
+    optimizer.preconditioner.step()
+    for pair in optimizer.curvature.values():
+        state = pair.state_dict()
+        for name in ("U_A", "U_B"):
+            state[name] = torch.eye(state[name].shape[-1], dtype=torch.float64)[None]
+        state["S"] = torch.ones_like(state["S"])
+        pair.load_state_dict(state, torch.device("cpu"))
+    plain = (base or torch.optim.SGD)(reference.parameters(), **options)
+    for k in range(5):
+        optimizer.zero_grad()
+        backward(ours, batch(k))
+        optimizer.step()
+        plain.zero_grad()
+        backward(reference, batch(k))
+        plain.step()
+        assert torch.equal(weights(ours), weights(reference))
+
+
+@pytest.mark.parametrize("gradient", ["adjoint", "direct"])
+def test_loss_falls_faster_than_sgds_at_the_same_rate(gradient):
+    last = {}
+    for name in ("snopt", "sgd"):
+        model = make(gradient=gradient)
+        optimizer = (
+            SNOpt(model, lr=0.05, update_freq=5)
+            if name == "snopt"
+            else torch.optim.SGD(model.parameters(), lr=0.05)
+        )
+        data = batch(n=64)
+        for _ in range(40):
+            optimizer.zero_grad()
+            last[name] = backward(model, data).item()
+            optimizer.step()
+    assert last["snopt"] < last["sgd"] < math.log(2)
+
+
+@pytest.mark.parametrize("base", [None, torch.optim.Adam])
+@pytest.mark.parametrize("stop", [4, 5, 6])
+def test_state_round_trip_continues_bit_for_bit(base, stop):
+    """Stopped in the middle of a refresh period, just before a refresh, and just after."""
+    unbroken = make()
+    optimizer = SNOpt(unbroken, lr=0.01, update_freq=5, base=base)
+    train(unbroken, optimizer, 12)
+
+    first = make()
+    optimizer = SNOpt(first, lr=0.01, update_freq=5, base=base)
+    train(first, optimizer, stop)
+    buffer = io.BytesIO()
+    torch.save({"model": first.state_dict(), "optimizer": optimizer.state_dict()}, buffer)
+    buffer.seek(0)
+    saved = torch.load(buffer, weights_only=True)
+    second = make(seed=99)
+    second.load_state_dict(saved["model"])
+    optimizer = SNOpt(second, lr=0.5, update_freq=5, base=base)
+    optimizer.load_state_dict(saved["optimizer"])
+    assert optimizer.param_groups[0]["lr"] == 0.01
+    train(second, optimizer, 12 - stop, seed=1 + stop)
+    assert torch.equal(weights(unbroken), weights(second))
+
+
+def test_state_of_another_optimizer_or_model_is_refused():
+    optimizer = SNOpt(make(), lr=0.01)
+    with pytest.raises(ValueError, match="not SNOpt's"):
+        optimizer.load_state_dict(torch.optim.SGD(make().parameters(), lr=0.1).state_dict())
+    other = SNOpt(nn.Linear(2, 2), lr=0.01).state_dict()
+    with pytest.raises(ValueError, match=r"another model's.*stem"):
+        optimizer.load_state_dict(other)
+
+
+def test_refresh_happens_every_update_freq_steps():
+    model = make()
+    optimizer = SNOpt(model, lr=0.01, update_freq=3)
+    bases = []
+    for k in range(7):
+        optimizer.zero_grad()
+        backward(model, batch(k))
+        optimizer.step()
+        bases.append(optimizer.curvature[model.head].state_dict()["U_A"])
+    changed = [not torch.equal(a, b) for a, b in itertools.pairwise(bases)]
+    assert changed == [False, False, True, False, False, True]
+    # Four nodes at each of the refreshes before steps 1, 4 and 7.
+    assert model.ode.nfe.curvature == 12
+
+
+def test_gradient_accumulation_equals_the_whole_batch():
+    whole, parts = make(), make()
+    x, y = batch(n=12)
+    optimizer = SNOpt(whole, lr=0.1)
+    backward(whole, (x, y))
+    optimizer.step()
+    optimizer = SNOpt(parts, lr=0.1)
+    optimizer.zero_grad()
+    for piece in range(3):
+        rows = slice(4 * piece, 4 * piece + 4)
+        (nn.functional.cross_entropy(parts(x[rows]), y[rows]) / 3).backward()
+    optimizer.step()
+    assert_close(weights(parts), weights(whole), rtol=1e-5)
+
+
+def test_curvature_of_a_discarded_backward_pass_is_forgotten():
+    model, twin = make(), make()
+    optimizer, reference = SNOpt(model, lr=0.1), SNOpt(twin, lr=0.1)
+    backward(model, batch(5))
+    optimizer.zero_grad()
+    for net, opt in ((model, optimizer), (twin, reference)):
+        backward(net, batch(6))
+        opt.step()
+    assert torch.equal(weights(model), weights(twin))
+
+
+def test_zero_grad_between_forward_and_backward():
+    model, twin = make(), make()
+    optimizer, reference = SNOpt(model, lr=0.1), SNOpt(twin, lr=0.1)
+    x, y = batch()
+    loss = nn.functional.cross_entropy(model(x), y)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    backward(twin, (x, y))
+    reference.step()
+    assert torch.equal(weights(model), weights(twin))
+
+
+def test_schedulers_drive_the_base_optimizer():
+    model = make()
+    optimizer = SNOpt(model, lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(model, optimizer, 2, scheduler)
+    assert optimizer.base.param_groups[0]["lr"] == pytest.approx(0.025)
+    before = weights(model)
+    optimizer.param_groups[0]["lr"] = 0.0
+    train(model, optimizer, 1)
+    assert torch.equal(weights(model), before)
+
+
+def test_param_groups_with_their_own_damping_and_rate():
+    model, reference = make(), make()
+    groups = [
+        {"params": model.ode.parameters(), "damping": 0.5},
+        {"params": [*model.stem.parameters(), *model.head.parameters()], "lr": 0.0},
+    ]
+    optimizer = SNOpt(model, lr=0.1, eps=0.05, params=groups)
+    start = weights(model)
+    train(model, optimizer, 1)
+    damped = SNOpt(reference, lr=0.1, eps=0.5)
+    train(reference, damped, 1)
+    assert torch.equal(model.ode.func.first.weight, reference.ode.func.first.weight)
+    fresh = make()
+    for part in ("stem", "head", "norm"):
+        assert torch.equal(weights(getattr(model, part)), weights(getattr(fresh, part)))
+    assert not torch.equal(weights(model), start)
+    assert optimizer.param_groups[0]["alpha"] == 0.75
+
+
+def test_layers_outside_the_given_parameters_keep_their_gradient():
+    model = make()
+    optimizer = SNOpt(model, lr=0.1, params=model.ode.parameters())
+    backward(model, batch())
+    gradient = model.head.weight.grad.clone()
+    optimizer.step()
+    assert torch.equal(model.head.weight.grad, gradient)
+    assert model.head not in optimizer.curvature
+    assert model.ode.func.first in optimizer.curvature
+
+
+def test_scope_ode_preconditions_only_inside():
+    model = make()
+    optimizer = SNOpt(model, lr=0.1, scope="ode")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(model, optimizer, 1)
+    assert set(optimizer.curvature) == {model.ode.func.first, model.ode.func.second}
+
+
+def test_frozen_layers_and_frozen_biases():
+    model = make()
+    model.stem.requires_grad_(False)
+    model.head.bias.requires_grad_(False)
+    optimizer = SNOpt(model, lr=0.1)
+    stem, bias = weights(model.stem).clone(), model.head.bias.detach().clone()
+    train(model, optimizer, 2)
+    assert torch.equal(weights(model.stem), stem)
+    assert torch.equal(model.head.bias, bias)
+    assert optimizer.curvature[model.head].A.shape == (3, 3)
+    assert optimizer.curvature[model.ode.func.second].A.shape == (7, 7)
+
+
+def test_curvature_shows_factors_by_layer():
+    model = make()
+    optimizer = SNOpt(model, lr=0.1)
+    assert dict(optimizer.curvature) == {}
+    train(model, optimizer, 1)
+    pair = optimizer.curvature[model.ode.func.first]
+    assert (pair.A.shape, pair.B.shape) == ((5, 5), (6, 6))
+    assert pair.weight == pytest.approx(1.0)
+    for factor in (pair.A, pair.B):
+        assert torch.equal(factor, factor.T)
+        assert float(torch.linalg.eigvalsh(factor).min()) > -1e-12
+
+
+def test_closure():
+    model = make()
+    optimizer = SNOpt(model, lr=0.1)
+    loss = optimizer.step(lambda: backward(model, batch()))
+    assert loss.item() > 0
+    assert model.head in optimizer.curvature
+
+
+def test_tied_weights_are_one_block():
+    torch.manual_seed(0)
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    second.weight, second.bias = first.weight, first.bias
+    model = nn.Sequential(first, nn.Tanh(), second)
+    optimizer = SNOpt(model, lr=0.1)
+    model(torch.randn(4, 3)).square().mean().backward()
+    optimizer.step()
+    assert list(optimizer.curvature) == [first]
+    assert optimizer.curvature[first].weight == 2.0
+    other = nn.Linear(3, 3)
+    other.weight = first.weight
+    with pytest.warns(RuntimeWarning, match="share a weight but not a bias"):
+        SNOpt(nn.Sequential(first, other), lr=0.1)
+
+
+def test_convolutions_train_in_and_outside_an_ode():
+    class ConvField(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(5, 4, 3, padding=1)
+
+        def forward(self, t, z):
+            return torch.relu(self.conv(torch.cat([z, t.expand_as(z[:, :1])], dim=1)))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=2), ODEBlock(ConvField()), nn.Flatten(), nn.Linear(36, 1)
+    )
+    optimizer = SNOpt(model, lr=0.02, update_freq=4)
+    x = torch.randn(8, 1, 8, 8)
+    losses = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = (model(x) - x.mean((1, 2, 3)).unsqueeze(1)).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert len(optimizer.curvature) == 3
+
+
+def test_wrapping_by_hand_equals_snopt():
+    one, two = make(), make()
+    optimizer = SNOpt(one, lr=0.02, momentum=0.9, update_freq=3)
+    preconditioner = Preconditioner(two, update_freq=3)
+    base = torch.optim.SGD(two.parameters(), lr=0.02, momentum=0.9)
+    train(one, optimizer, 5)
+    for k in range(5):
+        base.zero_grad()
+        backward(two, batch(1 + k))
+        preconditioner.step()
+        base.step()
+    assert torch.equal(weights(one), weights(two))
+
+
+def test_layer_that_never_received_data_is_named_once():
+    class Foreign(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.field, self.head = TanhField(), nn.Linear(3, 1)
+
+        def forward(self, x):
+            t = torch.tensor([0.0, 1.0])
+            return self.head(torchdiffeq.odeint_adjoint(self.field, x, t)[-1])
+
+    model = Foreign()
+    optimizer = SNOpt(model, lr=0.1, update_freq=1)
+    x = torch.randn(4, 3)
+    model(x).square().mean().backward()
+    gradient = model.field.first.weight.grad.clone()
+    with pytest.warns(RuntimeWarning, match=r"field\.first, field\.second.*snopt\.odeint_adjoint"):
+        optimizer.step()
+    assert torch.equal(model.field.first.weight.grad, gradient)  # the plain update
+    assert list(optimizer.curvature) == [model.head]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"eps": 0.0}, ValueError, "eps.*greater than 0"),
+        ({"eps": -1.0}, ValueError, "eps.*greater than 0"),
+        ({"alpha": 1.5}, ValueError, r"alpha.*\[0, 1\]"),
+        ({"update_freq": 0}, ValueError, "update_freq.*at least 1"),
+        ({"update_freq": 2.5}, ValueError, "update_freq.*integer"),
+        ({"curvature_batch": 0}, ValueError, "curvature_batch.*at least 1"),
+        ({"scope": "inside"}, ValueError, "scope must be one of all, ode"),
+        ({"time_correlation": "half"}, ValueError, "time_correlation must be one of full, none"),
+        ({"quadrature": 4}, TypeError, "quadrature must be a rule"),
+        ({"lr": -0.1}, ValueError, "learning rate"),
+        ({"momentum": 0.9, "base": torch.optim.Adam}, ValueError, "momentum is SGD's"),
+        ({"unknown": 1}, TypeError, "unknown"),
+        ({"params": []}, ValueError, "no layer to precondition"),
+        ({"base": torch.optim.LBFGS}, ValueError, "LBFGS evaluates the loss more than once"),
+    ],
+)
+def test_bad_arguments(kwargs, error, message):
+    with pytest.raises(error, match=message):
+        SNOpt(make(), **kwargs)
+
+
+def scaled_training(scale, *, unscale_first=False):
+    """Return the weights after three steps with the loss multiplied by ``scale``."""
+    model = make()
+    optimizer = SNOpt(model, lr=0.05, update_freq=2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
+    for k in range(3):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(batch(k)[0]), batch(k)[1])
+        scaler.scale(loss).backward()
+        if unscale_first:
+            scaler.unscale_(optimizer)
+            optimizer.loss_scale = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+    return weights(model)
+
+
+@pytest.mark.parametrize("unscale_first", [False, True])
+def test_loss_scaling_changes_nothing(unscale_first):
+    scaled = scaled_training(2.0**16, unscale_first=unscale_first)
+    # The adjoint's tolerance is absolute too, so a scaled adjoint takes other steps.
+    assert_close(scaled, scaled_training(1.0), rtol=1e-4)
+
+
+def test_unscaled_gradients_of_unknown_scale_are_refused():
+    model = make()
+    optimizer = SNOpt(model, lr=0.05)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(nn.functional.cross_entropy(model(batch()[0]), batch()[1])).backward()
+    scaler.unscale_(optimizer)
+    with pytest.raises(RuntimeError, match=r"optimizer\.loss_scale"):
+        scaler.step(optimizer)
+
+
+def test_a_step_with_overflowed_gradients_is_skipped():
+    model = make()
+    optimizer = SNOpt(model, lr=0.05)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    before = weights(model)
+    scaler.scale(nn.functional.cross_entropy(model(batch()[0]), batch()[1])).backward()
+    model.head.weight.grad[0, 0] = float("inf")
+    scaler.step(optimizer)
+    assert torch.equal(weights(model), before)
+    assert dict(optimizer.curvature) == {}
+
+
+def test_what_cannot_be_copied_says_so():
+    optimizer = SNOpt(make(), lr=0.1)
+    with pytest.raises(TypeError, match="cannot be copied or pickled"):
+        copy.deepcopy(optimizer)
+    with pytest.raises(TypeError, match="cannot be copied or pickled"):
+        pickle.dumps(optimizer)
+
+
+def test_settings_that_become_wrong_later():
+    model = make()
+    optimizer = SNOpt(model, lr=0.1)
+    backward(model, batch())
+    optimizer.param_groups[0]["damping"] = 0.0
+    with pytest.raises(ValueError, match="greater than 0"):
+        optimizer.step()
+
+
+def test_state_of_other_widths_is_refused_at_loading():
+    small, large = nn.Linear(2, 2), nn.Linear(2, 3)
+    optimizer = SNOpt(large, lr=0.1)
+    large(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match="of another size"):
+        SNOpt(small, lr=0.1).load_state_dict(optimizer.state_dict())
+
+
+def test_a_bias_frozen_or_freed_between_refreshes():
+    model = make()
+    optimizer = SNOpt(model, lr=0.1)
+    train(model, optimizer, 1)
+    model.head.bias.requires_grad_(False)
+    bias = model.head.bias.detach().clone()
+    train(model, optimizer, 1)
+    assert torch.equal(model.head.bias, bias)
+
+    model = make()
+    model.head.bias.requires_grad_(False)
+    optimizer = SNOpt(model, lr=0.1)
+    train(model, optimizer, 1)
+    model.head.bias.requires_grad_(True)
+    train(model, optimizer, 1)
+    assert not torch.equal(model.head.bias, bias)
+
+
+def test_half_precision_model():
+    model = make().to(torch.bfloat16)
+    model.ode.solver.update(rtol=1e-2, atol=1e-2)
+    optimizer = SNOpt(model, lr=0.02)
+    x, y = batch()
+    out = model(x.to(torch.bfloat16))
+    assert out.dtype == torch.bfloat16
+    nn.functional.cross_entropy(out.float(), y).backward()
+    optimizer.step()
+    assert optimizer.curvature[model.ode.func.first].A.dtype == torch.float32
+    assert torch.isfinite(weights(model).float()).all()
+
+
+def test_bad_models():
+    with pytest.raises(TypeError, match="must be the model"):
+        SNOpt(make().parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"no nn\.Linear or nn\.Conv2d.*LayerNorm"):
+        SNOpt(nn.Sequential(nn.LayerNorm(3)), lr=0.1)
+    with pytest.raises(ValueError, match="lazy"):
+        SNOpt(nn.LazyLinear(3), lr=0.1)
+    group = {"params": [nn.Parameter(torch.ones(1))]}
+    with pytest.raises(TypeError, match="not both"):
+        SNOpt(make(), params=[group, nn.Parameter(torch.ones(1))])
+
+
+def test_block_and_function_forms_agree():
+    torch.manual_seed(0)
+    field = TanhField()
+    block = ODEBlock(field, (0.0, 0.5, 1.0), rtol=1e-5, atol=1e-6, return_all=True)
+    z = torch.randn(3, 3)
+    expected = odeint_adjoint(field, z, torch.tensor([0.0, 0.5, 1.0]), rtol=1e-5, atol=1e-6)
+    assert torch.equal(block(z), expected)
+    half_way = ODEBlock(field, rtol=1e-5, atol=1e-6)(z, [0.0, 0.5])
+    assert_close(half_way, expected[1], rtol=1e-4)
+    assert block.nfe.forward > 0
+    block.nfe.reset()
+    assert (block.nfe.forward, block.nfe.backward, block.nfe.curvature) == (0, 0, 0)
+    assert "gradient=adjoint" in repr(block)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "error", "message"),
+    [
+        ((lambda t, z: z,), {}, TypeError, "nn.Module"),
+        ((TanhField(), (0.0,)), {}, ValueError, "at least two times"),
+        ((TanhField(), (0.0, 1.0, 0.5)), {}, ValueError, "strictly increasing"),
+        ((TanhField(),), {"gradient": "magic"}, ValueError, "adjoint, direct"),
+    ],
+)
+def test_bad_blocks(args, kwargs, error, message):
+    with pytest.raises(error, match=message):
+        ODEBlock(*args, **kwargs)
+
+
+def test_curvature_batch_takes_evenly_spaced_rows():
+    """On a batch of eight copies of two samples, half the rows say all that the whole says."""
+    x, y = batch(n=2)
+    data = (x.repeat_interleave(8, 0), y.repeat_interleave(8, 0))
+    factors = {}
+    for rows in (None, 8, 100):
+        model = make()
+        optimizer = SNOpt(model, lr=0.1, curvature_batch=rows)
+        backward(model, data)
+        optimizer.step()
+        factors[rows] = {
+            n: optimizer.curvature[m] for n, m in model.named_modules() if isinstance(m, nn.Linear)
+        }
+    for name, whole in factors[None].items():
+        for rows in (8, 100):
+            assert_close(factors[rows][name].A, whole.A, rtol=1e-10)
+            assert_close(factors[rows][name].B, whole.B, rtol=1e-10)
+            assert factors[rows][name].batch == 16
+
+
+@pytest.mark.parametrize("gradient", ["adjoint", "direct", "checkpoint"])
+def test_autocast_around_the_whole_step(gradient):
+    """backward() under autocast too: factors and bases stay float32, the weights finite."""
+    model = make(gradient=gradient).float()
+    model.ode.solver.update(rtol=1e-2, atol=1e-2)  # no less: the field answers in bfloat16
+    optimizer = SNOpt(model, lr=0.05, update_freq=2)
+    x, y = batch()
+    losses = []
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for _ in range(40):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x.float()), y)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    for pair in optimizer.curvature.values():
+        assert {pair.A.dtype, pair.B.dtype, pair.S.dtype} == {torch.float32}
+
+
+def test_uniform_quadrature_and_autocast():
+    model = make().float()
+    model.ode.solver.update(rtol=1e-2, atol=1e-2)
+    optimizer = SNOpt(model, lr=0.05, quadrature=uniform(0.25), update_freq=2)
+    x, y = batch()
+    for _ in range(3):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = nn.functional.cross_entropy(model(x.float()), y)
+        loss.backward()
+        optimizer.step()
+    pair = optimizer.curvature[model.ode.func.first]
+    assert pair.A.dtype == pair.S.dtype == torch.float32
+    assert torch.isfinite(weights(model)).all()
