@@ -8,7 +8,7 @@ DATASETS = {
     "circle": "Circle",
     "basic_motions": "BasicMotions",
     "checkerboard": "Checkerboard",
-    "eight_gaussians": "8 Gaussians",
+    "eight_gaussians": "EightGaussians",
     "moons": "Moons",
     "pinwheel": "Pinwheel",
     "mnist": "MNIST",
@@ -17,8 +17,8 @@ DATASETS = {
     "articulary_word_recognition": "ArticularyWordRecognition",
     "character_trajectories": "CharacterTrajectories",
     "spoken_arabic_digits": "SpokenArabicDigits",
-    "gas": "Gas",
-    "miniboone": "MiniBooNE",
+    "gas": "GAS",
+    "miniboone": "MINIBOONE",
 }
 
 OPTIMIZERS = {
@@ -49,3 +49,16 @@ def dataset_name(name: str) -> str:
 def optimizer_name(name: str) -> str:
     """Return an optimizer's name; the name of its configuration where it has no other."""
     return OPTIMIZERS.get(name, name)
+
+
+KINDS = {
+    "digits": "images",
+    "cifar10": "images",
+    "japanese_vowels": "time series",
+    "articulary_word_recognition": "time series",
+}
+
+
+def panel_title(name: str) -> str:
+    """Return a data set's name with what it is made of, such as ``Digits (images)``."""
+    return dataset_name(name) + (f" ({KINDS[name]})" if name in KINDS else "")

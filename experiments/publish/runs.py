@@ -92,14 +92,19 @@ def _close_diverged(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def csv_of_runs(table: pd.DataFrame) -> str:
+    """Return a table of runs as ``data.csv``; an empty cell means "not measured"."""
+    times = table["time_s"].map("{:.4f}".format)
+    return csv_of(table.assign(time_s=times)[list(TYPES)], digits=6)
+
+
 def write_runs(path: Path, table: pd.DataFrame) -> None:
-    """Write a table of runs as ``data.csv``; an empty cell means "not measured".
+    """Write a table of runs; see :func:`csv_of_runs`.
 
     Raises:
         RecordError: it cannot be written.
     """
-    times = table["time_s"].map("{:.4f}".format)
-    write_whole(path, csv_of(table.assign(time_s=times)[list(TYPES)], digits=6))
+    write_whole(path, csv_of_runs(table))
 
 
 def read_runs(path: Path) -> pd.DataFrame:

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from hydra.utils import get_method
 
@@ -32,6 +33,8 @@ from experiments.run.config import check_config, load_config, resolve, run_folde
 from experiments.run.records import Record, finished
 
 Say = Callable[[str], None]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -102,13 +105,13 @@ def planned(
     ]
 
 
-def interleave(groups: Sequence[Sequence[PlannedRun]]) -> list[PlannedRun]:
+def interleave(groups: Sequence[Sequence[T]]) -> list[T]:
     """Order the runs of one data set: by seed, optimizers rotated from seed to seed.
 
     Args:
         groups: for each optimizer its runs, the same seeds in the same order.
     """
-    ordered = []
+    ordered: list[T] = []
     for turn, same_seed in enumerate(zip(*groups, strict=True)):
         start = turn % len(same_seed)
         ordered += [*same_seed[start:], *same_seed[:start]]
