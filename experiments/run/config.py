@@ -112,7 +112,8 @@ def _unknown_option(path: str, text: str) -> str:
 
 def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     """Name the keys beside the unknown one, and where the same name exists elsewhere."""
-    config = OmegaConf.to_container(_without_broken(overrides), resolve=False)
+    config: Any = OmegaConf.to_container(_without_broken(overrides), resolve=False)
+    config = _without_descriptions(config)
     every = list(_flatten(config))
     parent, _, leaf = key.rpartition(".")
     if parent in _OPEN:
@@ -262,6 +263,14 @@ def check_dataset(group: Mapping[str, Any]) -> None:
 
 Config = dict[str, Any]
 
+Space = dict[str, dict[str, Any]]
+
+DESCRIPTIONS: Final = {
+    "optimizer": ("label", "search"),
+    "dataset": ("title", "published", "budget"),
+}
+"""Keys that say what an optimizer or a data set is called, and what others do with it."""
+
 # What does not change a record's result, and so is no part of a run's identity.
 _NOT_IDENTITY = ("seed", "output_dir", "data_dir", "tracking", "device")
 
@@ -374,6 +383,9 @@ def load_config(overrides: Sequence[str] = ()) -> DictConfig:
 def resolve(config: DictConfig | Mapping[str, Any]) -> Config:
     """Return the configuration as plain containers, interpolations filled in.
 
+    What only describes an optimizer or a data set (:data:`DESCRIPTIONS`) is left out: no run
+    depends on it, and no record holds it.
+
     Raises:
         ConfigError: a value is missing or refers to a key that does not exist.
     """
@@ -390,7 +402,76 @@ def resolve(config: DictConfig | Mapping[str, Any]) -> Config:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"{key}: {reason}" if key else reason) from error
     assert isinstance(plain, dict)  # noqa: S101 (for the type checker: a DictConfig gives a dict)
-    return {str(key): value for key, value in plain.items()}
+    return _without_descriptions({str(key): value for key, value in plain.items()})
+
+
+def _without_descriptions(config: Config) -> Config:
+    kept = dict(config)
+    for group, described in DESCRIPTIONS.items():
+        if isinstance(kept.get(group), dict):
+            kept[group] = _without(kept[group], described)
+    if isinstance(optimizer := kept.get("optimizer"), dict):
+        for part in NESTED:
+            if isinstance(optimizer.get(part), dict):
+                optimizer[part] = _without(optimizer[part], DESCRIPTIONS["optimizer"])
+    return kept
+
+
+def search_space_of(optimizer: str, configs: Path = CONFIGS) -> Space:
+    """Return what a search may choose for an optimizer: the key ``search`` of its file.
+
+    Args:
+        optimizer: name of a file in ``configs/optimizer``.
+        configs: the folder of the configuration groups.
+
+    Returns:
+        By key below ``optimizer``, ``{"log_uniform": [low, high]}`` or ``{"choice": [...]}``.
+
+    Raises:
+        ConfigError: there is no such optimizer, it has no space, or a dimension is neither.
+    """
+    path = configs / "optimizer" / f"{optimizer}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+        raise ConfigError(
+            f"there is no optimizer {optimizer!r}{suggestion(optimizer, known)}; "
+            f"there are {', '.join(known)}"
+        )
+    space = _read(path).get("search")
+    if not isinstance(space, dict) or not space:
+        raise ConfigError(f"{path} has no search space: it lacks the key search")
+    for key, dimension in space.items():
+        if not _is_dimension(dimension):
+            raise ConfigError(
+                f"{path}: search.{key} must be {{log_uniform: [low, high]}} with 0 < low < high, "
+                f"or {{choice: [...]}}, got {dimension}"
+            )
+    return space
+
+
+def searched(configs: Path = CONFIGS) -> list[str]:
+    """Return the names of the optimizers that have a search space."""
+    return sorted(p.stem for p in (configs / "optimizer").glob("*.yaml") if "search" in _read(p))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the contents of a configuration file as they are."""
+    try:
+        content = yaml.load(path.read_bytes(), _LOADER)  # noqa: S506 (both loaders are safe)
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is empty or no mapping")
+    return content
+
+
+def _is_dimension(value: Any) -> bool:
+    match value:
+        case {"choice": [_, *_]}:
+            return len(value) == 1
+        case {"log_uniform": [float() | int() as low, float() | int() as high]}:
+            return len(value) == 1 and 0 < low < high
+    return False
 
 
 def check_config(config: Config) -> None:
@@ -515,7 +596,7 @@ def _check_output_dir(value: Any) -> None:
             raise ConfigError(f"output_dir={value} must be a folder, but {path} is a file")
 
 
-def _without(group: Mapping[str, Any], keys: tuple[str, ...]) -> Config:
+def _without(group: Mapping[str, Any], keys: Sequence[str]) -> Config:
     return {key: value for key, value in group.items() if key not in keys}
 
 
