@@ -41,9 +41,9 @@ from experiments.base.checks import (
     check_whole,
 )
 from experiments.base.errors import ConfigError, suggestion
+from experiments.data.splits import TASKS
 from experiments.run.averaging import NONE, check_averaging
 from experiments.run.integration_time import check_horizon
-from experiments.tasks import check_fit
 
 CONFIGS: Final = Path(__file__).resolve().parents[2] / "configs"
 
@@ -59,9 +59,9 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         return hydra_compose(ROOT, list(overrides))
 
 
-def options(group: str) -> list[str]:
+def options(group: str, configs: Path = CONFIGS) -> list[str]:
     """Return the names that can be chosen in a group, such as ``adam`` in ``optimizer``."""
-    folder = CONFIGS / group
+    folder = configs / group
     found = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.yaml"))
     return sorted(path.as_posix() for path in found)
 
@@ -430,14 +430,13 @@ def search_space_of(optimizer: str, configs: Path = CONFIGS) -> Space:
     Raises:
         ConfigError: there is no such optimizer, it has no space, or a dimension is neither.
     """
-    path = configs / "optimizer" / f"{optimizer}.yaml"
-    if not path.is_file():
-        known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+    known, path = options("optimizer", configs), configs / "optimizer" / f"{optimizer}.yaml"
+    if optimizer not in known:
         raise ConfigError(
             f"there is no optimizer {optimizer!r}{suggestion(optimizer, known)}; "
             f"there are {', '.join(known)}"
         )
-    space = _read(path).get("search")
+    space = description_of("optimizer", optimizer, configs).get("search")
     if not isinstance(space, dict) or not space:
         raise ConfigError(f"{path} has no search space: it lacks the key search")
     for key, dimension in space.items():
@@ -451,13 +450,21 @@ def search_space_of(optimizer: str, configs: Path = CONFIGS) -> Space:
 
 def searched(configs: Path = CONFIGS) -> list[str]:
     """Return the names of the optimizers that have a search space."""
-    return sorted(p.stem for p in (configs / "optimizer").glob("*.yaml") if "search" in _read(p))
+    names = options("optimizer", configs)
+    return [name for name in names if "search" in description_of("optimizer", name, configs)]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Return the contents of a configuration file as they are."""
+def description_of(group: str, name: str, configs: Path = CONFIGS) -> dict[str, Any]:
+    """Return the file of an option as it stands, nothing merged or filled in; {} without a file.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    path = configs / group / f"{name}.yaml"
     try:
         content = yaml.load(path.read_bytes(), _LOADER)  # noqa: S506 (both loaders are safe)
+    except FileNotFoundError:
+        return {}
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
     if not isinstance(content, dict):
@@ -577,12 +584,25 @@ def part_name(config: Config, part: str) -> str:
 def _check_fit(config: Config) -> None:
     """Raise ConfigError where the data set or the model is made for another task."""
     task = part_name(config, "task")
-    dataset, model = (str(config[part].get("task", task)) for part in ("dataset", "model"))
-    try:
-        check_fit(task, dataset, model)
-    except ConfigError as error:
-        other = dataset if dataset != task else model
-        raise ConfigError(f"{error}. Or add task={other} to choose the other task") from None
+    if task not in TASKS:
+        raise ConfigError(f"unknown task '{task}'; valid tasks: {', '.join(TASKS)}")
+    wrong: list[str] = []
+    other = task
+    for part, label in (("model", "model"), ("dataset", "data set")):
+        made_for = str(config[part].get("task", task))
+        if made_for != task:
+            other = made_for
+            fitting = (n for n in options(part) if description_of(part, n).get("task") == task)
+            choices = ", ".join(fitting) or "none found"
+            wrong.insert(
+                0,
+                f"the chosen {label} is for task '{made_for}'; {part}= choices that fit: {choices}",
+            )
+    if wrong:
+        raise ConfigError(
+            f"task '{task}' does not fit: {'. And '.join(wrong)}. Or add task={other} to choose the"
+            " other task"
+        )
 
 
 def _check_output_dir(value: Any) -> None:

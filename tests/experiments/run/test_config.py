@@ -146,6 +146,8 @@ def test_what_cannot_be_composed_is_one_line_with_the_valid_names(overrides, mes
         ("device", "tpu", "device must be auto, cpu or cuda, got 'tpu'"),
         ("dataset.task", "time_series", r"task 'time_series'; dataset= .* add task=time_series"),
         ("model.task", "cnf", r"for task 'cnf'; model= choices that fit: conv_ode.* add task=cnf"),
+        ("task.name", "images", "unknown task 'images'; valid tasks: image, time_series, cnf"),
+        ("task.name", "cnf", r"dataset= choices .*: .*circle.* And .* model= choices .*: cnf_.*"),
         ("solver", None, "lacks the group 'solver'"),
     ],
 )
