@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from experiments.base.errors import ConfigError
-from experiments.measure.along_path import (
+from experiments.measure.path_factors import (
     Composite,
     Counted,
     Kept,
@@ -20,7 +20,7 @@ from experiments.measure.along_path import (
 from experiments.measure.snapshots import snapshots
 from snopt import gauss_legendre
 from snopt.theory.path_factors import path_factors
-from tests.experiments.measure.tiny_nets import tiny
+from tests.experiments.measure.tiny import tiny_net as tiny
 
 SMALL = Settings(
     samples=2,
@@ -110,7 +110,7 @@ def test_the_smooth_field_has_the_same_weights_and_leaves_the_net_alone():
     z, t = snapshot.start(), torch.tensor(0.3, dtype=torch.float64)
     assert torch.equal(other.net.ode.func.conv1.weight, snapshot.net.ode.func.conv1.weight)
     assert not torch.equal(other.net.ode.func(t, z), snapshot.net.ode.func(t, z))
-    with pytest.raises(ConfigError, match="must be a ConvField, got TanhConvField"):
+    with pytest.raises(ConfigError, match="must be a ConvField, got SmoothConvField"):
         smooth(other)
 
 

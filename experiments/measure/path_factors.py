@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from experiments.base.errors import ConfigError
 from experiments.measure.snapshots import Snapshot
-from experiments.models.fields import ConvField, with_time_channel
+from experiments.measure.workloads import SmoothConvField
+from experiments.models.fields import ConvField
 from snopt import gauss_legendre, steps, uniform
 from snopt.curvature.collector import Collector
 from snopt.curvature.factors import Accumulator
@@ -25,6 +26,9 @@ from snopt.curvature.layers import SUPPORTED, Layer, input_factor, output_factor
 from snopt.curvature.quadrature import Quadrature
 
 FACTORS = ("A", "B")
+
+Sums = Mapping[str, Any]
+"""What one rule has gathered, by layer."""
 
 
 @dataclass(frozen=True)
@@ -82,74 +86,36 @@ class Composite:
         return torch.cat([nodes for nodes, _ in parts]), torch.cat([w for _, w in parts])
 
 
-class TanhConvField(nn.Module):
-    """The conv field with tanh for ReLU, on the same convolutions: a smooth field."""
-
-    def __init__(self, relu: ConvField) -> None:
-        """Share the convolutions of a :class:`ConvField`."""
-        super().__init__()
-        self.conv1, self.conv2 = relu.conv1, relu.conv2
-
-    def forward(self, t: Tensor, z: Tensor) -> Tensor:
-        """Return dz/dt, shape (batch, C, H, W)."""
-        h = torch.tanh(self.conv1(with_time_channel(t, z)))
-        out: Tensor = self.conv2(with_time_channel(t, h))
-        return out
-
-
-class Kept(Accumulator):
-    """Factors of every use by itself, in the order of the uses."""
-
-    def __init__(self) -> None:
-        """Start empty."""
-        super().__init__()
-        self.uses: list[tuple[Tensor, Tensor]] = []
-
-    def add(
-        self,
-        layer: Layer,
-        x: Tensor,
-        g: Tensor,
-        weight: float,
-        task: int,
-        max_rows: int | None = None,
-    ) -> None:
-        """Keep A and B of one use."""
-        super().add(layer, x, g, weight, task, max_rows)
-        self.uses.append((input_factor(layer, x)[0], output_factor(layer, g)[0]))
-
-    def merge(self, other: Accumulator) -> None:
-        """Append another one's uses."""
-        super().merge(other)
-        if isinstance(other, Kept):
-            self.uses += other.uses
-
-
 class Counted(Accumulator):
     """Sums of factors that know of how many uses they are."""
+
+    keeps = False
 
     def __init__(self) -> None:
         """Start empty."""
         super().__init__()
         self.count = 0
+        self.uses: list[tuple[Tensor, Tensor]] = []
 
-    def add(
-        self,
-        layer: Layer,
-        x: Tensor,
-        g: Tensor,
-        weight: float,
-        task: int,
-        max_rows: int | None = None,
-    ) -> None:
-        """Add one use."""
-        super().add(layer, x, g, weight, task, max_rows)
+    def add(self, layer: Layer, x: Tensor, g: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Add one use; the arguments are those of the base class."""
+        super().add(layer, x, g, *args, **kwargs)
         self.count += 1
+        if self.keeps:
+            self.uses.append((input_factor(layer, x)[0], output_factor(layer, g)[0]))
 
     def merge(self, other: Accumulator) -> None:
         """Add another one's sums."""
         super().merge(other)
-        self.count += other.count if isinstance(other, Counted) else 0
+        if isinstance(other, Counted):
+            self.count += other.count
+            self.uses += other.uses
+
+
+class Kept(Counted):
+    """The same, and A and B of every use by itself in ``uses``, in the order of the uses."""
+
+    keeps = True
 
 
 def smooth(snapshot: Snapshot) -> Snapshot:
@@ -158,13 +124,13 @@ def smooth(snapshot: Snapshot) -> Snapshot:
     if not isinstance(field, ConvField):
         raise ConfigError(f"the net's field must be a ConvField, got {type(field).__name__}")
     net = copy.deepcopy(snapshot.net)
-    net.ode.func = TanhConvField(copy.deepcopy(field))
-    return Snapshot(snapshot.seed, snapshot.step, net, snapshot.x, snapshot.y, snapshot.damping)
+    net.ode.func = SmoothConvField(copy.deepcopy(field), torch.tanh)
+    return replace(snapshot, net=net, moment=None)
 
 
 def gather(
-    snapshot: Snapshot, rules: Mapping[str, Quadrature], rtol: float, kind: type[Accumulator]
-) -> dict[str, dict[str, Any]]:
+    snapshot: Snapshot, rules: Mapping[str, Quadrature], rtol: float, kind: type[Counted]
+) -> dict[str, Sums]:
     """Return what each rule's collector gathers in one backward pass, by rule and layer."""
     net = snapshot.solved(gradient="adjoint", rtol=rtol, atol=rtol)
     layers: dict[nn.Module, str] = {
@@ -225,43 +191,36 @@ def node_errors(snapshot: Snapshot, field: str, settings: Settings) -> Iterator[
     ``steps`` on one solve for each tolerance; each is compared with many nodes on the same solve.
     The rule ``solve`` is that reference against the tight solve's: the error of the solve.
     """
-    facts = {"seed": snapshot.seed, "step": snapshot.step, "field": field}
+
+    def rows(
+        rule: str, n: int | None, tolerance: float, found: Sums, true: Sums
+    ) -> Iterator[dict[str, Any]]:
+        facts = {"seed": snapshot.seed, "step": snapshot.step, "field": field}
+        named = {"rule": rule, "n": n, "tolerance": tolerance}
+        for factor in FACTORS:
+            yield {**facts, **named, "factor": factor, "error": _worst(found, true, factor)}
+
     reference = Composite(settings.pieces)
     own = float(snapshot.net.ode.solver["rtol"])
+    length = float((snapshot.t[-1] - snapshot.t[0]).abs())
     rules: dict[str, Quadrature] = {"reference": reference}
     rules |= {f"gauss_legendre {n}": gauss_legendre(n) for n in settings.gauss_legendre}
-    rules |= {f"uniform {n}": uniform(1.0 / n * _length(snapshot)) for n in settings.uniform}
-    found = gather(snapshot, rules, own, Counted)
-    at_own = found.pop("reference")
-    for name, sums in found.items():
+    rules |= {f"uniform {n}": uniform(1.0 / n * length) for n in settings.uniform}
+    gathered = gather(snapshot, rules, own, Counted)
+    at_own = gathered.pop("reference")
+    for name, sums in gathered.items():
         rule, n = name.split()
-        for factor in FACTORS:
-            error = _worst(sums, at_own, factor)
-            yield {
-                **facts,
-                "rule": rule,
-                "n": int(n),
-                "tolerance": own,
-                "factor": factor,
-                "error": error,
-            }
+        yield from rows(rule, int(n), own, sums, at_own)
     tight = gather(snapshot, {"reference": reference}, settings.tight, Counted)["reference"]
-    for factor in FACTORS:
-        row = {"rule": "solve", "n": None, "tolerance": own, "factor": factor}
-        yield {**facts, **row, "error": _worst(at_own, tight, factor)}
+    yield from rows("solve", None, own, at_own, tight)
     for tolerance in settings.tolerances:
-        found = gather(snapshot, {"reference": reference, "steps": steps()}, tolerance, Counted)
-        n = max(sums.count for sums in found["steps"].values())
-        for factor in FACTORS:
-            row = {"rule": "steps", "n": n, "tolerance": tolerance, "factor": factor}
-            yield {**facts, **row, "error": _worst(found["steps"], found["reference"], factor)}
+        gathered = gather(snapshot, {"reference": reference, "steps": steps()}, tolerance, Counted)
+        found = gathered["steps"]
+        n_steps = max(sums.count for sums in found.values())
+        yield from rows("steps", n_steps, tolerance, found, gathered["reference"])
 
 
-def _length(snapshot: Snapshot) -> float:
-    return float((snapshot.t[-1] - snapshot.t[0]).abs())
-
-
-def _worst(found: Mapping[str, Any], reference: Mapping[str, Any], factor: str) -> float:
+def _worst(found: Sums, reference: Sums, factor: str) -> float:
     errors = []
     for layer, sums in reference.items():
         M, true = getattr(found[layer].factors(), factor), getattr(sums.factors(), factor)
