@@ -12,8 +12,8 @@ import torch
 from uci_files import LETTERS, as_digits, make_digits, make_strokes, write_digits, write_strokes
 
 from experiments.base.errors import ConfigError, DataError
-from experiments.data import uci, uea, uea_archive
-from experiments.data.stratify import stratified_split
+from experiments.data import uci, uea
+from experiments.data.splits import stratified_split
 
 DIGITS = "SpokenArabicDigits"
 STROKES = "CharacterTrajectories"
@@ -31,7 +31,7 @@ def test_digits_have_the_values_and_classes_of_the_files(tmp_path: Path, few, pl
     problem = uci.read_arabic_digits(tmp_path / place)
     assert problem.classes == tuple("0123456789")
     assert problem.labels.tolist() == [n // 6 for n in range(60)] + [n // 2 for n in range(20)]
-    for ours, block in zip(problem.series, train + test, strict=True):
+    for ours, block in zip(problem.values, train + test, strict=True):
         np.testing.assert_array_equal(ours, block.T)
     data = uea.load(uea_name=DIGITS, data_dir=tmp_path, download=False)
     assert data.info.input_shape == (9, 27)
@@ -95,7 +95,7 @@ def test_strokes_have_the_values_and_classes_of_the_file(tmp_path: Path) -> None
     problem = uci.read_character_trajectories(tmp_path / "uci" / STROKES)
     assert problem.classes == tuple(LETTERS)
     assert problem.labels.tolist() == [n % 20 for n in range(200)]
-    for ours, stroke in zip(problem.series, strokes, strict=True):
+    for ours, stroke in zip(problem.values, strokes, strict=True):
         np.testing.assert_array_equal(ours, stroke)
     data = uea.load(uea_name=STROKES, data_dir=tmp_path, trim_zeros=True, download=False)
     assert (data.info.input_shape, data.info.num_classes) == ((8, 7), 20)
@@ -186,7 +186,7 @@ def test_a_download_of_the_original(tmp_path: Path, monkeypatch, server, few) ->
         for name in uci.BLOCKS:
             archive.write(tmp_path / "made" / name, name)
     server.bodies["/195/spoken+arabic+digit.zip"] = buffer.getvalue()
-    monkeypatch.setattr(uci, "_UCI", server.url)
+    monkeypatch.setattr(uci, "URL", server.url)
     data_dir = tmp_path / "data"
     options = {"uea_name": DIGITS, "data_dir": data_dir, "form": "uci"}
     with pytest.raises(DataError, match="no checksum is known"):
@@ -206,4 +206,4 @@ def test_sources_are_the_known_pages() -> None:
     assert uci.source(STROKES).remotes[0].urls == (
         "https://archive.ics.uci.edu/static/public/175/character+trajectories.zip",
     )
-    assert uea_archive.source(STROKES).verified() is False
+    assert uea.source(STROKES).verified() is False
