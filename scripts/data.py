@@ -14,8 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
-from experiments.base.command import resumable
-from experiments.base.errors import DataError
+from experiments.base.errors import DataError, resumable
 from experiments.data import catalogue
 from experiments.data.sources import Say
 
