@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import math
 import os
 import shutil
 import time
@@ -103,6 +104,28 @@ def read_text(path: Path) -> str:
         return read(path).decode()
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file (byte {error.start} is not UTF-8)") from error
+
+
+def numbers(where: str, entries: list[str], *, gaps: bool = False) -> list[float]:
+    """Parse numbers.
+
+    Args:
+        where: File, line and channel, for the message.
+        entries: The texts.
+        gaps: Whether an entry may be missing, which is written ``nan``.
+
+    Raises:
+        DataError: An entry is no finite number.
+    """
+    values = []
+    for n, entry in enumerate(entries, start=1):
+        try:
+            values.append(float(entry))
+        except ValueError as error:
+            raise DataError(f"{where}, entry {n}: '{entry[:40]}' is not a number") from error
+        if not math.isfinite(values[-1]) and not (gaps and math.isnan(values[-1])):
+            raise DataError(f"{where}, entry {n}: {values[-1]} is not a finite number")
+    return values
 
 
 def read_mat(path: Path, keys: Sequence[str], checksum: str | None = None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.base.errors import DataError
-from experiments.data.files import Remote, read_mat, read_text
+from experiments.data.files import Remote, numbers, read_mat, read_text
 from experiments.data.series import Series
 from experiments.data.sources import Source
 from experiments.data.splits import FloatArray, IntArray
@@ -91,42 +91,24 @@ def read_arabic_digits(folder: Path) -> Series:
 def _read_blocks(path: Path) -> list[FloatArray]:
     """The blocks of a text file, each (13, length)."""
     lines = read_text(path).split("\n")
-    numbers: list[str] = []
-    starts: list[int] = []
+    blocks: list[list[list[float]]] = []
     blank = True
     for number, line in enumerate(lines, start=1):
         entries = line.split()
-        if entries and len(entries) != COEFFICIENTS:
+        if entries and blank:
+            blocks.append([])
+        blank = not entries
+        if not entries:
+            continue
+        if len(entries) != COEFFICIENTS:
             last = " (the last line: is the file truncated?)" if number == len(lines) else ""
             raise DataError(
                 f"{path}, line {number}: {len(entries)} numbers, expected {COEFFICIENTS}{last}"
             )
-        if entries and blank:
-            starts.append(len(numbers) // COEFFICIENTS)
-        blank = not entries
-        numbers += entries
-    if not starts:
+        blocks[-1].append(numbers(f"{path}, line {number}", entries))
+    if not blocks:
         raise DataError(f"{path}: the file is empty")
-    try:
-        values = np.fromiter(map(float, numbers), np.float64, len(numbers))
-    except ValueError as error:
-        raise DataError(f"{path}: {_first_bad(lines)} is not a number") from error
-    if not np.isfinite(values).all():
-        raise DataError(f"{path}: {_first_bad(lines)} is not a finite number")
-    return [block.T for block in np.split(values.reshape(-1, COEFFICIENTS), starts[1:])]
-
-
-def _first_bad(lines: list[str]) -> str:
-    """Where the first entry stands that is no finite number."""
-    for number, line in enumerate(lines, start=1):
-        for entry in line.split():
-            try:
-                good = bool(np.isfinite(float(entry)))
-            except ValueError:
-                good = False
-            if not good:
-                return f"line {number}: '{entry[:40]}'"
-    return "an entry"
+    return [np.array(block).T for block in blocks]
 
 
 def read_character_trajectories(folder: Path) -> Series:

@@ -8,10 +8,6 @@ Files are looked for in ``<data_dir>/uea/<Name>/`` and ``<data_dir>/<Name>/`` as
 The archive publishes no checksums, and its files have changed without notice (CharacterTrajectories
 in November 2023). Those known here were taken from files that were looked at; any other download
 has to be allowed by hand.
-
-The numbers of a ``.ts`` file are parsed by sktime's reader. That reader accepts labels that the
-header does not declare and channels of different lengths, and most of its messages have no line, so
-the shape of the file is checked here first.
 """
 
 from __future__ import annotations
@@ -26,7 +22,7 @@ import numpy as np
 from experiments.base.errors import ConfigError, DataError
 from experiments.data import uci
 from experiments.data.cache import cached
-from experiments.data.files import Remote, digest, read_text
+from experiments.data.files import Remote, digest, numbers, read_text
 from experiments.data.series import Series, split_series
 from experiments.data.sources import Source
 from experiments.data.splits import FloatArray, Splits
@@ -54,7 +50,7 @@ UNPACKED = {
 """Bytes of both files together, about."""
 
 REQUIRED_TAGS = ("@problemname", "@timestamps", "@univariate", "@classlabel", "@data")
-"""What sktime's reader insists on before the first line of data."""
+"""What a ``.ts`` file has to have before the first line of data."""
 
 
 def load(
@@ -214,17 +210,6 @@ def _read_both(uea_name: str, folder: Path, unequal_lengths: bool | None) -> Ser
     return Series(first.values + second.values, labels, first.classes)
 
 
-class _Layout(NamedTuple):
-    """Where the rows of a file are: line numbers (from 1), texts, and what the header promises."""
-
-    lines: list[int]
-    rows: list[str]
-    classes: tuple[str, ...]
-    gaps: bool
-    unequal: bool
-    length: int | None
-
-
 def read_ts(path: Path, *, unequal_lengths: bool | None = None) -> Series:
     """Read a classification problem from a ``.ts`` file.
 
@@ -242,94 +227,72 @@ def read_ts(path: Path, *, unequal_lengths: bool | None = None) -> Series:
             problem, holds an infinite value, or a missing value or a series of another length that
             its header or ``unequal_lengths`` excludes. The message has file and line.
     """
-    layout = _scan(path, unequal_lengths)
-    from sktime.datasets import load_from_tsfile_to_dataframe
-
-    try:
-        frame, _ = load_from_tsfile_to_dataframe(str(path))
-    except (OSError, ValueError, IndexError, KeyError) as error:
-        raise _located(path, layout, error) from error
-    columns = [frame[column].to_list() for column in frame.columns]
-    series: list[FloatArray] = []
-    for n, line in enumerate(layout.lines):
-        where = f"{path}, line {line}"
-        channels = [np.asarray(column[n], dtype=np.float64) for column in columns]
-        lengths = [len(channel) for channel in channels]
-        if len(set(lengths)) != 1 or 0 in lengths:
-            raise DataError(f"{where}: the channels have different lengths or are empty: {lengths}")
-        values = np.stack(channels)
-        if np.isinf(values).any():
-            channel, step = np.argwhere(np.isinf(values))[0]
-            raise DataError(
-                f"{where}: value {values[channel, step]} in channel {channel + 1}, step {step + 1}"
-            )
-        if not layout.gaps and np.isnan(values).any():
-            channel, step = np.argwhere(np.isnan(values))[0]
-            raise DataError(
-                f"{where}: the value in channel {channel + 1}, step {step + 1} is "
-                "missing, but the header says @missing false"
-            )
-        length = layout.length or (series or [values])[0].shape[1]
-        if not layout.unequal and values.shape[1] != length:
-            raise DataError(
-                f"{where}: a series of {values.shape[1]} steps, but all have to have "
-                f"{length}; truncated? (dataset.unequal_lengths=true accepts different lengths)"
-            )
-        series.append(values)
-    labels = [layout.classes.index(_label(row)) for row in layout.rows]
-    return Series(tuple(series), np.asarray(labels, dtype=np.int64), layout.classes)
-
-
-def _label(row: str) -> str:
-    return row.rsplit(":", 1)[-1].strip()
-
-
-def _scan(path: Path, unequal_lengths: bool | None) -> _Layout:
-    """Check header, number of channels and labels, without parsing a number."""
-    text = read_text(path)
-    if not text.strip():
+    text = read_text(path).rstrip().lower()
+    if not text:
         raise DataError(f"{path}: the file is empty")
     tags: dict[str, list[str]] = {}
-    lines: list[int] = []
-    rows: list[str] = []
-    for number, raw in enumerate(text.split("\n"), start=1):
-        line = raw.strip().lower()
+    rows: list[tuple[int, str]] = []
+    for number, line in enumerate(map(str.strip, text.split("\n")), start=1):
         if line and "@data" in tags:
-            lines.append(number)
-            rows.append(line)
+            rows.append((number, line))
         elif line.startswith("@"):
             tag, *values = line.split()
             tags[tag] = values
     classes, channels = _check_header(path, tags)
     if not rows:
         raise DataError(f"{path}: the file has a header but no data")
-    channels = channels or rows[0].count(":")
-    for number, line in zip(lines, rows, strict=True):
-        found = line.count(":")
-        if found != channels:
-            last = " (the last line: is the file truncated?)" if number == lines[-1] else ""
+    gaps = _tag(tags, "@missing", "true") != "false"
+    if unequal_lengths is None:
+        unequal_lengths = _tag(tags, "@equallength", "false") != "true"
+    announced = _tag(tags, "@serieslength", "")
+    length = int(announced) if announced.isdecimal() else 0
+    series: list[FloatArray] = []
+    labels: list[int] = []
+    for number, line in rows:
+        where = f"{path}, line {number}"
+        *texts, label = line.split(":")
+        channels = channels or len(texts)
+        if len(texts) != channels:
+            last = " (the last line: is the file truncated?)" if number == rows[-1][0] else ""
             raise DataError(
-                f"{path}, line {number}: {found} channels followed by a label, expected "
-                f"{channels}{last}"
+                f"{where}: {len(texts)} channels followed by a label, expected {channels}{last}"
             )
-        if _label(line) not in classes:
+        if label.strip() not in classes:
             raise DataError(
-                f"{path}, line {number}: label '{_label(line)}' is not among the header's "
-                f"{len(classes)} classes ({', '.join(classes[:10])}"
-                f"{', ...' if len(classes) > 10 else ''})"
+                f"{where}: label '{label.strip()}' is not among the header's {len(classes)} "
+                f"classes ({', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''})"
             )
-    length = _tag(tags, "@serieslength", "")
-    unequal = unequal_lengths
-    if unequal is None:
-        unequal = _tag(tags, "@equallength", "false") != "true"
-    return _Layout(
-        lines,
-        rows,
-        classes,
-        gaps=_tag(tags, "@missing", "true") != "false",
-        unequal=unequal,
-        length=int(length) if length.isdecimal() and int(length) > 0 else None,
-    )
+        values = _values(where, texts)
+        if not gaps and np.isnan(values).any():
+            channel, step = np.argwhere(np.isnan(values))[0] + 1
+            raise DataError(
+                f"{where}: the value in channel {channel}, step {step} is missing, but the header "
+                "says @missing false"
+            )
+        length = length or values.shape[1]
+        if not unequal_lengths and values.shape[1] != length:
+            raise DataError(
+                f"{where}: a series of {values.shape[1]} steps, but all have to have {length}; "
+                "truncated? (dataset.unequal_lengths=true accepts different lengths)"
+            )
+        series.append(values)
+        labels.append(classes.index(label.strip()))
+    return Series(tuple(series), np.asarray(labels, dtype=np.int64), classes)
+
+
+def _values(where: str, texts: list[str]) -> FloatArray:
+    """The numbers (channels, steps) of a row; a missing one is ``?``."""
+    channels = []
+    for channel, text in enumerate(texts, start=1):
+        entries = text.replace("?", "nan").split(",")
+        values = (
+            [] if entries == [""] else numbers(f"{where}, channel {channel}", entries, gaps=True)
+        )
+        channels.append(values)
+    lengths = [len(values) for values in channels]
+    if len(set(lengths)) != 1 or 0 in lengths:
+        raise DataError(f"{where}: the channels have different lengths or are empty: {lengths}")
+    return np.asarray(channels, dtype=np.float64)
 
 
 def _tag(tags: dict[str, list[str]], name: str, absent: str) -> str:
@@ -358,18 +321,3 @@ def _check_header(path: Path, tags: dict[str, list[str]]) -> tuple[tuple[str, ..
     if not channels.isdecimal() or int(channels) < 1:
         raise DataError(f"{path}: @dimensions is '{channels}', not a positive number")
     return tuple(classes), int(channels)
-
-
-def _located(path: Path, layout: _Layout, error: Exception) -> DataError:
-    """Find the line that sktime's reader stumbled over."""
-    for number, row in zip(layout.lines, layout.rows, strict=True):
-        for channel, text in enumerate(row.split(":")[:-1], start=1):
-            for step, entry in enumerate(text.split(","), start=1):
-                try:
-                    float(entry.replace("?", "nan"))
-                except ValueError:
-                    return DataError(
-                        f"{path}, line {number}: '{entry[:40]}' in channel {channel}, step {step} "
-                        "is not a number"
-                    )
-    return DataError(f"{path}: cannot be read: {error}")
