@@ -104,22 +104,13 @@ def load(
     split_seed: int = 0,
     download: bool = True,
 ) -> Splits:
-    """Load CIFAR-10.
+    """Load CIFAR-10: image data of shape (3, 32, 32).
 
-    Args:
-        data_dir: Folder with the files; also where a download goes.
-        name: Name of the data set in records.
-        form: ``python`` or ``binary``, the two published versions of the same images, or ``auto``:
-            whichever is there, the python version first; that one is downloaded, too.
-        mean: See :class:`experiments.data.images.ImageOptions`, like the next four.
-        std: See there.
-        val_size: See there; taken from the 50 000 training images.
-        limit_train: See there.
-        split_seed: See there.
-        download: Whether missing files may be downloaded (170 MB).
+    Whichever of the two published versions of the same images is there is read, the python version
+    first, and that one is downloaded; ``form`` is ``python``, ``binary`` or ``auto`` (either).
 
-    Returns:
-        Image data of shape (3, 32, 32).
+    ``mean`` to ``split_seed`` are those of :class:`experiments.data.images.ImageOptions`; the
+    validation images are taken from the 50 000 training images.
 
     Raises:
         ConfigError: An option is out of range, or ``data_dir`` is not set.

@@ -206,14 +206,7 @@ class Parts(NamedTuple):
 
 
 def power(data: FloatArray) -> Parts:
-    """Preprocess POWER.
-
-    Args:
-        data: ``power/data.npy``, shape (N, 8).
-
-    Raises:
-        DataError: It has another number of columns, or too few rows.
-    """
+    """Preprocess ``power/data.npy``, shape (N, 8)."""
     if data.shape[1] != POWER_COLUMNS:
         raise DataError(f"power: {data.shape[1]} columns, expected {POWER_COLUMNS}")
     generator = np.random.RandomState(42)
@@ -230,16 +223,10 @@ def power(data: FloatArray) -> Parts:
 
 
 def miniboone(data: FloatArray) -> Parts:
-    """Preprocess MINIBOONE.
+    """Preprocess ``miniboone/data.npy``, shape (N, features).
 
     Outliers and discrete features are looked for although the published file has none: on it that
     changes nothing, and a table of the raw events is cleaned as it was.
-
-    Args:
-        data: ``miniboone/data.npy``, shape (N, features).
-
-    Raises:
-        DataError: Nothing remains, or there are too few rows.
     """
     data = data[~(data[:, 0] < OUTLIER)]
     data = data[:, ~_discrete("miniboone", data)]
@@ -247,14 +234,7 @@ def miniboone(data: FloatArray) -> Parts:
 
 
 def gas(table: Table) -> Parts:
-    """Preprocess GAS.
-
-    Args:
-        table: ``gas/ethylene_CO.pickle``.
-
-    Raises:
-        DataError: A column is missing or constant, or there are too few rows.
-    """
+    """Preprocess ``gas/ethylene_CO.pickle``."""
     missing = [name for name in GAS_LEFT_OUT if name not in table.columns]
     if missing:
         raise DataError(
@@ -273,15 +253,7 @@ def gas(table: Table) -> Parts:
 
 
 def hepmass(train: FloatArray, test: FloatArray) -> Parts:
-    """Preprocess HEPMASS.
-
-    Args:
-        train: ``hepmass/1000_train.csv``: label, then features.
-        test: ``hepmass/1000_test.csv``: the same and one more column, which is left out.
-
-    Raises:
-        DataError: The files do not fit, or too few rows are of class 1.
-    """
+    """Preprocess ``1000_train.csv`` (label, features) and ``1000_test.csv`` (one column more)."""
     surplus = test.shape[1] - train.shape[1]
     if train.shape[1] < 2 or surplus not in (0, 1):
         raise DataError(

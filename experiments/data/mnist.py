@@ -47,20 +47,10 @@ def load(
     split_seed: int = 0,
     download: bool = True,
 ) -> Splits:
-    """Load MNIST.
+    """Load MNIST: image data of shape (1, 28, 28).
 
-    Args:
-        data_dir: Folder with the files; also where a download goes.
-        name: Name of the data set in records.
-        mean: See :class:`experiments.data.images.ImageOptions`, like the next four.
-        std: See there.
-        val_size: See there; taken from the 60 000 training images.
-        limit_train: See there.
-        split_seed: See there.
-        download: Whether missing files may be downloaded.
-
-    Returns:
-        Image data of shape (1, 28, 28).
+    ``mean`` to ``split_seed`` are those of :class:`experiments.data.images.ImageOptions`; the
+    validation images are taken from the 60 000 training images.
 
     Raises:
         ConfigError: An option is out of range, or ``data_dir`` is not set.

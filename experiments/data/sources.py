@@ -118,7 +118,7 @@ class Source:
             data_dir: The data folder.
             download: Whether missing files may be downloaded.
             allow_unverified: Whether a download without a known checksum is accepted.
-            progress: Told how far each download is.
+            progress: See :data:`experiments.data.files.Progress`.
             say: Told in a line what happens.
 
         Raises:

@@ -41,20 +41,10 @@ def load(
     split_seed: int = 0,
     download: bool = True,
 ) -> Splits:
-    """Load SVHN.
+    """Load SVHN: image data of shape (3, 32, 32); label 0 is the digit 0, which the files call 10.
 
-    Args:
-        data_dir: Folder with the files; also where a download goes.
-        name: Name of the data set in records.
-        mean: See :class:`experiments.data.images.ImageOptions`, like the next four.
-        std: See there.
-        val_size: See there; taken from the 73 257 training images.
-        limit_train: See there.
-        split_seed: See there.
-        download: Whether missing files may be downloaded (246 MB).
-
-    Returns:
-        Image data of shape (3, 32, 32); label 0 is the digit 0, which the files call 10.
+    ``mean`` to ``split_seed`` are those of :class:`experiments.data.images.ImageOptions`; the
+    validation images are taken from the 73 257 training images.
 
     Raises:
         ConfigError: An option is out of range, or ``data_dir`` is not set.

@@ -236,8 +236,8 @@ def read_ts(path: Path, *, unequal_lengths: bool | None = None) -> Series:
         if line and "@data" in tags:
             rows.append((number, line))
         elif line.startswith("@"):
-            tag, *values = line.split()
-            tags[tag] = values
+            tag, *given = line.split()
+            tags[tag] = given
     classes, channels = _check_header(path, tags)
     if not rows:
         raise DataError(f"{path}: the file has a header but no data")

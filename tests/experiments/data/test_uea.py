@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from experiments.base.errors import ConfigError, DataError
 from experiments.data import uea
+from experiments.data.series import Series
 from experiments.data.splits import stratified_split
 from experiments.data.uea import read_ts
 
@@ -125,33 +127,31 @@ def test_trailing_gaps_are_padding(write_problem) -> None:
         assert torch.equal(a, b)
 
 
-def test_a_channel_that_is_missing_everywhere(write_problem) -> None:
-    series, labels = made()
-    for values in series:
-        values[1] = np.nan
-    with pytest.raises(DataError, match="every value of channel 1 is missing"):
-        uea.load(uea_name="Made", data_dir=write_problem("Made", series, labels))
+def damage(name: str, old: str, new: str | None) -> Callable[[Path], None]:
+    """What replaces a text in a file of the folder, or removes the file."""
+
+    def change(folder: Path) -> None:
+        path = folder / "uea" / "Made" / name
+        text = path.read_text()
+        path.unlink()
+        if new is not None:
+            path.write_text(text.replace(old, new))
+
+    return change
 
 
-def test_an_infinite_value(write_problem) -> None:
-    series, labels = made()
-    series[3][0, 2] = np.inf
-    with pytest.raises(DataError, match=r"Made_TRAIN\.ts, line 11, channel 1, entry 3: inf"):
-        uea.load(uea_name="Made", data_dir=write_problem("Made", series, labels))
-
-
-def test_files_that_disagree(write_problem) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (damage("Made_TRAIN.ts", ",", ",inf,"), r"Made_TRAIN\.ts, line 8, channel 1, entry 2: inf"),
+        (damage("Made_TEST.ts", "true a b", "true b a"), "differ in their classes or channels"),
+        (damage("Made_TEST.ts", "", None), r"Made_TEST\.ts: no such file, but its partner exists"),
+    ],
+)
+def test_damaged_problems(write_problem, change: Callable[[Path], None], message: str) -> None:
     folder = write_problem("Made", *made())
-    path = folder / "uea" / "Made" / "Made_TEST.ts"
-    path.write_text(path.read_text().replace("true a b", "true b a"))
-    with pytest.raises(DataError, match="differ in their classes or channels"):
-        uea.load(uea_name="Made", data_dir=folder)
-
-
-def test_one_file_of_two(write_problem) -> None:
-    folder = write_problem("Made", *made())
-    (folder / "uea" / "Made" / "Made_TEST.ts").unlink()
-    with pytest.raises(DataError, match=r"Made_TEST\.ts: no such file, but its partner exists"):
+    change(folder)
+    with pytest.raises(DataError, match=message):
         uea.load(uea_name="Made", data_dir=folder)
 
 
@@ -204,10 +204,10 @@ def good(ts_text) -> str:
     return ts_text(SERIES, ["Up", "down"], ["up", "down"])
 
 
-def read(tmp_path: Path, text: str) -> object:
+def read(tmp_path: Path, text: str, unequal: bool | None = None) -> Series:
     path = tmp_path / "Made_TRAIN.ts"
     path.write_text(text)
-    return read_ts(path)
+    return read_ts(path, unequal_lengths=unequal)
 
 
 def test_values_labels_and_gaps_come_back(tmp_path: Path, good: str) -> None:
@@ -218,9 +218,14 @@ def test_values_labels_and_gaps_come_back(tmp_path: Path, good: str) -> None:
     assert content.labels.tolist() == [0, 1]
 
 
-def test_blank_lines_and_a_nan_written_out_are_legal(tmp_path: Path, good: str) -> None:
-    content = read(tmp_path, good.replace("?", "NaN").replace("@data\n", "@data\n\n"))
-    np.testing.assert_array_equal(content.values[0], SERIES[0])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("?", "NaN"), ("@data\n", "@data\n\n"), ("@dimensions", "@dimension"), ("\n", "\r\n")],
+)
+def test_other_ways_to_write_the_same(tmp_path: Path, good: str, old: str, new: str) -> None:
+    content = read(tmp_path, good.replace(old, new))
+    for ours, theirs in zip(content.values, SERIES, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_univariate_without_a_dimensions_tag(tmp_path: Path, ts_text) -> None:
@@ -249,11 +254,6 @@ def test_a_bad_row_is_named_with_its_line(
     assert re.search(rf"Made_TRAIN\.ts, line {FIRST_ROW + line}\b", str(caught.value))
 
 
-def test_a_file_cut_in_the_middle_of_its_last_row(tmp_path: Path, good: str) -> None:
-    with pytest.raises(DataError, match="is the file truncated"):
-        read(tmp_path, good[: good.rindex("8.0") + 2])
-
-
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -265,6 +265,7 @@ def test_a_file_cut_in_the_middle_of_its_last_row(tmp_path: Path, good: str) -> 
         ("@classLabel true up down", "@targetLabel true", "a regression problem"),
         ("@dimensions 2", "@dimensions two", "@dimensions is 'two'"),
         ("@dimensions 2", "@dimensions 3", "2 channels followed by a label, expected 3"),
+        (".0:down\n", "", "is the file truncated"),
     ],
 )
 def test_a_bad_header_is_named(tmp_path: Path, good: str, old: str, new: str, message: str) -> None:
@@ -273,22 +274,25 @@ def test_a_bad_header_is_named(tmp_path: Path, good: str, old: str, new: str, me
         read(tmp_path, good.replace(old, new, 1))
 
 
-def test_empty_file_and_header_without_data(tmp_path: Path, good: str) -> None:
-    with pytest.raises(DataError, match=r"Made_TRAIN\.ts: the file is empty"):
-        read(tmp_path, " \n")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b" \n", r"Made_TRAIN\.ts: the file is empty"),
+        (b"@problemName \xff\xfe\x00", "not a text file"),
+        (None, r"Made_TRAIN\.ts: cannot be read: No such file"),
+    ],
+)
+def test_what_is_no_text(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "Made_TRAIN.ts"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_ts(path)
+
+
+def test_a_header_without_data(tmp_path: Path, good: str) -> None:
     with pytest.raises(DataError, match="has a header but no data"):
         read(tmp_path, good[: good.index("@data") + 5])
-
-
-def test_a_missing_file_and_a_file_that_is_no_text(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere\.ts: cannot be read: No such file"):
-        read_ts(tmp_path / "nowhere.ts")
-    binary = tmp_path / "binary.ts"
-    binary.write_bytes(b"@problemName \xff\xfe\x00")
-    with pytest.raises(DataError, match="not a text file"):
-        read_ts(binary)
-    with pytest.raises(DataError, match="cannot be read"):
-        read_ts(tmp_path)
 
 
 HEADERS = {
@@ -307,22 +311,12 @@ HEADERS = {
 @pytest.mark.parametrize("case", HEADERS)
 def test_what_the_header_or_the_caller_excludes(tmp_path: Path, ts_text, case: str) -> None:
     tags, unequal, message = HEADERS[case]
-    path = tmp_path / "Made_TRAIN.ts"
-    path.write_text(ts_text(SERIES, ["up", "down"], ["up", "down"], **tags))
     with pytest.raises(DataError, match=message):
-        read_ts(path, unequal_lengths=unequal)
+        read(tmp_path, ts_text(SERIES, ["up", "down"], ["up", "down"], **tags), unequal)
 
 
 def test_a_header_that_is_wrong_about_lengths_can_be_overruled(tmp_path: Path, ts_text) -> None:
-    path = tmp_path / "Made_TRAIN.ts"
     tags = {"equalLength": "true", "seriesLength": "3", "missing": "true"}
-    path.write_text(ts_text(SERIES, ["up", "down"], ["up", "down"], **tags))
-    content = read_ts(path, unequal_lengths=True)
+    text = ts_text(SERIES, ["up", "down"], ["up", "down"], **tags)
+    content = read(tmp_path, text, unequal=True)
     assert [values.shape for values in content.values] == [(2, 3), (2, 1)]
-
-
-def test_the_archives_newer_tag_for_the_number_of_channels(tmp_path: Path, ts_text) -> None:
-    path = tmp_path / "Made_TRAIN.ts"
-    text = ts_text(SERIES, ["up", "down"], ["up", "down"], equallength="false")
-    path.write_text(text.replace("@dimensions", "@dimension"))
-    assert [values.shape for values in read_ts(path).values] == [(2, 3), (2, 1)]
