@@ -212,7 +212,11 @@ def test_sources_are_the_known_pages() -> None:
     assert uea.source(STROKES).verified() is False
 
 
-EULER = ["solver=rk4", "solver.method=euler", "solver.gradient=direct"]
+OVERRIDES = (
+    "task=time_series optimizer=snopt_ode tracking=none device=cpu trainer.batch_size=32"
+    " trainer.max_steps=2 trainer.epochs=null trainer.eval_every=1000 solver=rk4"
+    " solver.method=euler solver.gradient=direct solver.options.step_size=1.0"
+)
 
 
 @pytest.mark.parametrize("dataset", ["spoken_arabic_digits", "character_trajectories"])
@@ -223,14 +227,8 @@ def test_files_put_there_by_hand_train_as_they_are(tmp_path: Path, dataset: str)
         write_digits(data_dir / "uci" / "SpokenArabicDigits", 660, 220)
     else:
         write_strokes(data_dir / "uci" / "CharacterTrajectories" / uci.MAT, make_strokes(400))
-    config = load_config(
-        [
-            *("task=time_series", f"dataset={dataset}", "optimizer=snopt_ode", "tracking=none"),
-            *("trainer.batch_size=32", "trainer.max_steps=2", "trainer.epochs=null"),
-            *("trainer.eval_every=1000", *EULER, "solver.options.step_size=1.0"),
-            *(f"data_dir={data_dir}", f"output_dir={tmp_path / 'out'}", "device=cpu"),
-        ]
-    )
+    places = [f"dataset={dataset}", f"data_dir={data_dir}", f"output_dir={tmp_path / 'out'}"]
+    config = load_config([*OVERRIDES.split(), *places])
     result = run(config)
     assert result.state == "done"
     rows = [row for row in Record(result.folder).rows() if "train/loss" in row]
