@@ -236,9 +236,7 @@ def _from_mirror(
     except _MirrorError as error:
         return str(error)
     except ValueError as error:  # a wrong checksum; pooch has removed the file
-        if (
-            fetch.continued and again
-        ):  # a part of another version, perhaps: once from its first byte
+        if fetch.continued and again:  # of a part of another version, perhaps: once from its start
             return _from_mirror(pooch, url, remote, target, fetch, again=False)
         return str(error)
     return None
@@ -291,6 +289,7 @@ class _Continued:
                 if error.code == 416 and before and self._checked:
                     self.continued = True  # complete or too long: the checksum says which
                     break
+                self._validator = None
                 failure = f"HTTP {error.code} {error.reason}"
                 if error.code < 500 and error.code not in (408, 416, 429):
                     raise _MirrorError(failure) from error
@@ -339,6 +338,7 @@ class _Continued:
                     self._append(file, chunk)
                     if self._progress is not None:
                         self._progress(received, total)
+                os.fsync(file.fileno())
         if total is not None and received != total:
             raise OSError(f"connection ended after {received} of {total} bytes")
 

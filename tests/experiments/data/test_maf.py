@@ -13,16 +13,7 @@ import pandas
 import pytest
 import torch
 from data_files import md5, put
-from maf_files import (
-    csv,
-    gas_values,
-    hepmass_values,
-    miniboone,
-    npy,
-    packed,
-    power,
-    tables,
-)
+from maf_files import csv, gas_values, hepmass_values, miniboone, npy, packed, power, tables
 from old_pickle import dump, frame
 
 from experiments.base.errors import ConfigError, DataError
@@ -36,16 +27,18 @@ def sizes(count: int) -> tuple[int, int, int]:
     return count - test - val, val, test
 
 
-def check_sizes(parts: maf.Parts, count: int, columns: int) -> None:
-    assert tuple(len(part) for part in parts) == sizes(count)
+def check(parts: maf.Parts, columns: int, expected: np.ndarray, *, normalised: bool = True) -> None:
+    """Compare 400 rows with an independent restatement.
+
+    Training and validation rows together have mean 0 and deviation 1.
+    """
+    assert tuple(len(part) for part in parts) == sizes(400)
     assert {part.shape[1] for part in parts} == {columns}
-
-
-def check_normalised(parts: maf.Parts) -> None:
-    """Training and validation rows together have mean 0 and deviation 1."""
-    known = np.vstack(parts[:2])
-    np.testing.assert_allclose(known.mean(axis=0), 0, atol=1e-12)
-    np.testing.assert_allclose(known.std(axis=0), 1, rtol=1e-12)
+    if normalised:
+        known = np.vstack(parts[:2])
+        np.testing.assert_allclose(known.mean(axis=0), 0, atol=1e-12)
+        np.testing.assert_allclose(known.std(axis=0), 1, rtol=1e-12)
+    np.testing.assert_allclose(np.vstack(parts), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_the_published_sizes_follow_from_the_published_numbers_of_rows() -> None:
@@ -56,12 +49,8 @@ def test_the_published_sizes_follow_from_the_published_numbers_of_rows() -> None
 
 def test_miniboone_is_split_in_order_and_normalised() -> None:
     raw = np.load(io.BytesIO(miniboone()))
-    parts = maf.miniboone(raw)
-    check_sizes(parts, 400, 43)
-    check_normalised(parts)
-    pooled = np.vstack(parts)
     known = raw[:360]
-    np.testing.assert_allclose(pooled, (raw - known.mean(0)) / known.std(0), rtol=1e-9, atol=1e-12)
+    check(maf.miniboone(raw), 43, (raw - known.mean(0)) / known.std(0))
 
 
 def test_outliers_and_discrete_features_of_raw_events_go() -> None:
@@ -82,8 +71,6 @@ def test_outliers_and_discrete_features_of_raw_events_go() -> None:
 def test_power_is_shuffled_trimmed_and_blurred() -> None:
     raw = np.load(io.BytesIO(power()))
     parts = maf.power(raw)
-    check_sizes(parts, 400, 6)
-    check_normalised(parts)
     # The same stream of random numbers, from a shuffled list of row numbers.
     stream = np.random.RandomState(42)
     order = np.arange(400)
@@ -95,8 +82,7 @@ def test_power_is_shuffled_trimmed_and_blurred() -> None:
         kept[:, column] += values
     kept[:, 2:5] += meters
     known = kept[:360]
-    expected = (kept - known.mean(0)) / known.std(0)
-    np.testing.assert_allclose(np.vstack(parts), expected, rtol=1e-9, atol=1e-12)
+    check(parts, 6, (kept - known.mean(0)) / known.std(0))
     assert np.load(io.BytesIO(power())).tolist() == raw.tolist()  # the argument is not shuffled
 
 
@@ -109,9 +95,7 @@ def test_gas_loses_sensors_that_repeat_others() -> None:
         dropped.append(counts.index[counts > 1][0])
         table = table.drop(columns=dropped[-1])
     assert dropped == ["s0", "s1", "s2"]
-    check_sizes(parts, 400, 3)
-    expected = (table - table.mean()) / table.std()
-    np.testing.assert_allclose(np.vstack(parts), expected.to_numpy(), rtol=1e-9, atol=1e-12)
+    check(parts, 3, ((table - table.mean()) / table.std()).to_numpy(), normalised=False)
 
 
 def test_hepmass_keeps_class_1_and_continuous_features() -> None:
@@ -207,11 +191,8 @@ def test_values_are_those_of_the_preprocessing(tmp_path: Path, files) -> None:
 @pytest.mark.parametrize("place", ["maf/power", "power", "data/power", "maf/data/power"])
 def test_places(tmp_path: Path, files, place: str) -> None:
     put(tmp_path / place, {"data.npy": files["power/data.npy"]})
-    assert maf.load(table="power", data_dir=tmp_path, download=False).sizes() == {
-        "train": 324,
-        "val": 36,
-        "test": 40,
-    }
+    data = maf.load(table="power", data_dir=tmp_path, download=False)
+    assert data.sizes() == {"train": 324, "val": 36, "test": 40}
 
 
 def test_a_fraction_keeps_that_share_of_every_split(tmp_path: Path, files) -> None:
@@ -258,50 +239,38 @@ def test_an_archive_that_is_not_the_published_one_is_not_opened(
     assert [p.name for p in (tmp_path / "maf").iterdir()] == ["data.tar.gz"]
 
 
-DAMAGED = {
-    "an object array": (
-        {"power/data.npy": npy(np.array([[{}]], dtype=object))},
-        r"data\.npy: cannot be read as an array: .*allow_pickle=False",
-    ),
-    "truncated": ({"power/data.npy": npy(np.ones((50, 8)))[:-9]}, "cannot be read as an array"),
-    "no array": ({"power/data.npy": b"text"}, "cannot be read as an array"),
-    "empty": ({"power/data.npy": b""}, "cannot be read as an array"),
-    "a vector": ({"power/data.npy": npy(np.ones(50))}, r"float64 of shape \(50,\), not a table"),
-    "not finite": (
-        {"power/data.npy": npy(np.full((50, 8), np.nan))},
-        r"row 0, column 0 is missing or not finite \(400 such values\)",
-    ),
-    "columns": ({"power/data.npy": npy(np.ones((50, 9)))}, "9 columns, expected 8"),
-    "half a row": (
-        {
-            "hepmass/1000_train.csv": csv(hepmass_values(60, 6, 0))[:-30],
-            "hepmass/1000_test.csv": csv(hepmass_values(60, 7, 1)),
-        },
-        r"1000_train\.csv: row 59, column 3 is missing",
-    ),
-    "words": (
-        {"hepmass/1000_train.csv": b"a,b\n1,x\n", "hepmass/1000_test.csv": b"a,b\n1,2\n"},
-        r"1000_train\.csv: cannot be read as a table of numbers: could not convert",
-    ),
-    "no lines": (
-        {"hepmass/1000_train.csv": b"", "hepmass/1000_test.csv": b""},
-        r"1000_train\.csv: cannot be read as a table of numbers: No columns",
-    ),
-    "no frame": ({"gas/ethylene_CO.pickle": b"text"}, "not read as a pickled data frame"),
-    "a gap": (
-        {"gas/ethylene_CO.pickle": dump(frame(("a",), [(slice(0, 1), np.array([[1, np.nan]]))]))},
-        "row 1, column 0 is missing",
-    ),
-}
+GAS, POWER, TRAIN = "gas/ethylene_CO.pickle", "power/data.npy", "hepmass/1000_train.csv"
+GAP = frame(("a",), [(slice(0, 1), np.array([[1, np.nan]]))])
+NO_TABLE = "cannot be read as a table of numbers"
 
 
-@pytest.mark.parametrize("case", DAMAGED)
-def test_damaged_files(tmp_path: Path, cache: Path, case: str) -> None:
-    files, message = DAMAGED[case]
-    put(tmp_path / "maf", files)
-    table = next(iter(files)).partition("/")[0]
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (POWER, npy(np.array([[{}]], dtype=object)), r"read as an array: .*allow_pickle=False"),
+        (POWER, npy(np.ones((50, 8)))[:-9], "cannot be read as an array"),
+        (POWER, b"text", "cannot be read as an array"),
+        (POWER, b"", r"data\.npy: cannot be read as an array"),
+        (POWER, npy(np.ones(50)), r"float64 of shape \(50,\), not a table"),
+        (
+            POWER,
+            npy(np.full((50, 8), np.nan)),
+            r"row 0, column 0 .* not finite \(400 such values\)",
+        ),
+        (POWER, npy(np.ones((50, 9))), "9 columns, expected 8"),
+        (TRAIN, csv(hepmass_values(60, 6, 0))[:-30], r"1000_train\.csv: row 59, column 3 is miss"),
+        (TRAIN, b"a,b\n1,x\n", rf"1000_train\.csv: {NO_TABLE}: could not convert"),
+        (TRAIN, b"", rf"1000_train\.csv: {NO_TABLE}: No columns"),
+        (GAS, b"text", "not read as a pickled data frame"),
+        (GAS, dump(GAP), "row 1, column 0 is missing"),
+    ],
+)
+def test_damaged_files(
+    tmp_path: Path, cache: Path, files, file: str, content: bytes, message: str
+) -> None:
+    put(tmp_path / "maf", files | {file: content})
     with pytest.raises(DataError, match=message):
-        maf.load(table=table, data_dir=tmp_path, allow_unverified=True)
+        maf.load(table=file.partition("/")[0], data_dir=tmp_path, allow_unverified=True)
     assert list(cache.iterdir()) == []
 
 

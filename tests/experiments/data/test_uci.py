@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from data_files import check_series
 from uci_files import LETTERS, as_digits, make_digits, make_strokes, write_digits, write_strokes
 
 from experiments.base.errors import ConfigError, DataError
 from experiments.data import uci, uea
-from experiments.data.splits import stratified_split
 from experiments.run.config import load_config
 from experiments.run.records import Record
 from experiments.run.run import run
@@ -41,15 +40,7 @@ def test_digits_have_the_values_and_classes_of_the_files(tmp_path: Path, few, pl
     assert data.info.num_classes == 10
     assert data.info.source.startswith("UCI original, Train_Arabic_Digit.txt sha256")
     assert data.sizes() == {"train": 56, "val": 12, "test": 12}
-    index = stratified_split(problem.labels, 0, DIGITS)
-    pooled = np.concatenate([(train + test)[n] for n in index.train])
-    mean, deviation = pooled.mean(axis=0), pooled.std(axis=0)
-    for rows, (_, (x, lengths, y)) in zip(index, data.items(), strict=True):
-        assert y.tolist() == problem.labels[rows].tolist()
-        for n, row in enumerate(rows):
-            expected = ((train + test)[row] - mean) / deviation
-            assert int(lengths[n]) == len(expected)
-            np.testing.assert_allclose(x[n, : lengths[n], 1:14].numpy(), expected, atol=1e-5)
+    check_series(data, [block.T for block in train + test], problem.labels.tolist())
 
 
 def test_another_number_of_series_is_said_but_taken(tmp_path: Path) -> None:
@@ -105,11 +96,10 @@ def test_strokes_have_the_values_and_classes_of_the_file(tmp_path: Path) -> None
     whole = uea.load(uea_name=STROKES, data_dir=tmp_path, download=False)
     assert whole.info.input_shape[0] == max(stroke.shape[1] for stroke in strokes) > 8
     # Cut at the ends, and nowhere else.
-    rows = stratified_split(problem.labels, 0, STROKES).train
-    for n, row in enumerate(rows):
-        moving = np.flatnonzero(strokes[row].any(axis=0))
-        assert int(data.train[1][n]) == moving[-1] - moving[0] + 1
-    assert torch.equal(data.train[2], whole.train[2])
+    ends = [np.flatnonzero(stroke.any(axis=0))[[0, -1]] for stroke in strokes]
+    cut = [stroke[:, a : b + 1] for stroke, (a, b) in zip(strokes, ends, strict=True)]
+    check_series(data, cut, problem.labels.tolist())
+    check_series(whole, strokes, problem.labels.tolist())
 
 
 @pytest.mark.parametrize(
