@@ -350,7 +350,8 @@ class _Continued:
             if total is not None and total - start > free:
                 text = f"{os.strerror(errno.ENOSPC)} ({total - start} bytes needed, {free} free)"
                 raise OSError(errno.ENOSPC, text)
-            file = cast(BinaryIO, self._part.open("ab", buffering=0))
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+            file = cast(BinaryIO, os.fdopen(os.open(self._part, flags, 0o644), "ab", buffering=0))
             file.truncate(start)
         except OSError as error:
             raise _cannot_write(self._part, error) from error

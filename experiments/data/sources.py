@@ -11,9 +11,7 @@ Files from outside are not trusted:
 
 from __future__ import annotations
 
-import fcntl
 import gzip
-import os
 import shutil
 import stat
 import tarfile
@@ -27,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple, cast
 
 from experiments.base.errors import DataError, RecordError
-from experiments.base.files import write_whole
+from experiments.base.files import locked, write_whole
 from experiments.data.files import Progress, Remote, check, digest, download
 
 SUMS = "SHA256SUMS"
@@ -139,11 +137,20 @@ class Source:
                 "download as it comes with dataset.allow_unverified=true (scripts/data.py: "
                 "--allow-unverified)"
             )
-        with _alone(self.place(data_dir)):
-            folder = self.find(data_dir)
-            if folder is None:  # else another process was faster
-                folder = data_dir / self.folders[0]
-                self._fill(data_dir, folder, archive_here, progress, say)
+        place = self.place(data_dir)
+        try:
+            with locked(place / ".lock"):
+                folder = self.find(data_dir)
+                if folder is None:  # else another process was faster
+                    folder = data_dir / self.folders[0]
+                    self._fill(data_dir, folder, archive_here, progress, say)
+        except OSError as error:
+            raise DataError(
+                f"cannot write to {place}: {error.strerror or error}; choose another data_dir"
+            ) from error
+        finally:
+            with suppress(OSError):
+                place.rmdir()  # where nothing came, nothing is left
         return folder
 
     def _fill(
@@ -224,26 +231,6 @@ def recorded_sums(folder: Path) -> dict[str, str]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as a list of SHA-256 sums; delete it") from error
     return sums
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Make a folder and lock it against other processes, which wait here."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise DataError(
-            f"cannot write to {folder}: {error.strerror or error}; choose another data_dir"
-        ) from error
-    try:
-        with suppress(OSError):  # some network file systems cannot lock a folder
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-        with suppress(OSError):
-            folder.rmdir()  # where nothing came, nothing is left
 
 
 class _Member(NamedTuple):

@@ -260,6 +260,14 @@ def test_a_full_disk_is_not_blamed_on_the_network(server, target: Path, part: Pa
     assert arrived(target)
 
 
+def test_a_link_in_place_of_the_part_is_not_followed(server, target: Path, part: Path) -> None:
+    put(target.parent, {"victim": b"mine"})
+    part.symlink_to("victim")
+    with pytest.raises(DataError, match="cannot write"):
+        fetch(server, target)
+    assert (target.parent / "victim").read_bytes() == b"mine"
+
+
 def test_a_disk_that_is_too_small_is_refused_before_it_is_full(
     server, target: Path, monkeypatch
 ) -> None:
