@@ -206,7 +206,7 @@ def target_runs(
     """Return the runs that set the target of a data set, by optimizer.
 
     Raises:
-        ConfigError: there is no experiment file with tuned settings.
+        ConfigError: there are no tuned settings.
     """
     rule = protocol.targets
     return {

@@ -25,8 +25,8 @@ class Workload:
 
     Attributes:
         dataset: data set name.
-        setup: experiment file that chooses task, data, model and solver, but no optimizer.
-        tuned: folder of experiment files with tuned settings, which the target comes from.
+        setup: experiment that chooses task, data, model and solver, but no optimizer.
+        tuned: table in ``configs/tuned`` with the settings that the target comes from.
         metric: validation metric, such as ``accuracy``.
         seconds: budget of a run, in seconds of the training clock.
         eval_every_s: seconds of the training clock between validations.

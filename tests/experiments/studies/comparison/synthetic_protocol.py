@@ -16,7 +16,7 @@ WORKLOADS = {
     "targets": {"optimizers": ["adam", "sgd"], "more_seconds": 1.5, "seeds": [500, 501]},
     "workloads": {
         "circle": {
-            "setup": "protocol/circle",
+            "setup": "circle",
             "tuned": "figure-6",
             "metric": "nll",
             "seconds": 1.0,
