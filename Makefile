@@ -77,7 +77,7 @@ benchmark: $(STAMP) ## Time and memory of the library, write results/benchmarks/
 	$(BIN)/python scripts/benchmark.py all
 
 scaling: $(STAMP) ## One process against two: results/benchmarks/scaling.json (wants two idle cores)
-	$(BIN)/python scripts/scaling.py
+	$(BIN)/python scripts/benchmark.py scaling
 
 # The comparison is one of equals on one thread each, so two at a time are fair where there are two cores.
 protocol: $(STAMP) ## The comparison of BUDGET: what is missing is run (JOBS=2 unless given), then results/protocol/

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,21 +11,8 @@ from typing import Any
 import torch
 
 from experiments.base.errors import ConfigError, RecordError
-from experiments.measure import (
-    deferral,
-    plot_deferral,
-    plot_engine,
-    plot_memory,
-    plot_optimizer,
-    plot_step_cost,
-    step_cost,
-    store,
-    workloads,
-)
-from experiments.measure.engine import measure_engine
-from experiments.measure.memory import STEPS, measure_memory, measure_steps
-from experiments.measure.optimizers import measure_optimizers
-from experiments.measure.origin import origin
+from experiments.measure import engine, harness, memory, pictures, scaling, step_cost
+from experiments.measure.workloads import ENGINE, TRAINING
 from snopt import SolverError
 
 Measure = Callable[[], dict[str, Any]]
@@ -38,23 +25,14 @@ PROCESSES = 2
 
 MAX_SECONDS = 60.0
 
-DRAW: dict[str, Callable[[Path], None]] = {
-    "engine": plot_engine.draw,
-    "optimizer": plot_optimizer.draw,
-    "memory": plot_memory.draw,
-    "optimizers": plot_step_cost.draw,
-    "deferral": plot_deferral.draw,
-}
-"""Draws a benchmark's picture from its JSON in a folder; the keys are the benchmarks."""
-
 
 @dataclass(frozen=True)
 class Plan:
     """What to measure, and how.
 
     Attributes:
-        benchmarks: names in :data:`DRAW`.
-        only: workloads; empty means all.
+        benchmarks: names in :data:`BENCHMARKS`.
+        only: workloads; empty means all that the benchmark takes unasked.
         device: where.
         repeats: rounds of every timing.
         processes: processes for every measurement of memory.
@@ -71,6 +49,66 @@ class Plan:
     folder: Path = Path("results/benchmarks")
 
 
+def _engine(plan: Plan) -> dict[str, Measure]:
+    timing = (plan.device, plan.repeats, plan.max_seconds)
+    return {w.name: partial(engine.measure_engine, w, *timing) for w in ENGINE}
+
+
+def _optimizer(plan: Plan) -> dict[str, Measure]:
+    timing = (plan.device, plan.repeats, plan.max_seconds)
+    return {w.name: partial(step_cost.measure_optimizer, w, *timing) for w in TRAINING}
+
+
+def _memory(plan: Plan) -> dict[str, Measure]:
+    where = (plan.device, plan.processes)
+    of_nets: dict[str, Measure] = {
+        w.name: partial(memory.measure_memory, w, *where) for w in TRAINING
+    }
+    return {**of_nets, memory.STEPS: partial(memory.measure_steps, *where)}
+
+
+def _optimizers(plan: Plan) -> dict[str, Measure]:
+    return {"digits": partial(step_cost.measure_optimizers, plan.device, plan.repeats)}
+
+
+def _scaling(plan: Plan) -> dict[str, Measure]:
+    return {w.name: partial(scaling.measure_scaling, w, plan.repeats) for w in TRAINING}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One result file.
+
+    Attributes:
+        workloads: returns what measures each workload, by its name.
+        draw: draws pictures and tables from the result file in a folder; returns their files.
+        headline: returns the one line that a person wants to see of a workload's entry.
+        unasked: workloads that are measured where none is chosen; None means all.
+    """
+
+    workloads: Callable[[Plan], dict[str, Measure]]
+    draw: Callable[[Path], list[Path]]
+    headline: Callable[[Mapping[str, Any]], str]
+    unasked: Sequence[str] | None = None
+
+
+BENCHMARKS = {
+    "engine": Benchmark(_engine, pictures.draw_engine, engine.headline),
+    "optimizer": Benchmark(_optimizer, pictures.draw_optimizer, step_cost.headline_optimizer),
+    "memory": Benchmark(_memory, pictures.draw_memory, memory.headline),
+    "optimizers": Benchmark(_optimizers, pictures.draw_optimizers, step_cost.headline_optimizers),
+    "scaling": Benchmark(
+        _scaling, scaling.write_tables, scaling.headline, unasked=("digits", "mnist")
+    ),
+}
+
+ALL = ("engine", "optimizer", "memory", "optimizers")
+"""The benchmarks that run together; ``scaling`` wants one thread and two idle cores."""
+
+FINISHED = ("deferral",)
+"""Benchmarks that are no longer measured, and whose results are kept."""
+
+
 def measurements(plan: Plan) -> list[tuple[str, str, Measure]]:
     """Return benchmark, workload and measurement, in order.
 
@@ -78,36 +116,19 @@ def measurements(plan: Plan) -> list[tuple[str, str, Measure]]:
         ConfigError: an unknown benchmark, or a workload that none of them has.
     """
     found: list[tuple[str, str, Measure]] = []
-    for benchmark in plan.benchmarks:
-        if benchmark not in DRAW:
-            raise ConfigError(f"unknown benchmark {benchmark!r}; valid: {', '.join(DRAW)}, all")
-        found += [(benchmark, name, measure) for name, measure in _table(plan, benchmark).items()]
-    known = list(dict.fromkeys(name for _, name, _ in found))
-    for name in plan.only:
-        if name not in known:
-            raise ConfigError(f"unknown workload {name!r}; valid: {', '.join(known)}")
-    return [entry for entry in found if not plan.only or entry[1] in plan.only]
-
-
-def _table(plan: Plan, benchmark: str) -> dict[str, Measure]:
-    device, repeats = plan.device, plan.repeats
-    table: dict[str, Measure] = {}
-    if benchmark == "engine":
-        for w in workloads.ENGINE:
-            table[w.name] = partial(measure_engine, w, device, repeats, plan.max_seconds)
-    elif benchmark == "optimizer":
-        for w in workloads.TRAINING:
-            table[w.name] = partial(measure_optimizers, w, device, repeats, plan.max_seconds)
-    elif benchmark == "deferral":
-        for w in deferral.WORKLOADS:
-            table[w.name] = partial(deferral.measure_deferral, w, device, repeats, plan.max_seconds)
-    elif benchmark == "optimizers":
-        table["digits"] = partial(step_cost.measure_step_cost, device, repeats)
-    else:
-        for w in workloads.TRAINING:
-            table[w.name] = partial(measure_memory, w, device, plan.processes)
-        table[STEPS] = partial(measure_steps, device, plan.processes)
-    return table
+    known: list[str] = []
+    for name in plan.benchmarks:
+        if name not in BENCHMARKS:
+            raise ConfigError(f"unknown benchmark {name!r}; valid: {', '.join(BENCHMARKS)}, all")
+        table = BENCHMARKS[name].workloads(plan)
+        known += table
+        chosen = plan.only or BENCHMARKS[name].unasked or table
+        found += [(name, workload, m) for workload, m in table.items() if workload in chosen]
+    for workload in plan.only:
+        if workload not in known:
+            valid = ", ".join(dict.fromkeys(known))
+            raise ConfigError(f"unknown workload {workload!r}; valid: {valid}")
+    return found
 
 
 def run(plan: Plan, say: Say) -> list[Path]:
@@ -120,60 +141,30 @@ def run(plan: Plan, say: Say) -> list[Path]:
         RecordError: a workload failed (all of them are named), or a file cannot be written.
         KeyboardInterrupt: stopped; finished workloads are in their files.
     """
-    failures, written = [], []
+    failures: list[str] = []
+    finished: list[str] = []
     planned = measurements(plan)
     for place, (benchmark, name, measure) in enumerate(planned, start=1):
         say(f"[{place}/{len(planned)}] {benchmark}: {name}")
-        started = origin(plan.device, plan.repeats)
+        started = harness.origin(plan.device, plan.repeats)
         try:
             entry = {"origin": started, **measure()}
         except (RuntimeError, ValueError, SolverError, RecordError) as error:
             failures.append(f"{benchmark} {name}: {error}")
             say(f"    failed: {error}")
             continue
-        store.save(plan.folder, benchmark, name, entry)
-        say(f"    {headline(benchmark, entry)}")
-        written.append(store.path_of(plan.folder, benchmark))
+        harness.save(plan.folder, benchmark, name, entry)
+        say(f"    {BENCHMARKS[benchmark].headline(entry)}")
+        finished.append(benchmark)
         for part, reason in entry.get("failed", {}).items():
             failures.append(f"{benchmark} {name}, {part}: {reason}")
             say(f"    failed: {part}: {reason}")
-    for benchmark in plan.benchmarks:
-        if store.path_of(plan.folder, benchmark) in written:
-            DRAW[benchmark](plan.folder)
-            written.append(plan.folder / f"{benchmark}.png")
+    written: list[Path] = []
+    for benchmark in dict.fromkeys(finished):
+        written.append(plan.folder / f"{benchmark}.json")
+        written += BENCHMARKS[benchmark].draw(plan.folder)
     if written:
-        written.append(store.write_provenance(plan.folder, list(DRAW)))
+        written.append(harness.write_provenance(plan.folder, [*BENCHMARKS, *FINISHED]))
     if failures:
         raise RecordError(f"{len(failures)} workloads failed:\n  " + "\n  ".join(failures))
-    return list(dict.fromkeys(written))
-
-
-def headline(benchmark: str, entry: dict[str, Any]) -> str:
-    """Return the one line that a person wants to see of a finished workload."""
-    if benchmark == "engine":
-        parts = [
-            f"{name} {variant['over_floor']['median']:.2f}"
-            for name, variant in entry["variants"].items()
-        ]
-        floor = entry["floor"]["seconds"]["median"]
-        return f"floor {floor * 1e3:.1f} ms; times the floor: {', '.join(parts)}"
-    if benchmark == "optimizers":
-        return step_cost.headline(entry)
-    if benchmark == "deferral":
-        return deferral.headline(entry)
-    if benchmark == "optimizer":
-        refresh = entry["refresh"]
-        average = entry["average"]["all"]["100"]["over_sgd"]["median"]
-        return (
-            f"refresh step {refresh['all']['over_ordinary']['median']:.2f} ordinary ones"
-            f" (scope ode: {refresh['ode']['over_ordinary']['median']:.2f});"
-            f" at update_freq 100 {average:.3f} times SGD"
-        )
-    if "ratios" in entry:
-        ratio = entry["ratios"]["snopt/adam"]
-        return "no memory beyond the start" if ratio is None else f"{ratio:.2f} times Adam's"
-    slopes = (
-        f"{name} {mode['mb_per_step']['slope']:+.3f} ± {mode['mb_per_step']['slope_stderr']:.3f}"
-        for name, mode in entry["modes"].items()
-    )
-    return f"MB a step: {', '.join(slopes)}"
+    return written

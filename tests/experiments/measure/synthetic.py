@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.measure import engine, memory, optimizers, store
-from experiments.measure.counting import Counts
+from experiments.measure import engine, harness, memory, step_cost
+from experiments.measure.engine import Counts
 from experiments.measure.workloads import ENGINE_VARIANTS, GRADIENT_MODES
 
 ORIGIN = {
@@ -54,7 +54,7 @@ def optimizer_entry(title: str = "digits net") -> dict[str, Any]:
     }
     samples = {name: [factor * s for s in sgd] for name, factor in factors.items()}
     evaluations = {key: {"forward": 14, "backward": 14, "curvature": 0} for key in factors}
-    return {"origin": ORIGIN, "title": title, **optimizers.score(samples, evaluations)}
+    return {"origin": ORIGIN, "title": title, **step_cost.score_optimizer(samples, evaluations)}
 
 
 def memory_entry(title: str = "digits net") -> dict[str, Any]:
@@ -92,8 +92,8 @@ def steps_entry() -> dict[str, Any]:
 
 def write_all(folder: Path) -> None:
     for name in ("conv", "linear", "mnist"):
-        store.save(folder, "engine", name, engine_entry(name))
+        harness.save(folder, "engine", name, engine_entry(name))
     for name in ("digits", "mnist", "japanese_vowels"):
-        store.save(folder, "optimizer", name, optimizer_entry(name))
-        store.save(folder, "memory", name, memory_entry(name))
-    store.save(folder, "memory", "steps", steps_entry())
+        harness.save(folder, "optimizer", name, optimizer_entry(name))
+        harness.save(folder, "memory", name, memory_entry(name))
+    harness.save(folder, "memory", "steps", steps_entry())
