@@ -385,7 +385,7 @@ def plan(
 
     Args:
         target: folder of experiments and of results, such as ``figure-7``.
-        dataset: ``configs/experiment/<target>/<dataset>.yaml``.
+        dataset: one of ``configs/tuned/<target>.yaml``.
         seeds: seeds: of weights and batch; each is measured anew.
         overrides: changes to every run.
         where: overrides that say where data lie.
