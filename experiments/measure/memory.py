@@ -44,7 +44,7 @@ from experiments.measure.workloads import GRADIENT_MODES, TRAINING, Case, Worklo
 from experiments.models.fields import MLPField
 from experiments.models.solver import SolverSettings
 from snopt import ODEBlock, SNOpt
-from snopt.curvature.few_rows import THIN_FROM
+from snopt.curvature.factors import THIN_FROM
 
 # --- the peak of some work -----------------------------------------------------------------------
 

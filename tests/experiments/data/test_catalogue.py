@@ -8,15 +8,15 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from hashlib import md5
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from data_files import files_below, md5
 
 from experiments.data import catalogue
-from experiments.data.checksum import Checksum
-from experiments.data.sources import Remote, Source
+from experiments.data.files import Remote
+from experiments.data.sources import Source
 
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "data.py"
 PAPER = {
@@ -44,8 +44,7 @@ def sources(monkeypatch, server) -> dict[str, Callable[[], Source]]:
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("inside/two.txt", b"two")
     server.bodies["/two.zip"] = buffer.getvalue()
-    checksum = Checksum("md5", md5(BODY, usedforsecurity=False).hexdigest())
-    one = Remote("one.bin", (f"{server.url}/one.bin",), checksum, len(BODY))
+    one = Remote("one.bin", (f"{server.url}/one.bin",), md5(BODY), len(BODY))
     two = Remote("two.zip", (f"{server.url}/two.zip",))
     made = {
         "one": Source("one", ("one", "."), ("one.bin",), (one,)),
@@ -56,10 +55,6 @@ def sources(monkeypatch, server) -> dict[str, Callable[[], Source]]:
     monkeypatch.setattr(catalogue, "SOURCES", found)
     monkeypatch.setattr(catalogue, "OTHER_FORMS", ("three",))
     return found
-
-
-def files(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
 def test_all_names_the_data_sets_of_the_paper_once() -> None:
@@ -78,9 +73,8 @@ def test_every_source_is_complete(name: str, tmp_path: Path) -> None:
     for relative in source.folders:
         assert not Path(relative).is_absolute()
         assert ".." not in Path(relative).parts
-    plan = catalogue.plan(name, tmp_path)
-    assert plan.present is None
-    assert plan.verified == (source.name not in ("CharacterTrajectories", "SpokenArabicDigits"))
+    assert source.find(tmp_path) is None
+    assert source.verified() == (source.name not in ("CharacterTrajectories", "SpokenArabicDigits"))
 
 
 def test_a_dry_run_says_size_and_place_and_asks_nobody(
@@ -104,10 +98,10 @@ def test_all_goes_on_after_a_refusal_and_says_so(
     assert "two: error: two: not in" in caught.out
     assert "one: 0.4 MB of 0.4 MB" in caught.out
     assert caught.err == "error: not there: two (reasons above)\n"
-    assert files(tmp_path) == ["one/one.bin"]
+    assert files_below(tmp_path) == ["one/one.bin"]
     assert script.main(["all", "--data-dir", str(tmp_path), "--allow-unverified"]) == 0
     assert server.hits == {"/one.bin": 1, "/two.zip": 1}
-    assert files(tmp_path) == ["one/one.bin", "two/SHA256SUMS", "two/two.txt"]
+    assert files_below(tmp_path) == ["one/one.bin", "two/SHA256SUMS", "two/two.txt"]
     assert script.main(["two", "--data-dir", str(tmp_path), "--dry-run"]) == 0
     assert f"two: there, in {tmp_path / 'two'}" in capsys.readouterr().out
     (tmp_path / "two" / "two.txt").write_text("changed")

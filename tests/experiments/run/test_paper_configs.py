@@ -8,7 +8,7 @@ from typing import Any
 import paper_data
 import pytest
 
-from experiments.data.validate import validate
+from experiments.data.splits import validate
 from experiments.run.config import CONFIGS, load_config, options, resolve
 from experiments.run.records import summarise
 from experiments.run.run import run
