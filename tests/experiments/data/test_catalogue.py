@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import io
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from data_files import files_below, md5
+from data_files import files_below, md5, zipped
 
 from experiments.data import catalogue
 from experiments.data.files import Remote
@@ -40,10 +38,7 @@ def script() -> ModuleType:
 def sources(monkeypatch, server) -> dict[str, Callable[[], Source]]:
     """A small catalogue: a file with a checksum, and a zip file without one."""
     server.bodies["/one.bin"] = BODY
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("inside/two.txt", b"two")
-    server.bodies["/two.zip"] = buffer.getvalue()
+    server.bodies["/two.zip"] = zipped({"inside/two.txt": b"two"})
     one = Remote("one.bin", (f"{server.url}/one.bin",), md5(BODY), len(BODY))
     two = Remote("two.zip", (f"{server.url}/two.zip",))
     made = {

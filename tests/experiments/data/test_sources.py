@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import gzip
 import hashlib
-import io
 import shutil
 import tarfile
 import zipfile
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_files import files_below, put
+from data_files import files_below, put, tarred, zipped
 
 from experiments.base.errors import DataError
 from experiments.data import sources as module
@@ -24,33 +23,6 @@ from experiments.data.sources import extract
 
 FILES = {"data/gas/a.bin": b"first " * 500, "data/b.txt": b"second " * 500}
 WANTED = ("gas/a.bin", "b.txt")
-
-
-def tarred(contents: dict[str, bytes], *extra: tarfile.TarInfo, mode: str = "w:gz") -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as archive:
-        folder = tarfile.TarInfo("data")
-        folder.type = tarfile.DIRTYPE
-        archive.addfile(folder)
-        for name, content in contents.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            archive.addfile(entry, io.BytesIO(content))
-        for entry in extra:
-            archive.addfile(entry)
-    return buffer.getvalue()
-
-
-def zipped(contents: dict[str, bytes], *extra: zipfile.ZipInfo, packed: bool = True) -> bytes:
-    buffer = io.BytesIO()
-    kind = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
-    with zipfile.ZipFile(buffer, "w", kind) as archive:
-        archive.writestr("data/", b"")
-        for name, content in contents.items():
-            archive.writestr(name, content)
-        for entry in extra:
-            archive.writestr(entry, b"target")
-    return buffer.getvalue()
 
 
 KINDS: dict[str, Callable[..., bytes]] = {"tar": tarred, "zip": zipped}
