@@ -14,6 +14,7 @@ import pickle
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,13 +125,9 @@ def load(
     return split_images(name, train, test, options, f"CIFAR-10, {origin}")
 
 
-def source(form: str = "python") -> Source:
-    """Where one of the two archives comes from.
-
-    Args:
-        form: ``python`` or ``binary``.
-    """
-    return (BINARY if form == "binary" else PYTHON).source()
+def sources(**_: Any) -> dict[str, Source]:
+    """Where the two archives come from, see :mod:`experiments.data.catalogue`."""
+    return {"python": PYTHON.source(), "binary": BINARY.source()}
 
 
 Found = tuple[RawImages, RawImages, str]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -123,15 +124,11 @@ def load(
     return cached(name, key, build)
 
 
-def source(uea_name: str) -> Source:
-    """Where the ``.ts`` files of a problem come from.
-
-    Args:
-        uea_name: Name in the archive.
-    """
+def sources(*, uea_name: str, **_: Any) -> dict[str, Source]:
+    """Where the files of a problem come from, see :mod:`experiments.data.catalogue`."""
     files = (f"{uea_name}_TRAIN.ts", f"{uea_name}_TEST.ts")
     urls = tuple(mirror.format(name=uea_name) for mirror in MIRRORS)
-    return Source(
+    archive = Source(
         name=uea_name,
         folders=(f"uea/{uea_name}", uea_name),
         files=files,
@@ -140,15 +137,16 @@ def source(uea_name: str) -> Source:
         checksums={file: CHECKSUMS[file] for file in files if file in CHECKSUMS},
         unpacked=UNPACKED.get(uea_name, 0),
     )
+    if uea_name in uci.READERS:
+        return {"uea": archive, "uci": uci.source(uea_name)}
+    return {"uea": archive}
 
 
 def _locate(
     uea_name: str, data_dir: Path | None, form: str, download: bool, allow_unverified: bool
 ) -> tuple[str, Source, Path]:
     """Find or download the files of a problem; return form, source and folder."""
-    forms = {"uea": source(uea_name)}
-    if uea_name in uci.READERS:
-        forms["uci"] = uci.source(uea_name)
+    forms = sources(uea_name=uea_name)
     if form != "auto":
         forms = {form: forms[form]}
     roots = [bundled_folder()] if data_dir is None else [data_dir, bundled_folder()]

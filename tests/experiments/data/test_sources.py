@@ -149,7 +149,7 @@ def archive(server, monkeypatch):
 
 
 def fetch(root: Path, allow_unverified: bool = True) -> Path:
-    return uea.source("Made").locate(root, allow_unverified=allow_unverified)
+    return uea.sources(uea_name="Made")["uea"].locate(root, allow_unverified=allow_unverified)
 
 
 def know(monkeypatch) -> None:
@@ -172,7 +172,7 @@ def test_an_unknown_problem_is_refused_before_a_byte_is_asked_for(archive, tmp_p
 
 
 def test_what_was_trusted_once_has_to_stay_what_it_was(archive, tmp_path: Path) -> None:
-    folder, source = fetch(tmp_path), uea.source("Made")
+    folder, source = fetch(tmp_path), uea.sources(uea_name="Made")["uea"]
     sums = [f"{sha256(MADE[name])[7:]}  {name}\n" for name in sorted(MADE)]
     assert (folder / "SHA256SUMS").read_text() == "".join(sums)
     assert files_below(tmp_path) == [*BELOW, "uea/Made/SHA256SUMS"]

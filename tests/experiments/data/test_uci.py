@@ -190,10 +190,9 @@ def test_a_download_of_the_original(tmp_path: Path, monkeypatch, server, few) ->
 
 
 def test_sources_are_the_known_pages() -> None:
-    assert uci.source(STROKES).remotes[0].urls == (
+    assert uea.sources(uea_name=STROKES)["uci"].remotes[0].urls == (
         "https://archive.ics.uci.edu/static/public/175/character+trajectories.zip",
     )
-    assert uea.source(STROKES).verified() is False
 
 
 OVERRIDES = (
