@@ -345,7 +345,7 @@ def plan(
 
     Args:
         target: folder of experiments and of results, such as ``figure-7``.
-        dataset: its experiment in that folder.
+        dataset: one of ``configs/tuned/<target>.yaml``.
         seeds: of weights and batch; each is measured anew.
         overrides: changes to every run.
         where: overrides that say where data lie.

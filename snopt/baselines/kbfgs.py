@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ from snopt.validate import check_count, check_number
 
 MU_1 = 0.2  # μ₁ of the first damping, as in the authors' code
 
-Part = TypeVar("Part")
+_NO_DATA = "this layer has no data yet: the first step gathers it"
 
 
 @dataclass(frozen=True)
@@ -149,31 +149,8 @@ def mean_input(layer: Layer, x: Tensor) -> Tensor:
     return input_rows(layer, x).mean((1, 2))
 
 
-class Inverse(Protocol):
-    """The inverse of an output factor: a matrix, or its last pairs."""
-
-    def apply(self, M: Tensor) -> Tensor:
-        """Return H M for M of shape (groups, size, columns)."""
-        ...
-
-    def update(self, s: Tensor, y: Tensor) -> None:
-        """Update with a pair, each (groups, size)."""
-        ...
-
-    def dense(self) -> Tensor:
-        """Return H as a matrix, (groups, size, size)."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to continue exactly."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state, on this object's device."""
-        ...
-
-
-MakeInverse = Callable[[int, int, torch.device], Inverse]
+Inverse: TypeAlias = DenseInverse | LimitedInverse
+MakeInverse: TypeAlias = Callable[[int, int, torch.device], Inverse]
 
 
 class KBFGSState:
@@ -264,8 +241,8 @@ class KBFGSState:
 
     def direction(self, G: Tensor) -> Tensor:
         """Return H_g G H_a for a gradient of shape (groups, out / groups, features)."""
-        H_a, H_g = _present(self.H_a), _present(self.H_g)
-        return (H_g.apply(G.to(H_a.dtype)) @ H_a).to(G.dtype)
+        H_a = _present(self.H_a)
+        return (self._output_inverse.apply(G.to(H_a.dtype)) @ H_a).to(G.dtype)
 
     def after_step(self, means: Means, W: Tensor, decay: float) -> None:
         """Take in the second evaluation: update H_g with Δh and Δg, H_a with the action of A.
@@ -285,7 +262,7 @@ class KBFGSState:
             return
         self._s = torch.lerp(s, _present(self._s), decay)
         self._y = torch.lerp(y, _present(self._y), decay)
-        H_g = _present(self.H_g)
+        H_g = self._output_inverse
         s, y = self._s.double(), self._y.double()
         Hy = H_g.apply(y.unsqueeze(-1)).squeeze(-1)
         damped = double_damping(s, y, Hy, mu_1=MU_1, mu_2=math.sqrt(self._lambda))
@@ -318,6 +295,12 @@ class KBFGSState:
         self.updates, self.failures = int(state["updates"]), int(state["failures"])
         self._before = self.theta = None
 
+    @property
+    def _output_inverse(self) -> Inverse:
+        if self.H_g is None:
+            raise ValueError(_NO_DATA)
+        return self.H_g
+
     def _shifted(self) -> Tensor:
         """Return A + √λ I."""
         identity = torch.eye(self.A.shape[-1], dtype=self.A.dtype, device=self.A.device)
@@ -332,18 +315,18 @@ def _apply(W: Tensor, x: Tensor) -> Tensor:
     return (W.to(x.dtype) @ x.unsqueeze(-1)).squeeze(-1)
 
 
-def _present(part: Part | None) -> Part:
+def _present(part: Tensor | None) -> Tensor:
     if part is None:
-        raise ValueError("this layer has no data yet: the first step gathers it")
+        raise ValueError(_NO_DATA)
     return part
 
 
 class KBFGSPreconditioner(Layerwise[KBFGSState]):
     """Replaces the gradient of every Linear and Conv2d layer by H_g G H_a, in place.
 
-    :class:`snopt.baselines.KBFGS` does it all and describes the arguments. By hand, a step is
-    ``backward()``, :meth:`step`, the change of the weights, ``backward()`` on the same batch,
-    :meth:`observe`.
+    :class:`KBFGS` does it all and describes the arguments; ``layerwise`` are those of
+    :class:`Layerwise`. By hand, a step is ``backward()``, :meth:`step`, the change of the weights,
+    ``backward()`` on the same batch, :meth:`observe`.
     """
 
     def __init__(
@@ -351,13 +334,9 @@ class KBFGSPreconditioner(Layerwise[KBFGSState]):
         model: nn.Module,
         make_inverse: MakeInverse,
         *,
-        damping: float = 0.3,
-        decay: float = 0.9,
-        update_freq: int = 1,
-        quadrature: Quadrature | None = None,
-        scope: str = "all",
-        curvature_batch: int | None = None,
-        params: Iterable[Tensor] | None = None,
+        damping: float,
+        decay: float,
+        **layerwise: Any,
     ) -> None:
         """Find the layers and wait for the first backward pass."""
         check_number("damping", damping, "(0, 1)")
@@ -367,12 +346,8 @@ class KBFGSPreconditioner(Layerwise[KBFGSState]):
         super().__init__(
             model,
             lambda: KBFGSState(make_inverse),
-            update_freq=update_freq,
-            quadrature=quadrature,
-            scope=scope,
-            curvature_batch=curvature_batch,
-            params=params,
             accumulator=lambda: MeanSums(with_factor=not self.waiting),
+            **layerwise,
         )
 
     @torch.no_grad()

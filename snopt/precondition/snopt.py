@@ -184,7 +184,8 @@ class Preconditioner(Layerwise[KroneckerPair]):
         total = torch.zeros(())
         for block in self.blocks.values():
             if block.state.ready:
-                total = total + block.state.quadratic(block.matrix(changes, block.state.shape[-1]))
+                D = block.matrix(changes.get, block.state.shape[-1])
+                total = total + block.state.quadratic(D)
         return total
 
     def state_dict(self) -> dict[str, Any]:
