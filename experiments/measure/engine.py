@@ -18,13 +18,7 @@ from torch import Tensor, nn
 
 from experiments.base.device import synchroniser
 from experiments.measure.harness import interleaved, pair_ratio, spread
-from experiments.measure.workloads import (
-    ADJOINT,
-    ENGINE_VARIANTS,
-    STOCK_SEMINORM,
-    Case,
-    Workload,
-)
+from experiments.measure.workloads import ADJOINT, ENGINE_VARIANTS, STOCK_SEMINORM, Case, Workload
 from snopt import ODEBlock
 
 FLOOR = "floor"

@@ -42,28 +42,6 @@ class Plan:
     folder: Path = Path("results/benchmarks")
 
 
-def _engine(w: Workload, plan: Plan) -> dict[str, Any]:
-    return engine.measure_engine(w, plan.device, plan.repeats, plan.max_seconds)
-
-
-def _optimizer(w: Workload, plan: Plan) -> dict[str, Any]:
-    return step_cost.measure_optimizer(w, plan.device, plan.repeats, plan.max_seconds)
-
-
-def _optimizers(_: Workload, plan: Plan) -> dict[str, Any]:
-    return step_cost.measure_optimizers(plan.device, plan.repeats)
-
-
-def _memory(w: Workload, plan: Plan) -> dict[str, Any]:
-    if w is memory.STIFFENING:
-        return memory.measure_steps(plan.device, plan.processes)
-    return memory.measure_memory(w, plan.device, plan.processes)
-
-
-def _scaling(w: Workload, plan: Plan) -> dict[str, Any]:
-    return scaling.measure_scaling(w, plan.repeats)
-
-
 @dataclass(frozen=True)
 class Benchmark:
     """How one result file is made.
@@ -84,18 +62,40 @@ class Benchmark:
 
 
 BENCHMARKS = {
-    "engine": Benchmark(ENGINE, _engine, engine.headline, pictures.draw_engine),
+    "engine": Benchmark(
+        ENGINE,
+        lambda w, plan: engine.measure_engine(w, plan.device, plan.repeats, plan.max_seconds),
+        engine.headline,
+        pictures.draw_engine,
+    ),
     "optimizer": Benchmark(
-        TRAINING, _optimizer, step_cost.headline_optimizer, pictures.draw_optimizer
+        TRAINING,
+        lambda w, plan: step_cost.measure_optimizer(w, plan.device, plan.repeats, plan.max_seconds),
+        step_cost.headline_optimizer,
+        pictures.draw_optimizer,
     ),
     "memory": Benchmark(
-        (*TRAINING, memory.STIFFENING), _memory, memory.headline, pictures.draw_memory
+        (*TRAINING, memory.STIFFENING),
+        lambda w, plan: (
+            memory.measure_steps(plan.device, plan.processes)
+            if w is memory.STIFFENING
+            else memory.measure_memory(w, plan.device, plan.processes)
+        ),
+        memory.headline,
+        pictures.draw_memory,
     ),
     "optimizers": Benchmark(
-        TRAINING[:1], _optimizers, step_cost.headline_optimizers, pictures.draw_optimizers
+        TRAINING[:1],
+        lambda _, plan: step_cost.measure_optimizers(plan.device, plan.repeats),
+        step_cost.headline_optimizers,
+        pictures.draw_optimizers,
     ),
     "scaling": Benchmark(
-        TRAINING, _scaling, scaling.headline, scaling.write_tables, ("digits", "mnist")
+        TRAINING,
+        lambda w, plan: scaling.measure_scaling(w, plan.repeats),
+        scaling.headline,
+        scaling.write_tables,
+        unasked=("digits", "mnist"),
     ),
 }
 

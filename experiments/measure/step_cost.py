@@ -23,14 +23,7 @@ from experiments.base.errors import RecordError, one_line
 from experiments.base.files import write_whole
 from experiments.measure.harness import averaged, call, interleaved, origin, pair_ratio, spread
 from experiments.measure.memory import ALLOCATOR, peak_of_steps
-from experiments.measure.steps import (
-    NEVER,
-    TIMED,
-    Step,
-    configuration,
-    configured_step,
-    plain_step,
-)
+from experiments.measure.steps import NEVER, TIMED, Step, configuration, configured_step, plain_step
 from experiments.measure.workloads import Workload
 from experiments.models.nfe import nfe_counts, reset_nfe
 from experiments.run.config import identity, options
@@ -193,19 +186,18 @@ def measure_optimizers(
         "description": f"conv_ode_small on digits, batch {batch_size}, dopri5 at 1e-3, adjoint",
         "parameters": sum(p.numel() for p in steps[SGD].params),
         "rounds": rounds,
-        "settings": {name: _settings(configs[name]["optimizer"]) for name in samples},
+        "settings": {
+            name: {
+                key: value
+                for key, value in configs[name]["optimizer"].items()
+                if isinstance(value, int | float | str) and not key.startswith("_")
+            }
+            for name in samples
+        },
         "optimizers": score_optimizers(
             samples, {name: steps[name].evaluations() for name in samples}
         ),
         "failed": failed,
-    }
-
-
-def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: value
-        for key, value in group.items()
-        if isinstance(value, int | float | str) and not key.startswith("_")
     }
 
 

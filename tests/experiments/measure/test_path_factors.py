@@ -23,12 +23,7 @@ from snopt.theory.path_factors import path_factors
 from tests.experiments.measure.tiny import tiny_net as tiny
 
 SMALL = Settings(
-    samples=2,
-    times=5,
-    gauss_legendre=(1, 2, 4),
-    uniform=(1, 4),
-    tolerances=(1e-2, 1e-5),
-    pieces=8,
+    samples=2, times=5, gauss_legendre=(1, 2, 4), uniform=(1, 4), tolerances=(1e-2, 1e-5), pieces=8
 )
 DOPRI5 = {"method": "dopri5", "options": None}
 
