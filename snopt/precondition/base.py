@@ -170,7 +170,7 @@ class Layerwise(ABC, Generic[State]):
             RuntimeError: if curvature was to be asked for and was not.
         """
         sums = self.collector.sums
-        if self.only_on_request and not sums:
+        if self.collector.paused and not sums:
             raise RuntimeError(
                 "no curvature was gathered for this step: call optimizer.backward(loss, output) in"
                 " place of loss.backward(); only curvature='empirical' comes with the gradient"
@@ -232,15 +232,6 @@ class Layerwise(ABC, Generic[State]):
             raise RuntimeError("distribute() has been called before")
         self.ranks = Ranks(process_group)
         self.collector.max_rows = self.ranks.share(self.collector.max_rows)
-
-    @property
-    def only_on_request(self) -> bool:
-        """Whether ``loss.backward()`` gathers nothing and :meth:`gather` has to be called."""
-        return self.collector.paused
-
-    @only_on_request.setter
-    def only_on_request(self, value: bool) -> None:
-        self.collector.paused = value
 
     def gather(self, output: Tensor, vectors: Sequence[Tensor]) -> None:
         """Gather curvature from backward passes of given vectors in place of the loss's.
@@ -346,7 +337,7 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
         check_choice("curvature", curvature, CURVATURES)
         check_count("samples", samples)
         self.curvature_type, self.samples = curvature, samples
-        preconditioner.only_on_request = curvature != "empirical"
+        preconditioner.collector.paused = curvature != "empirical"  # until gather() is called
         self.preconditioner = preconditioner
         self.base = base
         closure = inspect.signature(base.step).parameters.get("closure")
