@@ -94,7 +94,7 @@ def reproduce(
     reasons = []
     for panel in PROFILES[profile]:
         if f"{NAME}/{panel.dataset}" not in options("experiment"):
-            reasons.append(f"{panel.dataset}: this version has no configs/experiment/{NAME} for it")
+            reasons.append(f"{panel.dataset}: configs/tuned/{NAME}.yaml does not have it")
             continue
         todo = plan(NAME, panel.dataset, seeds, overrides, where, output_dir, rounds)
         try:

@@ -51,8 +51,7 @@ from snopt.curvature.factors import THIN_FROM
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 """Environment of processes whose memory is measured."""
 
-CODE_OF = (16, 64, 256)
-"""Sizes of the eigendecompositions before the start: the library has other code for each."""
+CODE_OF = (16, 64, 256)  # sizes of eigendecompositions: the library has other code for each
 
 STEPS_TAKEN = 4
 """Steps of an optimizer; with ``update_freq=2`` SNOpt refreshes twice in them."""
@@ -60,13 +59,7 @@ STEPS_TAKEN = 4
 
 @dataclass(frozen=True)
 class Peak:
-    """Memory of some work, in MB.
-
-    Attributes:
-        start_mb: held at the start.
-        peak_mb: largest amount held during the work.
-        code_mb: library code that the work loaded, part of ``peak_mb``.
-    """
+    """MB at the start, the most during some work, and of library code that the work loaded."""
 
     start_mb: float
     peak_mb: float
@@ -151,13 +144,9 @@ def _take_small_steps(device: torch.device) -> None:
 def measure_memory(
     workload: Workload, device: torch.device, repeats: int, **shape: int
 ) -> dict[str, Any]:
-    """Return a training workload's entry of ``memory.json`` without its origin.
+    """Return the entry of one of :data:`TRAINING` in ``memory.json``, without its origin.
 
-    Args:
-        workload: what is trained; one of :data:`TRAINING`.
-        device: where.
-        repeats: processes for each optimizer, in turn.
-        **shape: other sizes than the workload's.
+    There are ``repeats`` processes for each optimizer, in turn; ``shape`` are other sizes.
     """
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in MEASURED_FOR_MEMORY}
     for _ in range(repeats):
@@ -301,7 +290,7 @@ def score_steps(
     """Return points and the least-squares line of memory (MB) against forward steps, by mode."""
     modes = {}
     for name, found in points.items():
-        steps = [float(point["steps_forward"]) for point in found]
+        steps = [point["steps_forward"] for point in found]
         line = fit_line(steps, [point["extra_mb"] for point in found])
         # Student's t: whether 0 lies in the 95 % confidence interval of the slope.
         quantile = float(stdtrit(line["points"] - 2, 0.975))

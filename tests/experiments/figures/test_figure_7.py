@@ -17,6 +17,7 @@ from experiments.figures.relative_cost import COLUMNS, csv_of, read_table, rows,
 from experiments.measure import step_cost
 from experiments.measure.step_cost import Measurement, plan
 from experiments.publish.style import RC
+from experiments.run.config import description_of
 from tests.experiments.measure.synthetic import ORIGIN
 
 SEEDS = (0, 1)
@@ -231,15 +232,9 @@ def test_tiny_memory_of_a_configured_run_in_its_process(tmp_path: Path) -> None:
 @pytest.mark.parametrize("profile", figure_7.PROFILES)
 def test_every_experiment_file_belongs_to_a_panel(profile: str) -> None:
     names = {panel.dataset for panels in figure_7.PROFILES.values() for panel in panels}
-    files = {path.stem for path in (configured_experiments()).glob("*.yaml")}
+    files = set(description_of("tuned", "figure-7"))
     assert files <= names
     assert {p.dataset for p in figure_7.PROFILES["embedded"]} <= files
     assert len({panel.dataset for panel in figure_7.PROFILES[profile]}) == len(
         figure_7.PROFILES[profile]
     )
-
-
-def configured_experiments() -> Path:
-    from experiments.run.config import CONFIGS
-
-    return CONFIGS / "experiment" / "figure-7"

@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.measure import engine, harness, memory, step_cost
 from experiments.measure.engine import Counts
-from experiments.measure.workloads import ENGINE_VARIANTS, GRADIENT_MODES
+from experiments.measure.workloads import GRADIENT_MODES
 
 ORIGIN = {
     "device": "cpu",
@@ -38,7 +38,7 @@ def engine_entry(title: str = "four linear layers") -> dict[str, Any]:
     samples |= {name: [f * s for s in samples["floor"]] for name, f in FACTORS.items()}
     counts = dict.fromkeys(FACTORS, COUNTS)
     differences = dict.fromkeys(FACTORS, 1e-6)
-    scores = engine.score(samples, ENGINE_VARIANTS, counts, differences)
+    scores = engine.score(samples, counts, differences)
     return {"origin": ORIGIN, "title": title, **scores}
 
 

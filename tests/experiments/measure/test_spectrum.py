@@ -36,7 +36,7 @@ def symmetric(eigenvalues):
 
 
 def starts(d, count):
-    return random_starts(d, count, torch.Generator().manual_seed(1), torch.float64)
+    return random_starts(d, count, 1, torch.float64)
 
 
 def moment(nodes, order):
@@ -164,8 +164,7 @@ def test_lanczos_finds_the_extreme_eigenvalues_and_moments_of_the_hessian():
     snapshot = tiny()
     values = torch.linalg.eigvalsh(dense_hessian(snapshot))
     m = len(values)
-    starts = random_starts(m, 8, torch.Generator().manual_seed(0), torch.float64)
-    nodes = lanczos(hessian_product(snapshot), starts, 20)
+    nodes = lanczos(hessian_product(snapshot), starts(m, 8), 20)
     assert float(nodes.values[0, -1]) == pytest.approx(float(values[-1]), rel=1e-6)
     assert float(nodes.values[0, 0]) == pytest.approx(float(values[0]), rel=1e-6)
     # Random starts estimate the second moment; its spread is about √(2 Σλ⁴) / (m √8).
@@ -179,7 +178,7 @@ def test_differences_of_the_adjoint_are_the_hessian_where_the_field_is_smooth():
     H = dense_hessian(snapshot)
     gradient, params = adjoint_gradient(snapshot, 1e-8)
     before = [p.detach().clone() for p in params]
-    V = random_starts(len(H), 2, torch.Generator().manual_seed(3), torch.float64) * 2
+    V = starts(len(H), 2) * 2
     found = finite_difference_product(gradient, params, 1e-3)(V)
     assert float((found - H @ V).norm() / (H @ V).norm()) < 1e-5
     for p, value in zip(params, before, strict=True):
@@ -218,7 +217,7 @@ def test_rows_make_the_gauss_newton_matrix_of_the_whole_solve():
 
 @pytest.mark.parametrize("shape", [(3, 8), (8, 3)])
 def test_gram_eigenvalues_come_from_the_small_side(shape):
-    rows = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows = starts(*shape)
     found = gram_eigenvalues(rows)
     dense = torch.linalg.eigvalsh(rows.T @ rows).flip(0)[:3]
     assert len(found) == 3
