@@ -339,9 +339,9 @@ class KBFGSPreconditioner(Layerwise[KBFGSState]):
         **layerwise: Any,
     ) -> None:
         """Find the layers and wait for the first backward pass."""
-        check_number("damping", damping, "(0, 1)")
-        check_number("decay (of all averages)", decay, "[0, 1)")
         self.damping, self.decay = damping, decay
+        self.check({})
+        check_number("decay (of all averages)", decay, "[0, 1)")
         self.waiting = False  # between a step and the evaluation after it
         super().__init__(
             model,
@@ -358,12 +358,14 @@ class KBFGSPreconditioner(Layerwise[KBFGSState]):
         if self.due:
             self._before_step(self.gathered(loss_scale))
         for block, group in self.with_gradient(param_groups):
-            damping = group.get("damping", self.damping)
-            check_number("damping", damping, "(0, 1)")
-            if block.state.prepare(damping):
+            if block.state.prepare(group.get("damping", self.damping)):
                 G = block.gradient(block.state.shape[-1])
                 block.set_gradient(block.state.direction(G))
         self.advance()
+
+    def check(self, group: Mapping[str, Any]) -> None:
+        """Raise ValueError if λ of a parameter group is out of range."""
+        check_number("damping", group.get("damping", self.damping), "(0, 1)")
 
     def _before_step(self, gathered: Mapping[str, Means]) -> None:
         if self.waiting:
@@ -508,7 +510,6 @@ class KBFGS(PreconditionedOptimizer[KBFGSPreconditioner]):
         defaults = {"damping": damping, "weight_decay": weight_decay}
         super().__init__(preconditioner, _Descent(groups, lr), defaults)
         for group in self.param_groups:
-            check_number("damping", group["damping"], "(0, 1)")
             check_number("lr", group["lr"], "[0, inf)")
             check_number("weight_decay", group["weight_decay"], "[0, inf)")
 
