@@ -46,10 +46,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[experiments,dev]'
 	@touch $@
 
-lint: $(STAMP) ## Style and types: ruff check, ruff format --check, mypy
+lint: $(STAMP) ## Style, types and floors: ruff check, ruff format --check, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(STAMP) ## Let ruff format the code and fix what it can
 	$(BIN)/ruff check --fix .
@@ -69,14 +70,14 @@ reproduce-%: $(STAMP)
 data: $(STAMP) ## Download DATASET (or all) into DATA_DIR; DATA_FLAGS=--dry-run says what it would need
 	$(BIN)/python scripts/data.py $(DATASET) --data-dir $(DATA_DIR) $(DATA_FLAGS)
 
-report: $(STAMP) ## One page with every figure and table: results/index.html
+report: $(STAMP) ## Every figure and table: results/index.html (one page), results/README.md
 	$(BIN)/python scripts/report.py
 
 benchmark: $(STAMP) ## Time and memory of the library, write results/benchmarks/
 	$(BIN)/python scripts/benchmark.py all
 
 scaling: $(STAMP) ## One process against two: results/benchmarks/scaling.json (wants two idle cores)
-	$(BIN)/python scripts/scaling.py
+	$(BIN)/python scripts/benchmark.py scaling
 
 # The comparison is one of equals on one thread each, so two at a time are fair where there are two cores.
 protocol: $(STAMP) ## The comparison of BUDGET: what is missing is run (JOBS=2 unless given), then results/protocol/
@@ -86,7 +87,7 @@ protocol: $(STAMP) ## The comparison of BUDGET: what is missing is run (JOBS=2 u
 wandb-sweep: $(STAMP) ## The search spaces as W&B sweep files: OUTPUT_DIR/wandb-sweeps/
 	$(BIN)/python scripts/sweep.py export $(OUTPUT_DIR)/wandb-sweeps
 
-search: $(STAMP) ## Redo the small equal search behind figure 1, write results/search/ and configs/experiment/
+search: $(STAMP) ## Redo the small equal search behind figure 1, write results/search/ and configs/tuned/
 	$(BIN)/python scripts/search.py figure-1 --data-dir $(DATA_DIR) --output-dir $(OUTPUT_DIR) --jobs $(JOBS)
 
 sync: $(STAMP) ## Upload the offline W&B runs under OUTPUT_DIR (after `wandb login`)

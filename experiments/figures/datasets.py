@@ -20,7 +20,7 @@ from experiments.base.errors import DataError
 from experiments.data.splits import Splits
 from experiments.figures.loss_curves import BLOCKS
 from experiments.figures.request import Figure, Request, listed
-from experiments.publish.names import dataset_name
+from experiments.publish.names import dataset_name, published
 from experiments.publish.provenance import publish
 from experiments.publish.tables import Table, csv_of, read_table
 from experiments.run.config import load_config, resolve
@@ -33,18 +33,6 @@ ABSENT = "not present"
 MORE = {"cnf": ("eight_gaussians", "checkerboard")}
 """Data sets of a task that no figure shows."""
 
-PAPER: dict[str, tuple[str, int | None, int | None]] = {
-    "mnist": ("1 × 28 × 28", 10, None),
-    "svhn": ("3 × 32 × 32", 10, None),
-    "cifar10": ("3 × 32 × 32", 10, None),
-    "spoken_arabic_digits": ("27", 10, 93),
-    "articulary_word_recognition": ("19", 25, 144),
-    "character_trajectories": ("7", 20, 187),
-    "circle": ("2", None, None),
-    "gas": ("8", None, None),
-    "miniboone": ("43", None, None),
-}
-"""Inputs, classes and steps as the paper states them (Liu, Chen, Theodorou 2021)."""
 NOTE = (
     "Inputs of a time series count its time and its observation channels; steps are those of the "
     "longest series. The last column has the paper's numbers: inputs, classes, steps."
@@ -173,7 +161,7 @@ def measure(dataset: str, task: str, data_dir: Path, overrides: Sequence[str] = 
         config["data_dir"] = str(data_dir)
     if "download" in config:
         config["download"] = False
-    inputs, classes, steps = PAPER.get(dataset, (None, None, None))
+    stated = published(dataset)
     numbers: dict[str, Any] = {}
     try:
         load = get_method(config["_target_"])
@@ -186,9 +174,9 @@ def measure(dataset: str, task: str, data_dir: Path, overrides: Sequence[str] = 
         title=dataset_name(dataset),
         task=task,
         source=source,
-        paper_inputs=inputs,
-        paper_classes=classes,
-        paper_steps=steps,
+        paper_inputs=stated.get("inputs"),
+        paper_classes=stated.get("classes"),
+        paper_steps=stated.get("steps"),
         **numbers,
     )
 

@@ -23,20 +23,28 @@ from torch import Tensor
 
 from experiments.base.errors import ConfigError
 from experiments.figures.request import Figure, Request, listed
-from experiments.measure import derivative_memory as memory
-from experiments.measure.derivative_systems import DIGITS, SMALL, System, digits_batch, small
-from experiments.measure.derivative_ways import (
+from experiments.measure.derivatives import (
+    BATCH,
+    DIGITS,
+    LIMIT_MB,
+    SMALL,
     SOLVERS,
+    WAYS,
     Exact,
     Solver,
+    System,
+    digits_batch,
     error,
     first_order,
+    measure_memory,
     proposition_2,
     recursion,
     reference,
+    sizes,
+    small,
     theorem_1,
 )
-from experiments.measure.origin import in_words, origin
+from experiments.measure.harness import in_words, origin
 from experiments.publish.provenance import publish
 from experiments.publish.tables import Table, csv_of, read_table
 from experiments.studies.execute import Say
@@ -178,9 +186,9 @@ def reproduce_memory(request: Request, say: Say, *, widths: Sequence[int] = WIDT
     """
     where = origin(torch.device("cpu"), len(request.seeds))
     rows: list[dict[str, Any]] = []
-    for way in memory.WAYS:
+    for way in WAYS:
         say(f"{TABLE_2}: {way.label}")
-        rows += memory.measure(way, widths, request.seeds)
+        rows += measure_memory(way, widths, request.seeds)
     facts = {"device": in_words(where), "origin": where}
     _publish(request, rows, memory_table(pd.DataFrame(rows)), facts)
 
@@ -190,10 +198,10 @@ def memory_table(rows: pd.DataFrame) -> Table:
     widths = sorted(int(width) for width in rows["width"].unique())
     header = ["", "entries"]
     for d in widths:
-        n, m = memory.sizes(d)
+        n, m = sizes(d)
         header += [f"d = {d} (|z| = {n}, |θ| = {m})", "measured"]
     lines = []
-    for way in memory.WAYS:
+    for way in WAYS:
         cells = [way.label, way.formula]
         for d in widths:
             own = rows[(rows["way"] == way.name) & (rows["width"] == d)]
@@ -203,14 +211,14 @@ def memory_table(rows: pd.DataFrame) -> Table:
         lines.append(cells)
     caption = (
         "MB of 2^20 bytes, float32. Theory: the entries that the way has to hold, z a batch of"
-        f" {memory.BATCH} states of size d, F two linear layers d → d with tanh, θ their weights"
+        f" {BATCH} states of size d, F two linear layers d → d with tanh, θ their weights"
         " and biases, a and b inputs (with the bias) and outputs of a layer. Measured: peak of the"
         " resident memory of a process of its own less that at its start, after a run on a tiny"
         " system; medians over seeds, resolution about 0.3 MB. dopri5 keeps a copy of what it"
         " integrates for each of its 7 stages and some 10 more (states, error, products). Of the"
         " adjoint of the adjoint two rows were run beside the whole matrix. The Kronecker row"
         " includes eigenbases and second moment. –: not run, above"
-        f" {memory.LIMIT_MB:g} MB in theory."
+        f" {LIMIT_MB:g} MB in theory."
     )
     return Table(header, lines, caption, align="ll" + "r" * (len(header) - 2))
 

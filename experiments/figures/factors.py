@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 
 from experiments.base.errors import RecordError
 from experiments.figures.request import Figure, Made, Request, facts_of, in_turn, listed, obtain
-from experiments.measure.along_path import Settings, along_path, node_errors, smooth
+from experiments.measure.path_factors import Settings, along_path, node_errors, smooth
 from experiments.measure.snapshots import EXPERIMENT, snapshots
 from experiments.publish.provenance import devices, publish, read_provenance
 from experiments.publish.style import RC, WIDTH_IN, finish

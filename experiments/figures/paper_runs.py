@@ -31,11 +31,12 @@ from experiments.figures.loss_curves import (
 from experiments.figures.request import Request
 from experiments.publish.names import dataset_name
 from experiments.publish.provenance import of_runs, run_entry
-from experiments.publish.runs import METRICS, read_runs, runs_table, thin, write_runs
+from experiments.publish.runs import read_runs, runs_table, thin, write_runs
 from experiments.run.config import load_config, places, resolve
 from experiments.run.records import FINAL_STATES, Record, Summary, state_of, summarise
 from experiments.studies.execute import PlannedRun, Say, planned
 from experiments.studies.goals import GREATER, best
+from experiments.tasks import METRICS
 
 COMMAND = "python scripts/collect.py paper"
 

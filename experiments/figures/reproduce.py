@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
+import pkgutil
+import re
+from importlib import import_module
 from pathlib import Path
 
+from experiments import figures
 from experiments.base.errors import ConfigError
-from experiments.figures import (
-    ablation,
-    datasets,
-    density,
-    derivatives,
-    factors,
-    integration_time,
-    loss_curves,
-    refresh,
-    sensitivity,
-    spectrum,
-    step_cost,
-    test_metrics,
-)
 from experiments.figures.request import Figure, Request
 from experiments.studies.execute import Say
 
-MODULES = (
-    loss_curves,
-    ablation,
-    step_cost,
-    sensitivity,
-    integration_time,
-    density,
-    factors,
-    refresh,
-    spectrum,
-    derivatives,
-    datasets,
-    test_metrics,
-)
 
-FIGURES: dict[str, Figure] = {figure.name: figure for m in MODULES for figure in m.FIGURES}
+def order(name: str) -> tuple[int, int, str]:
+    """Return a key that sorts figures and tables by their number, then everything else."""
+    kind, _, rest = name.partition("-")
+    number = re.match(r"\d+", rest)
+    place = ["figure", "table"].index(kind) if kind in ("figure", "table") else 2
+    return place, int(number[0]) if number else 10**6, name
+
+
+def _found() -> dict[str, Figure]:
+    """Return the figures of all modules of this folder, by name."""
+    names = {info.name for info in pkgutil.iter_modules(figures.__path__)} - {"reproduce"}
+    modules = [import_module(f"{figures.__name__}.{name}") for name in names]
+    every = [figure for module in modules for figure in getattr(module, "FIGURES", ())]
+    return {figure.name: figure for figure in sorted(every, key=lambda one: order(one.name))}
+
+
+FIGURES = _found()
 """What can be reproduced, by name."""
 
 

@@ -23,7 +23,6 @@ from matplotlib.lines import Line2D
 
 from experiments.base.errors import RecordError
 from experiments.figures.request import Figure, Request, listed
-from experiments.measure.lanczos import density
 from experiments.measure.snapshots import EXPERIMENT, snapshots
 from experiments.measure.spectrum import (
     ADJOINT,
@@ -33,6 +32,7 @@ from experiments.measure.spectrum import (
     HESSIAN,
     MOMENT,
     Settings,
+    density,
     measure,
 )
 from experiments.publish.provenance import devices, publish, read_provenance

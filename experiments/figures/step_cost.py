@@ -3,7 +3,7 @@
 One row a data set. Runtime: medians and quartiles over pairs of steps that were taken right after
 one another, of the average step (one refresh in ``update_freq`` steps) and of the refresh step
 alone. Memory: of the whole process, and without what it held at the start, before any step. Both
-optimizers take their steps at the same weights. :mod:`experiments.measure.relative` measures.
+optimizers take their steps at the same weights. :mod:`experiments.measure.step_cost` measures.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from matplotlib.figure import Figure as Picture
 from experiments.base.errors import DataError, RecordError
 from experiments.figures.loss_curves import FIGURE_6, datasets_of
 from experiments.figures.request import Figure, Request, listed
-from experiments.measure.origin import in_words
-from experiments.measure.plotting import OURS, duration
-from experiments.measure.relative import ROUNDS, Measurement, plan
-from experiments.measure.scoring import Spread, averaged, pair_ratio, spread
+from experiments.measure.harness import Spread, averaged, in_words, pair_ratio, spread
+from experiments.measure.pictures import OURS, duration
+from experiments.measure.step_cost import ROUNDS, Measurement, plan
 from experiments.publish.names import dataset_name
 from experiments.publish.provenance import publish, read_provenance
 from experiments.publish.style import RC, WIDTH_IN, finish
@@ -69,7 +68,7 @@ def reproduce(request: Request, say: Say, *, rounds: int = ROUNDS) -> None:
     reasons = []
     for dataset in DATASETS[request.profile]:
         if f"{NAME}/{dataset}" not in options("experiment"):
-            reasons.append(f"{dataset}: this version has no configs/experiment/{NAME} for it")
+            reasons.append(f"{dataset}: configs/tuned/{NAME}.yaml does not have it")
             continue
         todo = plan(
             NAME, dataset, request.seeds, request.overrides, where, request.output_dir, rounds

@@ -46,31 +46,24 @@ def processor() -> str:
     return names[0].strip() if names else platform.machine()
 
 
+_STATUS = (
+    "git_commit",
+    "git_dirty",
+    "device",
+    "threads",
+    "seconds",
+    "wall_s",
+    "peak_memory_mb",
+    "started_at",
+    "ended_at",
+)
+
+
 def run_entry(run: Summary, command: str) -> dict[str, Any]:
     """Return what the provenance keeps of one run; ``seconds`` are those of the training clock."""
-    status = run.status
-    return {
-        "dataset": run.dataset,
-        "optimizer": run.optimizer,
-        "seed": run.seed,
-        "hash": run.digest,
-        "state": run.state,
-        "command": command,
-        "git_commit": status.get("git_commit"),
-        "git_dirty": status.get("git_dirty"),
-        "device": status.get("device"),
-        "threads": status.get("threads"),
-        "seconds": status.get("seconds"),
-        "wall_s": status.get("wall_s"),
-        "peak_memory_mb": status.get("peak_memory_mb"),
-        "started_at": status.get("started_at"),
-        "ended_at": status.get("ended_at"),
-    }
-
-
-def machine(runs: Sequence[Summary]) -> str:
-    """Return device and thread count of the runs in words, for captions; several are all named."""
-    return devices([run.status for run in runs])
+    own = {"dataset": run.dataset, "optimizer": run.optimizer, "seed": run.seed}
+    own |= {"hash": run.digest, "state": run.state, "command": command}
+    return own | {key: run.status.get(key) for key in _STATUS}
 
 
 def devices(entries: Iterable[Mapping[str, Any]]) -> str:

@@ -21,6 +21,7 @@ from experiments.base.errors import RecordError
 from experiments.base.files import write_whole
 from experiments.publish.tables import csv_of, read_table
 from experiments.run.records import DIVERGED, DONE, FINAL_STATES, Summary
+from experiments.tasks import METRICS
 
 RUN = ("hash", "dataset", "optimizer", "seed", "state")
 """Columns that say which run a row belongs to."""
@@ -34,9 +35,6 @@ TYPES = {
     **dict.fromkeys(VALUES, float),
 }
 """Columns of ``data.csv`` and their types; older files lack the last one."""
-
-METRICS = {"image": "accuracy", "time_series": "accuracy", "cnf": "nll"}
-"""Validation metric of each task: accuracy as a fraction, or nats an example."""
 
 NFE = ("nfe/forward", "nfe/backward", "nfe/curvature")
 """Evaluations of the vector field in a line of ``metrics.jsonl``."""

@@ -29,7 +29,7 @@ from hydra.utils import get_method
 from experiments.base.environment import REPOSITORY
 from experiments.base.errors import DataError, RecordError
 from experiments.base.files import is_held
-from experiments.run.config import check_config, load_config, resolve, run_folder
+from experiments.run.config import check_config, identity, load_config, resolve, run_folder
 from experiments.run.records import Record, finished
 
 Say = Callable[[str], None]
@@ -48,6 +48,7 @@ class PlannedRun:
         folder: where its record is, or will be.
         overrides: what the result depends on, as arguments of ``scripts/train.py``.
         places: where data and records lie: arguments that a result does not depend on.
+        identity: hash of the configuration, whatever hash the folder of an older record has.
     """
 
     dataset: str
@@ -56,6 +57,7 @@ class PlannedRun:
     folder: Path
     overrides: tuple[str, ...]
     places: tuple[str, ...]
+    identity: str = ""
 
     @property
     def name(self) -> str:
@@ -76,10 +78,10 @@ def planned(
     overrides: Sequence[str],
     where: Sequence[str],
 ) -> list[PlannedRun]:
-    """Return the runs of one experiment file for several seeds; it is composed only once.
+    """Return the runs of one experiment for several seeds; it is composed only once.
 
     Args:
-        experiment: name of the file below ``configs/experiment``; empty: none.
+        experiment: its name; empty: none.
         dataset: data set name, for messages.
         optimizer: optimizer name, for messages.
         seeds: seeds of the runs.
@@ -100,6 +102,7 @@ def planned(
             run_folder({**config, "seed": seed}).absolute(),
             (*chosen, f"seed={seed}", *overrides),
             tuple(where),
+            identity(config),
         )
         for seed in seeds
     ]

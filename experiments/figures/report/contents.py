@@ -15,6 +15,7 @@ import pandas as pd
 from experiments.base.errors import RecordError
 from experiments.figures.loss_curves import AXES
 from experiments.figures.paper_runs import load
+from experiments.figures.reproduce import order
 from experiments.publish.names import optimizer_name
 from experiments.publish.provenance import read_provenance
 from experiments.publish.style import LOOKS
@@ -65,7 +66,7 @@ def sections(results: Path) -> list[Section]:
             f"there is nothing to report in {results}: no folder with a provenance.json; "
             "make a figure first, such as make reproduce-figure-1"
         )
-    return sorted(found, key=lambda section: _order(section.name))
+    return sorted(found, key=lambda section: order(section.name))
 
 
 def _section(folder: Path, results: Path) -> Section:
@@ -89,14 +90,6 @@ def title_of(name: str) -> str:
     words = base.replace("-", " ")
     title = words[:1].upper() + words[1:]
     return f"{title}, published settings" if base != name else title
-
-
-def _order(name: str) -> tuple[int, int, str]:
-    kinds = ("figure", "table")
-    kind = name.partition("-")[0]
-    number = re.search(r"\d+", name)
-    place = kinds.index(kind) if kind in kinds else len(kinds)
-    return place, int(number[0]) if number else 10**6, name
 
 
 def _facts(origin: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -51,7 +51,7 @@ from disk and is not in the repository.
 | `paper/` | final metrics, provenance and thinned curve of each run with published settings |
 | `protocol/` | the comparison (`make protocol`), drawn from `runs.csv`, a line for every run |
 | `ablation/`, `benchmarks/` | SNOpt's options one by one; time and memory of the library |
-| `search/` | all trials of the search (`make search`) behind the settings in `configs/` |
+| `search/` | all trials of the search (`make search`) behind the settings in `configs/tuned/` |
 
 In `data.csv` of figure 6 and of `paper/` the training loss is a running mean over 10 steps, and
 rows are left out. An empty cell was not measured at that step; `val_metric` is the accuracy as a

@@ -9,8 +9,8 @@ import pytest
 
 from experiments.figures import derivatives
 from experiments.figures.derivatives import ENTRIES, REFERENCE, Entry
-from experiments.measure import derivative_systems, derivative_ways
-from experiments.measure.derivative_memory import WAYS
+from experiments.measure import derivatives as measured
+from experiments.measure.derivatives import WAYS
 
 
 def row(system: str, entry: Entry, solver: str, seed: int, error: float) -> dict[str, Any]:
@@ -24,19 +24,19 @@ def test_table_1_shows_medians_over_seeds() -> None:
     rows = [
         row("small field", entry, solver, seed, error)
         for entry in ENTRIES
-        for solver in (REFERENCE, *(s.name for s in derivative_ways.SOLVERS))
+        for solver in (REFERENCE, *(s.name for s in measured.SOLVERS))
         for seed, error in enumerate(errors)
     ]
     rows += [
         row("digits, ReLU", ENTRIES[0], solver, 0, 4e-2)
-        for solver in (REFERENCE, *(s.name for s in derivative_ways.SOLVERS))
+        for solver in (REFERENCE, *(s.name for s in measured.SOLVERS))
     ]
     table = derivatives.errors_table(pd.DataFrame(rows))
     assert table.rows[0] == ["small field (|z| = 12, |θ| = 24)"]
     assert [line[0] for line in table.rows[1:6]] == [entry.label for entry in ENTRIES]
-    assert table.rows[1][1:] == ["3.0e-03"] * len(derivative_ways.SOLVERS)
+    assert table.rows[1][1:] == ["3.0e-03"] * len(measured.SOLVERS)
     assert table.rows[6] == ["digits, ReLU (|z| = 12, |θ| = 24)"]
-    assert table.rows[7:] == [[ENTRIES[0].label, *["4.0e-02"] * len(derivative_ways.SOLVERS)]]
+    assert table.rows[7:] == [[ENTRIES[0].label, *["4.0e-02"] * len(measured.SOLVERS)]]
     assert "at most 0.2)" in table.caption  # the smooth systems' reference
     assert "at most 0.04)" in table.caption  # that of the field with kinks
 
@@ -47,12 +47,12 @@ def test_table_1_measures_every_way_against_its_own_reference(
     monkeypatch.setattr(
         derivatives,
         "reference",
-        lambda system, looser=False: derivative_ways.exact(
-            system, derivative_ways.tight(1e-4 if looser else 1e-5)
+        lambda system, looser=False: measured.exact(
+            system, measured.tight(1e-4 if looser else 1e-5)
         ),
     )
-    rk4 = derivative_ways.Solver("rk4", "rk4", {"method": "rk4", "options": {"step_size": 0.25}})
-    found = list(derivatives.measure_errors(derivative_systems.small(0), 0, [rk4]))
+    rk4 = measured.Solver("rk4", "rk4", {"method": "rk4", "options": {"step_size": 0.25}})
+    found = list(derivatives.measure_errors(measured.small(0), 0, [rk4]))
     assert len(found) == 2 * len(ENTRIES)
     assert all(set(entry) == set(derivatives.ERRORS) for entry in found)
     for entry in found:

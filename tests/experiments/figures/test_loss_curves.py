@@ -18,10 +18,11 @@ from experiments.base.errors import ConfigError, RecordError
 from experiments.figures import loss_curves
 from experiments.figures.loss_curves import BLOCKS, FIGURE_1, FIGURE_6, OPTIMIZERS
 from experiments.figures.request import Request
-from experiments.publish.runs import METRICS, TYPES, each_run, read_runs, runs_table
+from experiments.publish.runs import TYPES, each_run, read_runs, runs_table
 from experiments.publish.style import RC
-from experiments.run.config import CONFIGS, load_config, options, resolve
+from experiments.run.config import load_config, resolve
 from experiments.run.records import summarise
+from experiments.tasks import METRICS
 from tests.experiments.figures.asking import asked, quiet, write_planned
 from tests.experiments.figures.synthetic import training_rows, write_record
 
@@ -241,18 +242,6 @@ def test_both_figures_show_the_same_runs(tmp_path: Path) -> None:
     paper = folders(FIGURE_6, "paper")
     assert set(paper) == {name for block in BLOCKS for name in block.datasets["paper"]}
     assert folders(FIGURE_1, "paper").items() <= paper.items()
-
-
-@pytest.mark.parametrize(
-    "name", [n for n in options("experiment") if n.startswith(("figure-1/", "figure-6/"))]
-)
-def test_every_experiment_file_opens_with_its_command_and_composes(name: str) -> None:
-    first, second = (CONFIGS / "experiment" / f"{name}.yaml").read_text().splitlines()[:2]
-    assert first == "# @package _global_"
-    assert second == f"# python scripts/train.py experiment={name} seed=0"
-    dataset, _, optimizer = name.rpartition("/")[2].rpartition("-")
-    config = resolve(load_config([f"experiment={name}"]))
-    assert (config["dataset"]["name"], config["optimizer"]["name"]) == (dataset, optimizer)
 
 
 @pytest.mark.parametrize("dataset", loss_curves.datasets_of(FIGURE_1, "embedded"))

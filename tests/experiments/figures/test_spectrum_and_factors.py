@@ -13,7 +13,7 @@ from experiments.base.errors import RecordError
 from experiments.figures import factors, spectrum
 from experiments.figures.factors import COLUMNS, VARIANTS
 from experiments.figures.request import in_turn, obtain
-from experiments.measure import along_path
+from experiments.measure import path_factors
 from experiments.measure import spectrum as measured
 from experiments.run.config import load_config, resolve
 from tests.experiments.figures.asking import asked, quiet, write_planned
@@ -57,7 +57,7 @@ def test_the_spectrum_is_measured_drawn_and_redrawn(tmp_path):
 
 
 def test_the_factors_are_measured_and_drawn_without_the_timed_panel(tmp_path):
-    settings = along_path.Settings(
+    settings = path_factors.Settings(
         states=(0, 1),
         samples=2,
         times=3,

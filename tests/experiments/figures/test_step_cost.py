@@ -14,11 +14,11 @@ from PIL import Image
 from experiments.base.errors import ConfigError, DataError, RecordError
 from experiments.figures import step_cost
 from experiments.figures.step_cost import COLUMNS, DATASETS, rows_of, table
-from experiments.measure import configured, relative
-from experiments.measure.relative import Measurement, plan
+from experiments.measure import step_cost as measure
+from experiments.measure.step_cost import Measurement, plan
 from experiments.publish.style import RC
 from experiments.publish.tables import read_table
-from experiments.run.config import CONFIGS
+from experiments.run.config import description_of
 from tests.experiments.figures.asking import asked
 from tests.experiments.measure.synthetic import ORIGIN
 
@@ -136,7 +136,7 @@ def test_missing_measurements_are_made_and_present_ones_are_not(
         kind = "time" if "rounds" in arguments else f"memory-{arguments['optimizer']}"
         return result(kind, 0)
 
-    monkeypatch.setattr(relative, "call", call)
+    monkeypatch.setattr(measure, "call", call)
     said: list[str] = []
     folder = reproduce(tmp_path, said)
     # Three measurements a data set; the one that cannot be read is left out at its first.
@@ -162,7 +162,7 @@ def test_requests_that_cannot_be_met(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def refuse(*_: Any, **__: Any) -> None:
         raise DataError("not here")
 
-    monkeypatch.setattr(relative, "call", refuse)
+    monkeypatch.setattr(measure, "call", refuse)
     with pytest.raises(DataError, match=r"none of the data sets is available:\n  mnist: not here"):
         reproduce(tmp_path, said, profile="paper", output_dir=tmp_path / "o")
 
@@ -170,13 +170,13 @@ def test_requests_that_cannot_be_met(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_measurements_run_the_functions_they_name() -> None:
     for one in plan("figure-7", "digits", [0], TINY, [], Path("outputs")):
         module, _, name = one.target.partition(":")
-        assert module == configured.__name__
-        assert callable(getattr(configured, name))
+        assert module == measure.__name__
+        assert callable(getattr(measure, name))
 
 
 def test_a_tiny_timing_of_a_configured_run() -> None:
     overrides = ["experiment=figure-7/digits", "model=conv_ode_small", *TINY, "seed=3"]
-    found = configured.time_steps(overrides, rounds=1)
+    found = measure.time_steps(overrides, rounds=1)
     assert {name: len(values) for name, values in found["samples_s"].items()} == {
         "adam": 1,
         "snopt": 1,
@@ -200,5 +200,5 @@ def test_tiny_memory_of_a_configured_run_in_its_process(tmp_path: Path) -> None:
 
 
 def test_every_experiment_file_belongs_to_a_panel() -> None:
-    files = {path.stem for path in (CONFIGS / "experiment" / "figure-7").glob("*.yaml")}
+    files = set(description_of("tuned", "figure-7"))
     assert set(DATASETS["embedded"]) <= files <= {name for own in DATASETS.values() for name in own}

@@ -10,8 +10,8 @@ import pytest
 
 from experiments.base.errors import RecordError
 from experiments.publish.provenance import (
+    devices,
     git_state,
-    machine,
     of_runs,
     processor,
     publish,
@@ -73,10 +73,8 @@ def test_a_missing_provenance_is_an_empty_caption_and_a_damaged_one_named(tmp_pa
             read_provenance(tmp_path)
 
 
-def test_different_machines_are_all_named(tmp_path: Path) -> None:
-    one = summarise(write_record(tmp_path, "digits", "adam", 0))
-    folder = write_record(tmp_path, "digits", "adam", 1)
-    status = json.loads((folder / "status.json").read_text())
-    (folder / "status.json").write_text(json.dumps({**status, "device": "cuda:0", "threads": 1}))
-    assert machine([one]) == "CPU, 2 threads"
-    assert machine([one, summarise(folder)]) == "CPU, 2 threads and cuda:0, 1 thread"
+def test_different_machines_are_all_named() -> None:
+    one, other = {"device": "cpu", "threads": 2}, {"device": "cuda:0", "threads": 1}
+    assert devices([one]) == "CPU, 2 threads"
+    assert devices([one, other, one]) == "CPU, 2 threads and cuda:0, 1 thread"
+    assert devices([{"device": "cpu"}, {}]) == "CPU and unknown device"

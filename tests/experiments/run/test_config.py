@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from inspect_runs import status, stopped_at
 from stand_ins import make_config
 
 from experiments.base.errors import ConfigError
@@ -18,7 +23,14 @@ from experiments.run.config import (
     options,
     resolve,
     run_folder,
+    search_space_of,
+    searched,
+    write_tuned,
 )
+from experiments.run.records import Record
+from experiments.run.run import run
+
+IDENTITIES = json.loads((Path(__file__).parent / "identities.json").read_text())
 
 
 def changed(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
@@ -54,10 +66,41 @@ def test_a_task_brings_its_data_set_and_model_but_the_command_line_wins():
 
 
 @pytest.mark.parametrize("name", options("experiment"))
-def test_every_experiment_composes_and_an_override_wins(name):
-    plain = resolve(load_config([f"experiment={name}", "trainer.batch_size=17"]))
+def test_every_experiment_is_the_committed_one_and_an_override_wins(name):
+    """Its hash is that of its records: a change here starts all of its runs anew."""
+    plain = resolve(load_config([f"experiment={name}"]))
     check_config(plain)
+    assert identity(plain) == IDENTITIES[name]
+    plain = resolve(load_config([f"experiment={name}", "trainer.batch_size=17"]))
     assert plain["trainer"]["batch_size"] == 17
+
+
+def test_every_file_of_an_experiment_opens_with_its_command():
+    for path in CONFIGS.glob("experiment/**/*.yaml"):
+        name = path.relative_to(CONFIGS / "experiment").with_suffix("").as_posix()
+        first, second = path.read_text().split("\n")[:2]
+        assert first == "# @package _global_"
+        assert second.startswith(f"# python scripts/train.py experiment={name} ")
+    for path in CONFIGS.glob("tuned/*.yaml"):
+        command = re.search(
+            r"^#   python scripts/train.py experiment=(\S+) ", path.read_text(), re.M
+        )
+        assert command is not None
+        assert command[1] in options("experiment")
+
+
+def test_chosen_settings_are_written_into_their_line_alone(tmp_path):
+    shutil.copytree(CONFIGS / "tuned", tmp_path / "tuned")
+    chosen = {"ode.lr": 1.25e-06, "rest.lr": 0.1}
+    write_tuned("figure-1", "japanese_vowels", "sgd", chosen, tmp_path)
+    was, now = (c / "tuned" / "figure-1.yaml" for c in (CONFIGS, tmp_path))
+    pairs = zip(was.read_text().split("\n"), now.read_text().split("\n"), strict=True)
+    [(old, new)] = [(a, b) for a, b in pairs if a != b]
+    assert old.startswith("    sgd_ode: {ode.lr: 0.00438")
+    assert new == "    sgd_ode: {ode.lr: 1.25e-06, rest.lr: 0.1}"
+    for which in (("figure-1", "digits", "kfac"), ("figure-2", "digits", "adam")):
+        with pytest.raises(ConfigError, match=r"yaml has no line for \w+ on digits"):
+            write_tuned(*which, {}, tmp_path)
 
 
 @pytest.mark.parametrize("name", options("optimizer"))
@@ -140,6 +183,8 @@ def test_what_cannot_be_composed_is_one_line_with_the_valid_names(overrides, mes
         ("device", "tpu", "device must be auto, cpu or cuda, got 'tpu'"),
         ("dataset.task", "time_series", r"task 'time_series'; dataset= .* add task=time_series"),
         ("model.task", "cnf", r"for task 'cnf'; model= choices that fit: conv_ode.* add task=cnf"),
+        ("task.name", "images", "unknown task 'images'; valid tasks: image, time_series, cnf"),
+        ("task.name", "cnf", r"dataset= choices .*: .*circle.* And .* model= choices .*: cnf_.*"),
         ("solver", None, "lacks the group 'solver'"),
     ],
 )
@@ -190,6 +235,92 @@ def test_identity_changes_with_what_does(config, key, value):
 
 def test_identity_does_not_depend_on_the_order_of_keys(config):
     assert identity(dict(reversed(list(config.items())))) == identity(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "other"),
+    [
+        ("task._target_", "stand_ins.TinyTask", "elsewhere.tasks.TinyTask"),
+        ("optimizer.quadrature", {"_target_": "a.b.C", "n": 4}, {"_target_": "C", "n": 4.0}),
+        ("optimizer.momentum", 0, 0.0),
+        ("trainer.max_seconds", 500.0, 500),
+        ("optimizer.betas", [0.5, 1.0], [0.5, 1]),
+    ],
+)
+def test_identity_counts_names_and_values(config, key, value, other):
+    assert identity(changed(config, key, value)) == identity(changed(config, key, other))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "other"),
+    [
+        ("task._target_", "stand_ins.TinyTask", "stand_ins.Tiny"),
+        ("optimizer.nesterov", True, 1),
+        ("optimizer.nesterov", False, 0.0),
+        ("model.width", 4, "4"),
+        ("model.width", 0, None),
+    ],
+)
+def test_identity_tells_apart_what_is_not_equal(config, key, value, other):
+    assert identity(changed(config, key, value)) != identity(changed(config, key, other))
+
+
+def test_a_record_of_an_older_hash_is_found_and_continued(config, monkeypatch):
+    """Its folder and its checkpoint bear the hash of the time before its modules moved."""
+    moved = config | {"task": config["task"] | {"_target_": "old.place.TinyTask"}}
+    monkeypatch.setattr("experiments.run.config.identity", lambda _config: "0123456789ab")
+    stopped_at(config, 5, monkeypatch)
+    old = run_folder(config)
+    monkeypatch.undo()
+    Record(old).write_config(moved)
+    (old.parents[1] / "unreadable" / "seed-3").mkdir(parents=True)
+    (old.parents[1] / "unreadable" / "seed-3" / "config.yaml").write_text("trainer: 3\n")
+
+    assert old.parent.name == "0123456789ab"
+    assert run_folder(config) == old
+    assert run_folder(config | {"seed": 4}) == old.parent / "seed-4"
+    assert run_folder(changed(config, "optimizer.lr", 1.0)).parent.name != "0123456789ab"
+    result = run(config)
+    assert (result.folder, result.state) == (old, "done")
+    assert status(config)["starts"] == 2
+
+
+def test_what_describes_an_optimizer_does_not_reach_a_run():
+    plain = resolve(load_config(["task=time_series", "optimizer=snopt_plus_ode"]))["optimizer"]
+    assert "lr" in plain["ode"]
+    for group in (plain, plain["ode"], plain["rest"]):
+        assert not {"label", "search"} & group.keys()
+    with pytest.raises(ConfigError, match=r"optimizer\.lrr is unknown") as error:
+        load_config(["optimizer.lrr=1"])
+    assert "search" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "dimension",
+    [
+        {"log_uniform": [0.0, 1.0]},
+        {"log_uniform": [1.0, 0.1]},
+        {"log_uniform": [0.1]},
+        {"choice": []},
+        {"uniform": [0.0, 1.0]},
+        {"choice": [1], "log_uniform": [0.1, 1.0]},
+        0.1,
+    ],
+)
+def test_a_dimension_that_cannot_be_searched_is_named(tmp_path, dimension):
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "adam.yaml").write_text(yaml.safe_dump({"search": {"lr": dimension}}))
+    with pytest.raises(ConfigError, match=r"adam.yaml: search.lr must be"):
+        search_space_of("adam", tmp_path)
+
+
+def test_an_optimizer_without_a_search_space_is_named():
+    assert search_space_of("adam") == {"lr": {"log_uniform": [1.0e-3, 3.0e-2]}}
+    with pytest.raises(ConfigError, match=r"no optimizer 'adm' .did you mean adam"):
+        search_space_of("adm")
+    with pytest.raises(ConfigError, match=r"snopt_uniform\.yaml has no search space"):
+        search_space_of("snopt_uniform")
+    assert set(options("optimizer")) - set(searched()) == {"snopt_uniform"}
 
 
 def test_run_folder(config, tmp_path):

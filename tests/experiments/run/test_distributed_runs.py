@@ -21,11 +21,10 @@ from stand_ins import make_config
 from experiments.base.errors import ConfigError
 from experiments.base.interrupts import Interrupts
 from experiments.run.build import build
-from experiments.run.config import TrainerSettings, run_folder
+from experiments.run.config import CONFIGS, TrainerSettings, run_folder
 from experiments.run.ranks import ALONE, RankLostError, Team, distribute, joined
 from experiments.run.records import Record
 from experiments.run.run import run
-from experiments.tasks import CONFIG_DIR
 from snopt import SNOpt, TrustRegion
 from snopt.baselines import AdaGradNorm
 
@@ -45,7 +44,7 @@ def launch(tmp_path: Path, config: dict, *, size: int = 2, **environment: str):
     place, program = tmp_path / "config.json", tmp_path / "program.py"
     place.write_text(json.dumps(config))
     program.write_text(_FAULTS_ON_RANK_1 + f"CONFIG = {str(place)!r}\n" + _PROGRAM)
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[3])]
+    paths = [str(Path(__file__).parents[n]) for n in (0, 1, 3)]
     command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
     return subprocess.Popen(
         [sys.executable, *command, str(program)],
@@ -225,7 +224,7 @@ def test_without_torchrun_there_is_one_rank(monkeypatch):
 def refused(name: str, tmp_path: Path, **changes: object) -> str:
     """Return why two ranks may not train with this optimizer on the stand-in model."""
     config = make_config(tmp_path)
-    own = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / "optimizer" / f"{name}.yaml"))
+    own = OmegaConf.to_container(OmegaConf.load(CONFIGS / "optimizer" / f"{name}.yaml"))
     config["optimizer"] = {**own, **changes}
     parts = build(config, torch.device("cpu"))
     with pytest.raises(ConfigError) as error:
