@@ -16,7 +16,7 @@ from snopt.solve.adjoint import odeint_adjoint
 from snopt.solve.checkpoint import odeint_checkpoint
 from snopt.solve.direct import odeint
 from snopt.solve.ode_block import ODEBlock
-from snopt.solve.torchdiffeq import NFE
+from snopt.solve.solver import NFE
 from snopt.theory.low_rank import hessian_factors, low_rank_adjoint
 from snopt.theory.second_order import second_order_adjoint
 

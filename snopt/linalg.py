@@ -50,7 +50,7 @@ def robustly(M: Tensor, decompose: Callable[[Tensor], Tensors]) -> Tensors:
     )
     for attempt in attempts:
         try:
-            found = decompose(attempt())  # type: ignore[no-untyped-call]
+            found = decompose(attempt())
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             continue
         if all(bool(torch.isfinite(part).all()) for part in found):

@@ -30,7 +30,7 @@ def _extension_loads(package_folder: Path) -> bool:
         library = package_folder / f"_C{suffix}"
         if library.is_file():
             try:
-                torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+                torch.ops.load_library(str(library))
             except (OSError, RuntimeError):
                 return False
             return True

@@ -177,7 +177,7 @@ def gather(
         collector.arm()
     try:
         loss = nn.functional.cross_entropy(net(snapshot.x), snapshot.y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     finally:
         for collector in collectors.values():
             collector.disarm()

@@ -58,7 +58,7 @@ class Counts:
 def run_once(case: Case) -> None:
     """Run one forward and backward pass from empty gradients."""
     clear_gradients(case)
-    case.loss().backward()  # type: ignore[no-untyped-call]
+    case.loss().backward()
 
 
 def clear_gradients(case: Case) -> None:
@@ -93,7 +93,7 @@ def count(case: Case) -> Counts:
         clear_gradients(case)
         loss = case.loss()
         phase = "backward"
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     finally:
         for handle in handles:
             handle.remove()

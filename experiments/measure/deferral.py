@@ -16,6 +16,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from snopt.solve.backward_engine import PathSum, Products
+from snopt.solve.stages import Negated, Part
 from torch import Tensor, nn
 
 from experiments.base.device import synchroniser
@@ -26,9 +28,7 @@ from experiments.measure.workloads import ADJOINT, ENGINE, Case, SoftplusField, 
 from experiments.models.fields import MLPField
 from experiments.models.solver import SolverSettings
 from snopt.solve import backward_engine
-from snopt.solve.backward_engine import PathSum, Products
 from snopt.solve.field import evaluate_field
-from snopt.solve.stages import Negated, Part
 from snopt.solve.tableau import Tableau
 
 JOINT, DEFERRED = "with every stage", "after acceptance"

@@ -116,7 +116,7 @@ def run_kronecker(system: System) -> object:
     preconditioner = Preconditioner(system.field)
     z1 = odeint_adjoint(system.field, system.z0, system.t, **SOLVER)[-1]
     loss = system.terminal(z1)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     preconditioner.step()
     return preconditioner
 

@@ -140,5 +140,5 @@ def _train(net: nn.Module, x: Tensor, y: Tensor) -> None:
         chosen = torch.randint(len(x), (DIGITS["training_batch"],))
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(net(x[chosen]), y[chosen])
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()

@@ -65,7 +65,7 @@ class FloorBlock(ODEBlock):
         share = self.plan[self._next % len(self.plan)]
         self._next += 1
         time = torch.zeros((), dtype=y0.dtype, device=y0.device)
-        return _Evaluations.apply(self.func, share, time, y0)  # type: ignore[no-untyped-call]
+        return _Evaluations.apply(self.func, share, time, y0)
 
 
 class _Evaluations(torch.autograd.Function):

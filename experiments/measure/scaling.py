@@ -143,7 +143,7 @@ class _Step:
 
     def __call__(self) -> None:
         self.optimizer.zero_grad()
-        self.case.loss().backward()  # type: ignore[no-untyped-call]
+        self.case.loss().backward()
         if self.ranks is not None:
             average_gradients(self.params)
         self.optimizer.step()

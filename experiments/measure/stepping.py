@@ -44,7 +44,7 @@ class Stepper:
 def take_step(optimizer: Optimizer, loss: Callable[[], torch.Tensor]) -> None:
     """Zero the gradients, run forward and backward, step."""
     optimizer.zero_grad()
-    loss().backward()  # type: ignore[no-untyped-call]
+    loss().backward()
     optimizer.step()
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from snopt.solve.engine import ENGINES
 from torch import Tensor, nn
 
 from experiments.base.checks import check_flag, check_number, check_whole
 from experiments.base.errors import ConfigError, one_line
 from snopt import ODEBlock, SolverError
-from snopt.solve.engine import ENGINES
 from snopt.solve.ode_block import GRADIENTS
 from snopt.solve.torchdiffeq import METHODS
 
@@ -109,7 +109,7 @@ class SolverSettings:
                 # The library's own block, also where a subclass makes blocks of another kind.
                 block = SolverSettings.block(self, _Decay(), (0.0, _MOMENT))
                 state: Tensor = block(torch.ones(1))
-                state.sum().backward()  # type: ignore[no-untyped-call]
+                state.sum().backward()
         except SolverError:
             return  # a matter of numbers: possible for this solve and not for another
         except Exception as error:

@@ -5,9 +5,8 @@ A :class:`Collector` is *armed* for the steps at which factors are wanted. While
 - a layer used outside an ODE is seen by a forward hook, whose tensor hook on the output gives
   (x, g) once in the backward pass: one node of weight 1;
 - inside an ODE solve the hooks stay silent: the solver evaluates the field at stages, probes and
-  rejected steps, none of which is a use of the layer. Instead the backward solve hands the pair
-  (z, a) at each quadrature node to :func:`collect_node`, which evaluates the field once more and
-  gives every layer's (x, g) with the node's weight.
+  rejected steps, none of which is a use of the layer. Instead the backward solve's observers
+  (:mod:`snopt.solve.observers`) give every layer's (x, g) at each quadrature node, with its weight.
 
 A collector may ask for the solver's evaluations instead
 (:class:`snopt.curvature.quadrature.Evaluations`). It then sees those that autograd differentiates
@@ -24,14 +23,15 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from snopt.curvature.factors import Accumulator, Sums
-from snopt.curvature.quadrature import Evaluations, Quadrature
+if TYPE_CHECKING:
+    from snopt.curvature.factors import Sums
+    from snopt.curvature.quadrature import Quadrature
 
 
 @dataclass(frozen=True)
@@ -148,21 +148,28 @@ class Collector:
     Args:
         layers: the layers to watch, each with the key under which its sums are kept (layers that
             share their weights share a key).
-        quadrature: rule for the nodes inside an ODE.
+        quadrature: where an ODE is looked at.
+        accumulator: makes the running sums of one layer.
         scope: ``"all"``, or ``"ode"`` to ignore uses outside an ODE.
         max_rows: rows of a batch that factors are made from, evenly spaced; None means all.
-        accumulator: makes the running sums of one layer.
+
+    Raises:
+        TypeError: if ``quadrature`` is no rule.
     """
 
     def __init__(
         self,
         layers: Mapping[nn.Module, str],
         quadrature: Quadrature,
+        accumulator: Callable[[], Sums],
         scope: str = "all",
         max_rows: int | None = None,
-        accumulator: Callable[[], Sums] = Accumulator,
     ) -> None:
         """Start disarmed and empty."""
+        if not callable(quadrature) and not hasattr(quadrature, "looks_at"):
+            raise TypeError(
+                f"quadrature must be a rule such as gauss_legendre(4), got {quadrature!r}"
+            )
         self.max_rows = max_rows
         self.accumulator = accumulator
         self.layers = dict(layers)
@@ -180,9 +187,14 @@ class Collector:
         return bool(self._handles)
 
     @property
+    def looks_at(self) -> str:
+        """Where a solve is seen: ``"nodes"``, ``"step ends"`` or ``"evaluations"``."""
+        return getattr(self.quadrature, "looks_at", "nodes")
+
+    @property
     def discrete(self) -> bool:
         """Whether a use inside an ODE is one of the solver's evaluations, not a node of its own."""
-        return isinstance(self.quadrature, Evaluations)
+        return self.looks_at == "evaluations"
 
     def arm(self) -> None:
         """Forget what was gathered and record the forward passes made from now on."""
@@ -241,7 +253,7 @@ class Collector:
         if torch.is_grad_enabled() and output.requires_grad:
             held = [x.detach()]
             self._held.append(held)
-            output.register_hook(self._on_gradient(layer, held))  # type: ignore[no-untyped-call]
+            output.register_hook(self._on_gradient(layer, held))
 
     def _on_gradient(self, layer: nn.Module, held: list[Tensor]) -> Callable[[Tensor], None]:
         generation = self._generation

@@ -168,7 +168,7 @@ class IntegrationTime:
         F = velocity if isinstance(velocity, tuple) else (velocity,)
         for part, rate in zip(parts, F, strict=True):
             if part.requires_grad:
-                part.register_hook(self._on_gradient(rate))  # type: ignore[no-untyped-call]
+                part.register_hook(self._on_gradient(rate))
 
     def _on_gradient(self, F: Tensor) -> Callable[[Tensor], None]:
         """Return the hook that adds Fᵀ Φ_z of one use of the block to s."""

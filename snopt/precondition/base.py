@@ -123,7 +123,7 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
                 samples=self.samples,
                 generator=generator,
             )
-        loss.backward(retain_graph=needed)  # type: ignore[no-untyped-call]
+        loss.backward(retain_graph=needed)
         if needed:
             rows = output.shape[0]
             self.preconditioner.gather(output, [y * (scale / rows) for y in vectors])

@@ -93,10 +93,6 @@ class Layerwise(ABC, Generic[State]):
         if curvature_batch is not None:
             check_count("curvature_batch", curvature_batch)
         check_choice("scope", scope, SCOPES)
-        if quadrature is not None and not callable(quadrature):
-            raise TypeError(
-                f"quadrature must be a rule such as gauss_legendre(4), got {quadrature!r}"
-            )
         self.update_freq = update_freq
         self.scope = scope
         self.steps = 0
@@ -107,9 +103,9 @@ class Layerwise(ABC, Generic[State]):
         self._collector = Collector(
             keys,
             gauss_legendre(4) if quadrature is None else quadrature,
+            accumulator,
             scope,
-            max_rows=curvature_batch,
-            accumulator=accumulator,
+            curvature_batch,
         )
         self._collector.arm()
         self.vectors = 1  # backward passes that gathered curvature from the same rows
