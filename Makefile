@@ -46,10 +46,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[experiments,dev]'
 	@touch $@
 
-lint: $(STAMP) ## Style and types: ruff check, ruff format --check, mypy
+lint: $(STAMP) ## Style, types and floors: ruff check, ruff format --check, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(STAMP) ## Let ruff format the code and fix what it can
 	$(BIN)/ruff check --fix .

@@ -30,7 +30,7 @@ from experiments.publish.style import RC, WIDTH_IN
 from experiments.publish.tables import to_csv
 from experiments.run.build import build
 from experiments.run.checkpoint import load_checkpoint
-from experiments.run.config import identity, places
+from experiments.run.config import places, run_name
 from experiments.run.records import Record, Summary, summarise
 from experiments.studies.execute import execute_all, planned
 
@@ -110,7 +110,7 @@ def learned(run: Summary, points: int = POINTS, grid: int = GRID) -> Learned:
     parts = build(config, torch.device("cpu"))
     if parts.data.info.input_shape != (2,):
         raise ConfigError(f"{run.name} has points of {parts.data.info.input_shape}, not (2,)")
-    state = load_checkpoint(run.folder / "checkpoint.pt", f"{identity(config)}-{run.seed}")
+    state = load_checkpoint(run.folder / "checkpoint.pt", run_name(run.folder))
     if state is None:
         raise RecordError(f"{run.folder} has no checkpoint.pt: its weights are not there")
     flow = cast(CNF, parts.model)

@@ -136,6 +136,70 @@ class Table:
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
+def csv_of(table: pd.DataFrame, digits: int | None = None) -> str:
+    """Return a table as CSV with a header; what is missing is left empty.
+
+    Args:
+        table: the table.
+        digits: significant digits of floats; None: as many as it takes to read them back.
+    """
+    form = None if digits is None else f"%.{digits}g"
+    return str(table.to_csv(index=False, float_format=form, lineterminator="\n"))
+
+
+def read_table(path: Path, types: Mapping[str, Any], optional: Sequence[str] = ()) -> pd.DataFrame:
+    """Read a table of CSV.
+
+    Args:
+        path: the file.
+        types: its columns, in this order: ``str``, ``int``, ``float`` (an empty cell is NaN),
+            ``bool``, or the name of a pandas type.
+        optional: last columns that older files lack; their cells are then empty.
+
+    Raises:
+        RecordError: the file is missing, has another header, a row with more or fewer cells, or a
+            cell of another type.
+    """
+    # Only the parser in Python tells an empty cell from one that is not there.
+    options: dict[str, Any] = {"engine": "python", "keep_default_na": False, "dtype": str}
+    try:
+        cells = pd.read_csv(path, header=None, skip_blank_lines=False, **options)
+    except FileNotFoundError:
+        raise RecordError(f"{path} is missing") from None
+    except OSError as error:
+        raise RecordError(f"cannot read {path}: {error.strerror or error}") from error
+    except pd.errors.EmptyDataError:
+        cells = pd.DataFrame([[""]])
+    except ValueError as error:
+        raise RecordError(f"{path} is damaged: {str(error).strip()}") from None
+    names, found = list(types), list(cells.iloc[0])
+    if found not in (names, [name for name in names if name not in optional]):
+        raise RecordError(f"{path}: the header is not {','.join(names)}")
+    table = cells.iloc[1:].set_axis(found, axis=1).reset_index(drop=True)
+    for place, count in enumerate(table.notna().sum(axis=1)):
+        if count < len(found):
+            raise RecordError(f"{path} is damaged: row {place + 2} has {count} cells")
+    table = table.reindex(columns=names, fill_value="")
+    try:
+        return table.apply(lambda column: _typed(column, types[column.name]))
+    except (ValueError, TypeError) as error:
+        raise RecordError(f"{path} is damaged: {error}") from None
+
+
+def _typed(column: pd.Series, kind: Any) -> pd.Series:
+    if kind is str:
+        return column
+    if kind is bool:
+        if strange := sorted(set(column) - {"True", "False"}):
+            raise ValueError(f"neither True nor False: {strange[0]!r}")
+        return column == "True"
+    if kind is int:
+        return column.map(int).astype("int64")
+    # Python's float() reads back exactly what was written.
+    numbers = column.map(lambda cell: float(cell or "nan")).astype("float64")
+    return numbers if kind is float else numbers.astype(kind)
+
+
 def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     """Return rows as CSV with a header; numbers to six significant digits, None as nothing."""
     return to_csv(columns, ([_value(row[key]) for key in columns] for row in rows))

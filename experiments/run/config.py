@@ -21,9 +21,11 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
@@ -269,6 +271,8 @@ _NOT_IDENTITY_DATASET = ("data_dir", "download", "allow_unverified")
 
 _HINTS = {"dataset.uea_name": ", a name in the UEA archive such as CharacterTrajectories"}
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 _PARTS = ("task", "dataset", "model", "optimizer", "solver")
 
 
@@ -413,7 +417,11 @@ def check_config(config: Config) -> None:
 
 
 def identity(config: Config) -> str:
-    """Return the hash of what determines a run's result, its seed aside."""
+    """Return the hash of what determines a run's result, its seed aside.
+
+    Names and values count, not the modules that things live in: of every ``_target_`` its last
+    component, and ``1`` is the same as ``1.0``.
+    """
     kept = {key: value for key, value in config.items() if key not in _NOT_IDENTITY}
     kept["trainer"] = _without(config["trainer"], _NOT_IDENTITY_TRAINER)
     for key in ("stop_at", "eval_every_s"):
@@ -423,16 +431,60 @@ def identity(config: Config) -> str:
     for group in ("averaging", "horizon"):
         if (kept.get(group) or {}).get("name") == NONE:
             del kept[group]  # as before there was a choice
-    canonical = json.dumps(kept, sort_keys=True, default=str)
+    canonical = json.dumps(_canonical(kept), sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
+def _canonical(node: Any) -> Any:
+    """Return a configuration without module paths and with one form for equal numbers."""
+    if isinstance(node, Mapping):
+        return {
+            key: str(value).rpartition(".")[2] if key == "_target_" else _canonical(value)
+            for key, value in node.items()
+        }
+    if isinstance(node, list | tuple):
+        return [_canonical(value) for value in node]
+    return int(node) if isinstance(node, float) and node.is_integer() else node
+
+
 def run_folder(config: Config) -> Path:
-    """Return ``<output_dir>/<task>/<dataset>/<optimizer>/<hash>/seed-<k>``."""
+    """Return ``<output_dir>/<task>/<dataset>/<optimizer>/<hash>/seed-<k>``.
+
+    Where there is no such hash, but a folder beside it has records of the same identity, that one
+    is used: the hash of records made before modules moved was another.
+    """
     names = (_slug(part_name(config, part)) for part in ("task", "dataset", "optimizer"))
-    return Path(str(config["output_dir"])).joinpath(
-        *names, identity(config), f"seed-{config['seed']}"
-    )
+    place = Path(str(config["output_dir"])).joinpath(*names)
+    wanted = identity(config)
+    folder = place / wanted
+    if not folder.is_dir():
+        # The seed's own record first: two old hashes may by now be one.
+        records = [*place.glob(f"*/seed-{config['seed']}"), *place.glob("*/seed-*")]
+        same = (record.parent for record in records if _identity_of_record(record) == wanted)
+        folder = next(same, folder)
+    return folder / f"seed-{config['seed']}"
+
+
+def _identity_of_record(record: Path) -> str | None:
+    """Return the identity of a record, None where it cannot be told."""
+    path = record / "config.yaml"
+    try:
+        return _identity_of_file(path, path.stat().st_mtime_ns)
+    except OSError:
+        return None
+
+
+@cache
+def _identity_of_file(path: Path, _changed_ns: int) -> str | None:
+    try:
+        return identity(yaml.load(path.read_bytes(), _LOADER))  # noqa: S506 (both loaders are safe)
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def run_name(folder: Path) -> str:
+    """Return what a run's checkpoint and its mirror carry, ``<hash>-<k>``, from its folder."""
+    return f"{folder.parent.name}-{folder.name.removeprefix('seed-')}"
 
 
 def part_name(config: Config, part: str) -> str:

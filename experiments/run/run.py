@@ -29,10 +29,10 @@ from experiments.run.config import (
     Config,
     TrainerSettings,
     check_config,
-    identity,
     part_name,
     resolve,
     run_folder,
+    run_name,
 )
 from experiments.run.ranks import Team, joined
 from experiments.run.records import (
@@ -178,7 +178,7 @@ class _Session:
             self.parts,
             self.settings,
             seed=self.config["seed"],
-            run=f"{identity(self.config)}-{self.config['seed']}",
+            run=run_name(self.record.folder),
             record=self.record,
             clock=self.clock,
             tracker=self.tracker,

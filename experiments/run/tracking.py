@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.base.errors import ConfigError, TrackingError
-from experiments.run.config import Config, identity, part_name
+from experiments.run.config import Config, part_name, run_name
 
 STEP_METRIC = "time/train_s"
 
@@ -79,7 +79,7 @@ class WandbTracker:
         import wandb
 
         tracking, config = self._config["tracking"], self._config
-        run_id = f"{identity(config)}-{config['seed']}"
+        run_id = run_name(self._folder)
         self._remove_earlier(run_id)
         names = [part_name(config, part) for part in ("dataset", "optimizer")]
         online = tracking["mode"] == "online"

@@ -28,7 +28,7 @@ from hydra.utils import get_method
 from experiments.base.environment import REPOSITORY
 from experiments.base.errors import DataError, RecordError
 from experiments.base.files import is_held
-from experiments.run.config import check_config, load_config, resolve, run_folder
+from experiments.run.config import check_config, identity, load_config, resolve, run_folder
 from experiments.run.records import Record, finished
 
 Say = Callable[[str], None]
@@ -45,6 +45,7 @@ class PlannedRun:
         folder: where its record is, or will be.
         overrides: what the result depends on, as arguments of ``scripts/train.py``.
         places: where data and records lie: arguments that a result does not depend on.
+        identity: hash of the configuration, whatever hash the folder of an older record has.
     """
 
     dataset: str
@@ -53,6 +54,7 @@ class PlannedRun:
     folder: Path
     overrides: tuple[str, ...]
     places: tuple[str, ...]
+    identity: str = ""
 
     @property
     def name(self) -> str:
@@ -97,6 +99,7 @@ def planned(
             run_folder({**config, "seed": seed}).absolute(),
             (*chosen, f"seed={seed}", *overrides),
             tuple(where),
+            identity(config),
         )
         for seed in seeds
     ]

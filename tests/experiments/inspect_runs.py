@@ -10,7 +10,7 @@ import torch
 
 from experiments.base.interrupts import Interrupted
 from experiments.run.checkpoint import load_checkpoint
-from experiments.run.config import identity, run_folder
+from experiments.run.config import run_folder, run_name
 from experiments.run.records import Record
 from experiments.run.run import run
 
@@ -18,8 +18,8 @@ TIMES = ("time/train_s",)
 
 
 def checkpoint(config: dict[str, Any]) -> dict[str, Any]:
-    run_name = f"{identity(config)}-{config['seed']}"
-    state = load_checkpoint(run_folder(config) / "checkpoint.pt", run_name)
+    folder = run_folder(config)
+    state = load_checkpoint(folder / "checkpoint.pt", run_name(folder))
     assert state is not None
     return state
 

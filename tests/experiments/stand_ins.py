@@ -210,10 +210,9 @@ def start_elsewhere(
     config: dict[str, Any], before: str = "", **environment: str
 ) -> subprocess.Popen[str]:
     """Start a configuration in a process of its own, which may be killed without harm."""
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
     return subprocess.Popen(
         [sys.executable, "-c", _PROGRAM.format(before=before), json.dumps(config)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -155,7 +155,7 @@ def _best(run: Summary, workload: Workload) -> float:
 
 def _hashes(runs: Mapping[str, Sequence[PlannedRun]]) -> dict[str, str]:
     """Return the hash of the configuration by optimizer; all seeds share it."""
-    return {optimizer: own[0].folder.parent.name for optimizer, own in runs.items()}
+    return {optimizer: own[0].identity for optimizer, own in runs.items()}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def test_inside_an_ode_the_first_update_is_that_of_the_path_integrals(gradient):
     optimizer = SINGD(model, lr_cov=0.1, damping=0.2, alpha1=0.0)
     backward(model, optimizer)
     optimizer.step()
-    factors = snopt.curvature.collector[reference.ode.func.linear]
+    factors = snopt.curvature[reference.ode.func.linear]
     A, B = factors.A, factors.B
     eye = torch.eye(len(A), dtype=A.dtype)
     # From K = C = I: K ← K - β₁/2 (tr(B)/d · A + λ I - I), and C likewise.

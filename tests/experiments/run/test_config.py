@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inspect_runs import status, stopped_at
 from stand_ins import make_config
 
 from experiments.base.errors import ConfigError
@@ -19,6 +20,8 @@ from experiments.run.config import (
     resolve,
     run_folder,
 )
+from experiments.run.records import Record
+from experiments.run.run import run
 
 
 def changed(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
@@ -190,6 +193,54 @@ def test_identity_changes_with_what_does(config, key, value):
 
 def test_identity_does_not_depend_on_the_order_of_keys(config):
     assert identity(dict(reversed(list(config.items())))) == identity(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "other"),
+    [
+        ("task._target_", "stand_ins.TinyTask", "elsewhere.tasks.TinyTask"),
+        ("optimizer.quadrature", {"_target_": "a.b.C", "n": 4}, {"_target_": "C", "n": 4.0}),
+        ("optimizer.momentum", 0, 0.0),
+        ("trainer.max_seconds", 500.0, 500),
+        ("optimizer.betas", [0.5, 1.0], [0.5, 1]),
+    ],
+)
+def test_identity_counts_names_and_values(config, key, value, other):
+    assert identity(changed(config, key, value)) == identity(changed(config, key, other))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "other"),
+    [
+        ("task._target_", "stand_ins.TinyTask", "stand_ins.Tiny"),
+        ("optimizer.nesterov", True, 1),
+        ("optimizer.nesterov", False, 0.0),
+        ("model.width", 4, "4"),
+        ("model.width", 0, None),
+    ],
+)
+def test_identity_tells_apart_what_is_not_equal(config, key, value, other):
+    assert identity(changed(config, key, value)) != identity(changed(config, key, other))
+
+
+def test_a_record_of_an_older_hash_is_found_and_continued(config, monkeypatch):
+    """Its folder and its checkpoint bear the hash of the time before its modules moved."""
+    moved = config | {"task": config["task"] | {"_target_": "old.place.TinyTask"}}
+    monkeypatch.setattr("experiments.run.config.identity", lambda _config: "0123456789ab")
+    stopped_at(config, 5, monkeypatch)
+    old = run_folder(config)
+    monkeypatch.undo()
+    Record(old).write_config(moved)
+    (old.parents[1] / "unreadable" / "seed-3").mkdir(parents=True)
+    (old.parents[1] / "unreadable" / "seed-3" / "config.yaml").write_text("trainer: 3\n")
+
+    assert old.parent.name == "0123456789ab"
+    assert run_folder(config) == old
+    assert run_folder(config | {"seed": 4}) == old.parent / "seed-4"
+    assert run_folder(changed(config, "optimizer.lr", 1.0)).parent.name != "0123456789ab"
+    result = run(config)
+    assert (result.folder, result.state) == (old, "done")
+    assert status(config)["starts"] == 2
 
 
 def test_run_folder(config, tmp_path):

@@ -45,7 +45,7 @@ def launch(tmp_path: Path, config: dict, *, size: int = 2, **environment: str):
     place, program = tmp_path / "config.json", tmp_path / "program.py"
     place.write_text(json.dumps(config))
     program.write_text(_FAULTS_ON_RANK_1 + f"CONFIG = {str(place)!r}\n" + _PROGRAM)
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[3])]
+    paths = [str(Path(__file__).parents[n]) for n in (0, 1, 3)]
     command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
     return subprocess.Popen(
         [sys.executable, *command, str(program)],

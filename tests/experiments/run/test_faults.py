@@ -147,7 +147,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 FILL_AFTER_CHECKPOINT = """
 from pathlib import Path
-from experiments import trainer
+from experiments.run import trainer
 real = trainer.save_checkpoint
 def save(path, state):
     real(path, state)
@@ -190,7 +190,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(small_disk, tmp_path,
 
 LIMIT_FILES = """
 import resource
-from experiments import trainer
+from experiments.run import trainer
 real = trainer.save_checkpoint
 def save(path, state):
     real(path, state)

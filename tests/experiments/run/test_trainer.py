@@ -188,7 +188,7 @@ def test_killed_before_the_first_checkpoint_starts_over(tmp_path):
 
 KILL_IN_CHECKPOINT = """
 import os, signal
-from experiments import files
+from experiments.base import files
 real, count = os.fsync, 0
 def fsync(handle):
     global count

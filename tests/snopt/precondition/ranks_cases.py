@@ -149,6 +149,7 @@ def _factors(state: Any) -> dict[str, Tensor]:
 def start_ranks(script: Path, folder: Path, size: int, *arguments: str) -> list[Any]:
     """Run a script as several ranks; return what each saved as ``rank-<k>.pt`` in ``folder``."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(size)}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     processes = [
         subprocess.Popen(
             [sys.executable, str(script), str(folder), *arguments],
