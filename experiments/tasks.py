@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from experiments.base.errors import ConfigError
 from experiments.data.splits import TASKS
+from experiments.models.blocks import preserved_nfe
 from experiments.models.cnf import CNF
-from experiments.models.nfe import preserved_nfe
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 

@@ -2,8 +2,7 @@
 
 engine: a forward and backward pass by every way to get the gradient, and by its evaluations alone.
 optimizer: a step of SNOpt against SGD and Adam. memory: peak memory, each in its own process.
-optimizers: a step of every optimizer, relative to SGD's. deferral: parameter products before or
-after a step has been accepted.
+optimizers: a step of every optimizer, relative to SGD's.
 Writes <output>/NAME.json after every workload, and a picture of each. Exit status: 0 done, 2 wrong
 input or a failed workload, 130 interrupted (finished workloads are kept).
 """

@@ -227,7 +227,7 @@ def node_errors(snapshot: Snapshot, field: str, settings: Settings) -> Iterator[
     """
     facts = {"seed": snapshot.seed, "step": snapshot.step, "field": field}
     reference = Composite(settings.pieces)
-    own = float(snapshot.net.ode.solver["rtol"])
+    own = float(snapshot.net.ode.solver.rtol)
     rules: dict[str, Quadrature] = {"reference": reference}
     rules |= {f"gauss_legendre {n}": gauss_legendre(n) for n in settings.gauss_legendre}
     rules |= {f"uniform {n}": uniform(1.0 / n * _length(snapshot)) for n in settings.uniform}

@@ -12,7 +12,7 @@ from experiments.measure.interleave import interleaved
 from experiments.measure.scoring import averaged, pair_ratio, spread
 from experiments.measure.stepping import TIMED, stepper
 from experiments.measure.workloads import Workload, engine_name
-from experiments.models.nfe import nfe_counts, reset_nfe
+from experiments.models.blocks import nfe_counts, reset_nfe
 
 UPDATE_FREQS = (1, 10, 100)
 

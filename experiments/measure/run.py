@@ -12,8 +12,6 @@ import torch
 
 from experiments.base.errors import ConfigError, RecordError
 from experiments.measure import (
-    deferral,
-    plot_deferral,
     plot_engine,
     plot_memory,
     plot_optimizer,
@@ -43,7 +41,6 @@ DRAW: dict[str, Callable[[Path], None]] = {
     "optimizer": plot_optimizer.draw,
     "memory": plot_memory.draw,
     "optimizers": plot_step_cost.draw,
-    "deferral": plot_deferral.draw,
 }
 """Draws a benchmark's picture from its JSON in a folder; the keys are the benchmarks."""
 
@@ -98,9 +95,6 @@ def _table(plan: Plan, benchmark: str) -> dict[str, Measure]:
     elif benchmark == "optimizer":
         for w in workloads.TRAINING:
             table[w.name] = partial(measure_optimizers, w, device, repeats, plan.max_seconds)
-    elif benchmark == "deferral":
-        for w in deferral.WORKLOADS:
-            table[w.name] = partial(deferral.measure_deferral, w, device, repeats, plan.max_seconds)
     elif benchmark == "optimizers":
         table["digits"] = partial(step_cost.measure_step_cost, device, repeats)
     else:
@@ -159,8 +153,6 @@ def headline(benchmark: str, entry: dict[str, Any]) -> str:
         return f"floor {floor * 1e3:.1f} ms; times the floor: {', '.join(parts)}"
     if benchmark == "optimizers":
         return step_cost.headline(entry)
-    if benchmark == "deferral":
-        return deferral.headline(entry)
     if benchmark == "optimizer":
         refresh = entry["refresh"]
         average = entry["average"]["all"]["100"]["over_sgd"]["median"]

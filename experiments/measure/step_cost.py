@@ -22,7 +22,7 @@ from experiments.base.errors import RecordError, one_line
 from experiments.base.seeds import epoch_order
 from experiments.measure.interleave import interleaved
 from experiments.measure.scoring import pair_ratio, spread
-from experiments.models.nfe import nfe_counts
+from experiments.models.blocks import nfe_counts
 from experiments.optimizers.evaluation import Evaluation
 from experiments.optimizers.protocol import may_repeat, protocol_of, take_step
 from experiments.run.build import build

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from experiments.models.parameters import ode_parameters, other_parameters
+from experiments.models.blocks import ode_parameters, other_parameters
 from experiments.optimizers.evaluation import Evaluation, needs_output
 from experiments.optimizers.protocol import is_plain, metrics_of, protocol_of
 

@@ -119,6 +119,16 @@ class ODEBlock(nn.Module):
         Raises:
             SolverError: if the solve fails.
         """
+        return self.integrate(self.func, y0, t)
+
+    def integrate(
+        self, func: nn.Module, y0: State, t: Sequence[float] | Tensor | None = None
+    ) -> Any:
+        """Integrate a field other than the block's own with its settings, times and counter.
+
+        For a field that is made anew for each solve, such as one with frozen noise; the backward
+        pass keeps it. Other arguments, result and errors are those of a call of the block.
+        """
         # Steps and tolerances mean nothing in half precision, which is what a layer before the
         # block gives under autocast.
         y0 = tuple(map(at_least_float32, y0)) if isinstance(y0, tuple) else at_least_float32(y0)
@@ -127,7 +137,7 @@ class ODEBlock(nn.Module):
         # Times in half precision could not tell the solver's steps apart.
         dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
         times = times.to(first.device, dtype)
-        func, half = self._field(first.device.type)
+        func, half = _on_full_precision(func, first.device.type)
         problem = Problem(Field(func, y0), self.solver, self.backward_solver, self.nfe, self.memory)
         solution = _SOLVES[self.gradient](problem, y0, times)
         if self.return_all:
@@ -153,7 +163,7 @@ class ODEBlock(nn.Module):
         """
         parts = tuple(map(at_least_float32, parts_of(y)))
         device, dtype = parts[0].device, parts[0].dtype
-        func, _ = self._field(device.type)
+        func, _ = _on_full_precision(self.func, device.type)
         with torch.no_grad(), leaves_no_trace(self.func, device), inside_solve():
             self.nfe.add("curvature")
             time = torch.full((), t, dtype=dtype, device=device)
@@ -162,13 +172,6 @@ class ODEBlock(nn.Module):
             return tuple(o.to(part.dtype) for o, part in zip(out, parts, strict=True))
         answer: Tensor = out.to(dtype)
         return answer
-
-    def _field(self, device_type: str) -> tuple[nn.Module, torch.dtype | None]:
-        """Return the field as the solver gets it, and its dtype where that is half precision."""
-        half = _half_precision(self.func)
-        if half is not None and not torch.is_autocast_enabled(device_type):
-            return _InHalfPrecision(self.func, half), half
-        return self.func, half
 
     def extra_repr(self) -> str:
         """Return times, gradient mode and solver for ``print(block)``."""
@@ -191,11 +194,14 @@ class _InHalfPrecision(nn.Module):
         return self.func(t.to(self.dtype), y.to(self.dtype))
 
 
-def _half_precision(func: nn.Module) -> torch.dtype | None:
-    """Return the dtype of a field whose parameters are of half precision, else None."""
+def _on_full_precision(func: nn.Module, device: str) -> tuple[nn.Module, torch.dtype | None]:
+    """Return the field as the solver gets it, and its dtype where that is half precision."""
     first = next(func.parameters(), None)
-    halves = (torch.float16, torch.bfloat16)
-    return first.dtype if first is not None and first.dtype in halves else None
+    if first is None or first.dtype not in (torch.float16, torch.bfloat16):
+        return func, None
+    if torch.is_autocast_enabled(device):
+        return func, first.dtype
+    return _InHalfPrecision(func, first.dtype), first.dtype
 
 
 def _times(t: Sequence[float] | Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -55,6 +55,8 @@ GRID_OPTIONS = frozenset({"step_size", "interp", "norm", "max_num_steps"})
 
 # ... and those that torchdiffeq alone knows.
 _ADAMS = frozenset({"max_order", "max_iters", "implicit"})
+
+_SCIPYS = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
 
 _SCIPY = frozenset({"solver", "min_step", "max_step", "norm", "max_num_steps"})
 
@@ -221,8 +223,25 @@ class Problem:
     memory: StepMemory | None = None
 
 
+def _is_positive(value: Any) -> bool:
+    try:
+        return 0 < float(value) < math.inf
+    except (TypeError, ValueError):
+        return False
+
+
+_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "step_size": (_is_positive, "a number above 0"),
+    "interp": (lambda value: value in ("linear", "cubic"), "'linear' or 'cubic'"),
+    "grid_constructor": (callable, "a function"),
+    "dtype": (lambda value: isinstance(value, torch.dtype), "a torch.dtype"),
+    "max_order": (lambda value: isinstance(value, int) and value > 0, "a whole number above 0"),
+    "solver": (lambda value: value in _SCIPYS, f"one of {', '.join(_SCIPYS)}"),
+}
+
+
 def _check_options(method: str, options: Mapping[str, Any], name: str) -> None:
-    """Raise ValueError for an option that the method does not have, or an impossible step size."""
+    """Raise ValueError for an option that the method does not have, or a value that cannot be."""
     if not options:
         return
     if method in ADAPTIVE:
@@ -230,6 +249,7 @@ def _check_options(method: str, options: Mapping[str, Any], name: str) -> None:
     elif method in FIXED_GRID:
         known = GRID_OPTIONS | {"grid_constructor", "perturb"}
         known |= _ADAMS if method.endswith("adams") else frozenset()
+        known -= {"implicit"} if method == "explicit_adams" else frozenset()
     else:
         known = _SCIPY
     for option in options:
@@ -238,14 +258,10 @@ def _check_options(method: str, options: Mapping[str, Any], name: str) -> None:
                 f"unknown solver option {option!r} in {name} of {method}; valid ones:"
                 f" {', '.join(sorted(known))}"
             )
-    step = options.get("step_size")
-    if step is not None:
-        try:
-            size = float(step)
-        except (TypeError, ValueError):
-            size = math.nan
-        if not (math.isfinite(size) and size > 0):
-            raise ValueError(f"step_size in {name} must be a number above 0, got {step!r}")
+    for option, (fits, what) in _VALUES.items():
+        value = options.get(option)
+        if value is not None and not fits(value):
+            raise ValueError(f"{option} in {name} must be {what}, got {value!r}")
 
 
 def _check_tolerances(rtol: Any, atol: Any) -> None:

@@ -14,8 +14,8 @@ from experiments.measure.workloads import ENGINE_VARIANTS, GRADIENT_MODES
 from experiments.publish.style import lightness
 from tests.experiments.measure.synthetic import engine_entry, steps_entry, write_all
 
-ELSEWHERE = ("optimizers", "deferral")
-"""Drawn in test_step_cost.py and test_deferral.py."""
+ELSEWHERE = ("optimizers",)
+"""Drawn in test_step_cost.py."""
 
 
 @pytest.mark.parametrize("benchmark", [name for name in DRAW if name not in ELSEWHERE])

@@ -7,10 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from experiments.base.errors import ConfigError
-from experiments.models.augmented import AugmentedField
-from experiments.models.concat_squash import ConcatSquashField, ConcatSquashLinear
-from experiments.models.hyper_field import HyperField
-from experiments.models.trace import draw_noise
+from experiments.models.cnf import (
+    AugmentedField,
+    ConcatSquashField,
+    ConcatSquashLinear,
+    HyperField,
+    draw_noise,
+)
 
 T = torch.tensor(0.3, dtype=torch.float64)
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from experiments.base.errors import ConfigError
+from experiments.models.blocks import nfe_counts
 from experiments.models.fields import MLPField
-from experiments.models.nfe import nfe_counts
 from experiments.models.solver import SolverSettings
 from experiments.tasks import check_fit, fitting, mean_statistics
 

@@ -24,6 +24,7 @@ from torch import nn
 import snopt
 from snopt import NFE, gauss_legendre, uniform
 from snopt.curvature.collector import Collector, armed_collectors
+from snopt.curvature.factors import Accumulator
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-10}
 
@@ -31,7 +32,7 @@ TIGHT = {"rtol": 1e-9, "atol": 1e-10}
 def watch(model, quadrature=None, scope="all"):
     """Return an armed collector over all linear layers and convolutions of ``model``."""
     layers = {m: name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
-    collector = Collector(layers, quadrature or gauss_legendre(6), scope)
+    collector = Collector(layers, quadrature or gauss_legendre(6), Accumulator, scope)
     collector.arm()
     return collector
 

@@ -32,7 +32,7 @@ class Kept(Accumulator):
 
 def watch(model, scope="all"):
     layers = {m: name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
-    collector = Collector(layers, evaluations(), scope, accumulator=Kept)
+    collector = Collector(layers, evaluations(), Kept, scope)
     collector.arm()
     return collector
 

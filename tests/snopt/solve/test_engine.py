@@ -20,10 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import snopt
 from snopt import NFE, ODEBlock
-from snopt.solve.engine import StepMemory, takes
-from snopt.solve.stages import _weights
+from snopt.solve.field import Field
+from snopt.solve.runge_kutta import _weights, takes
+from snopt.solve.solver import Solver, StepMemory
 from snopt.solve.tableau import TABLEAUX
-from snopt.solve.torchdiffeq import Settings
 
 ADAPTIVE = [name for name, tableau in TABLEAUX.items() if tableau.adaptive]
 GRID = [name for name, tableau in TABLEAUX.items() if not tableau.adaptive]
@@ -378,8 +378,8 @@ def test_products_are_taken_only_where_they_count():
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_the_engine_takes(method, options, dtype, expected):
-    solve = Settings(1e-3, 1e-3, method, options)
-    assert takes(solve, make_field("tensor"), [torch.zeros(2, 3, dtype=dtype)]) is expected
+    field = Field(make_field("tensor"), torch.zeros(2, 3, dtype=dtype))
+    assert takes(Solver(method, options=options), field) is expected
 
 
 def test_what_the_engine_does_not_take_runs_on_torchdiffeq():

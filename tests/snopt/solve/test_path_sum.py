@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from snopt.solve.backward_engine import PathSum
+from snopt.solve.backward import PathSum
 from snopt.solve.tableau import TABLEAUX
 
 SHAPES = ((3, 2), (4,))
