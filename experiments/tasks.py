@@ -1,29 +1,21 @@
-"""What a task is, the evaluation loop that tasks share, and which parts fit together.
+"""The three tasks, each with its loss and its metric, and the evaluation loop that they share.
 
-Image classification.
-
-Classification of time series of unequal length.
-
-Density estimation with a continuous normalizing flow.
+Image classification, classification of time series of unequal length, and density estimation with a
+continuous normalizing flow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from experiments.base.errors import ConfigError
-from experiments.data.splits import TASKS
 from experiments.models.blocks import preserved_nfe
 from experiments.models.cnf import CNF
-
-CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
 Batch = tuple[Tensor, ...]
 
@@ -99,110 +91,48 @@ def mean_statistics(
     return {key: total / count for key, total in sums.items()}
 
 
-def classification_statistics(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """Return the cross-entropy (nats) and correctness of each example, shape (batch,) each."""
-    return {
-        "loss": nn.functional.cross_entropy(logits, y, reduction="none"),
-        "accuracy": (logits.argmax(dim=-1) == y).to(logits.dtype),
-    }
+@dataclass(frozen=True)
+class _Classification:
+    """Cross-entropy and accuracy of ``model(*inputs)``; a batch is (*inputs, labels).
 
-
-def check_fit(
-    task_name: str, dataset_task: str, model_task: str, *, config_dir: Path = CONFIG_DIR
-) -> None:
-    """Raise ConfigError unless data set and model are made for the task.
-
-    Args:
-        task_name: name of the task.
-        dataset_task: ``task`` key of the data set's config.
-        model_task: ``task`` key of the model's config.
-        config_dir: where the configs lie, to name the ones that would fit.
-
-    Raises:
-        ConfigError: names every part that does not fit and the choices that do.
+    The model returns logits (batch, classes); labels are of shape (batch,).
     """
-    if task_name not in TASKS:
-        raise ConfigError(f"unknown task '{task_name}'; valid tasks: {', '.join(TASKS)}")
-    wrong = []
-    for group, label, task in (
-        ("dataset", "data set", dataset_task),
-        ("model", "model", model_task),
-    ):
-        if task != task_name:
-            choices = ", ".join(fitting(group, task_name, config_dir)) or "none found"
-            wrong.append(
-                f"the chosen {label} is for task '{task}'; {group}= choices that fit: {choices}"
-            )
-    if wrong:
-        raise ConfigError(f"task '{task_name}' does not fit: " + ". And ".join(wrong))
 
+    metric: str = field(default="accuracy", init=False)
+    greater_is_better: bool = field(default=True, init=False)
+    likelihood: str = field(default="categorical", init=False)
 
-def fitting(group: str, task: str, config_dir: Path = CONFIG_DIR) -> list[str]:
-    """Return the names of the configs in ``group`` whose ``task`` key is ``task``, sorted."""
-    names = []
-    for path in sorted((config_dir / group).glob("*.yaml")):
-        config = OmegaConf.load(path)
-        if isinstance(config, DictConfig) and config.get("task") == task:
-            names.append(path.stem)
-    return names
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy in nats."""
+        *inputs, y = batch
+        return nn.functional.cross_entropy(model(*inputs), y)
+
+    def evaluate(self, model: nn.Module, tensors: Batch, batch_size: int) -> dict[str, float]:
+        """Return ``{"loss", "accuracy"}``, means over all examples."""
+
+        def statistics(batch: Batch) -> dict[str, Tensor]:
+            *inputs, y = batch
+            logits = model(*inputs)
+            return {
+                "loss": nn.functional.cross_entropy(logits, y, reduction="none"),
+                "accuracy": (logits.argmax(dim=-1) == y).to(logits.dtype),
+            }
+
+        return mean_statistics(model, tensors, batch_size, statistics)
 
 
 @dataclass(frozen=True)
-class ImageTask:
-    """Cross-entropy and accuracy of ``model(x)``; a batch is (x, y)."""
+class ImageTask(_Classification):
+    """Classification of images: a batch is (x, y), x of shape (batch, C, H, W)."""
 
     name: str = "image"
-    metric: str = field(default="accuracy", init=False)
-    greater_is_better: bool = field(default=True, init=False)
-    likelihood: str = field(default="categorical", init=False)
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy in nats.
-
-        Args:
-            model: maps (batch, C, H, W) to logits (batch, classes).
-            batch: images (batch, C, H, W) and labels (batch,).
-        """
-        x, y = batch
-        return nn.functional.cross_entropy(model(x), y)
-
-    def evaluate(self, model: nn.Module, tensors: Batch, batch_size: int) -> dict[str, float]:
-        """Return ``{"loss", "accuracy"}``, means over all examples."""
-        return mean_statistics(
-            model,
-            tensors,
-            batch_size,
-            lambda batch: classification_statistics(model(batch[0]), batch[1]),
-        )
 
 
 @dataclass(frozen=True)
-class TimeSeriesTask:
-    """Cross-entropy and accuracy of ``model(x, lengths)``; a batch is (x, lengths, y)."""
+class TimeSeriesTask(_Classification):
+    """Classification of time series: a batch is (x, lengths, y), x of shape (batch, L, 2 D + 1)."""
 
     name: str = "time_series"
-    metric: str = field(default="accuracy", init=False)
-    greater_is_better: bool = field(default=True, init=False)
-    likelihood: str = field(default="categorical", init=False)
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy in nats.
-
-        Args:
-            model: maps series and lengths to logits (batch, classes).
-            batch: series (batch, L, 2 D + 1), lengths (batch,) and labels (batch,).
-        """
-        x, lengths, y = batch
-        return nn.functional.cross_entropy(model(x, lengths), y)
-
-    def evaluate(self, model: nn.Module, tensors: Batch, batch_size: int) -> dict[str, float]:
-        """Return ``{"loss", "accuracy"}``, means over all examples."""
-        return mean_statistics(
-            model,
-            tensors,
-            batch_size,
-            lambda batch: classification_statistics(model(batch[0], batch[1]), batch[2]),
-        )
 
 
 @dataclass(frozen=True)
@@ -247,3 +177,7 @@ class CNFTask:
             return {"loss": nll, "nll": nll}
 
         return mean_statistics(model, tensors, batch_size, statistics)
+
+
+METRICS: Final = {"image": "accuracy", "time_series": "accuracy", "cnf": "nll"}
+"""The metric of every task by its name."""

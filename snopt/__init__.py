@@ -7,11 +7,9 @@ from snopt.curvature.quadrature import evaluations, gauss_legendre, steps, unifo
 from snopt.errors import SolverError
 from snopt.integration_time.hooks import IntegrationTime
 from snopt.precondition.kronecker import KroneckerPair
-from snopt.precondition.preconditioner import Preconditioner
 from snopt.precondition.ranks import average_gradients
-from snopt.precondition.schedules import DenseThenSparse, Exponential, WhenStale
-from snopt.precondition.snopt import SNOpt
-from snopt.precondition.trust_region import TrustRegion
+from snopt.precondition.schedules import DenseThenSparse, TrustRegion
+from snopt.precondition.snopt import Preconditioner, SNOpt
 from snopt.solve.adjoint import odeint_adjoint
 from snopt.solve.checkpoint import odeint_checkpoint
 from snopt.solve.direct import odeint
@@ -23,7 +21,6 @@ from snopt.theory.second_order import second_order_adjoint
 __all__ = [
     "NFE",
     "DenseThenSparse",
-    "Exponential",
     "IntegrationTime",
     "KroneckerPair",
     "ODEBlock",
@@ -31,7 +28,6 @@ __all__ = [
     "SNOpt",
     "SolverError",
     "TrustRegion",
-    "WhenStale",
     "average_gradients",
     "evaluations",
     "gauss_legendre",

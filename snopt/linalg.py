@@ -1,26 +1,88 @@
-"""Decompositions of symmetric matrices that are not given up at the first failure.
-
-Eigendecompositions of factors: batched by size, and not given up at the first failure.
-
-Inverses of positive definite factors: batched by size, not given up at the first failure.
-"""
+"""Eigenbases and inverses of factors: small ones together, none given up at the first failure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
-Tensors = tuple[Tensor, ...]
+Tensors: TypeAlias = tuple[Tensor, ...]
+
+Basis: TypeAlias = tuple[Tensor, Tensor]
+"""Eigenvalues, ascending, and eigenvectors."""
 
 LARGE = 128
 """Size of a matrix from which on it is decomposed alone."""
 
 
-def robustly(M: Tensor, decompose: Callable[[Tensor], Tensors]) -> Tensors:
-    """Return ``decompose(M)`` by the first attempt that succeeds.
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return ``x`` in float32 if it is of half precision; products of halves overflow."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def symmetric(M: Tensor) -> Tensor:
+    """Return (M + Mᵀ) / 2."""
+    return torch.add(M, M.mT).div_(2)
+
+
+@torch.no_grad()
+def eigenbasis(M: Tensor) -> Basis:
+    """Return eigenvalues (…, d), ascending, and eigenvectors (…, d, d) of symmetric matrices.
+
+    Args:
+        M: matrices of shape (…, d, d), symmetric up to rounding.
+
+    Raises:
+        ArithmeticError: if an entry is not finite or every attempt fails (:func:`_robustly`).
+    """
+    values, vectors = _robustly(M, lambda M: tuple(torch.linalg.eigh(M)))
+    return values, vectors
+
+
+@torch.no_grad()
+def inverse(M: Tensor) -> Tensor:
+    """Return the inverse of positive definite matrices by Cholesky decomposition.
+
+    Args:
+        M: matrices of shape (…, d, d), symmetric up to rounding.
+
+    Raises:
+        ArithmeticError: if an entry is not finite or every attempt fails (:func:`_robustly`).
+    """
+    return _robustly(M, lambda M: (torch.cholesky_inverse(torch.linalg.cholesky(M)),))[0]
+
+
+def eigenbases(matrices: Sequence[Tensor]) -> list[Basis | None]:
+    """Return eigenvalues and eigenvectors of many symmetric matrices, those of one size at once.
+
+    Args:
+        matrices: each (groups, d, d).
+
+    Returns:
+        For each matrix (groups, d) ascending eigenvalues and (groups, d, d) eigenvectors; None
+        where it is not finite or every attempt failed.
+    """
+    return cast("list[Basis | None]", _by_size(matrices, eigenbasis))
+
+
+def inverses(matrices: Sequence[Tensor]) -> list[Tensor | None]:
+    """Return the inverses of many positive definite matrices, those of one size at once.
+
+    Args:
+        matrices: each (groups, d, d).
+
+    Returns:
+        For each matrix its inverse, (groups, d, d); None where it is not finite, not positive
+        definite, or every attempt failed.
+    """
+    found = _by_size(matrices, lambda M: (inverse(M),))
+    return [None if parts is None else parts[0] for parts in found]
+
+
+def _robustly(M: Tensor, decompose: Callable[[Tensor], Tensors]) -> Tensors:
+    """Return ``decompose(M)`` by the first attempt that succeeds, like ``M``.
 
     Near-singular factors make decompositions fail, on some devices more than on others, so it is
     tried as it is, with a small multiple of the identity added, in float64, and in float64 on the
@@ -31,9 +93,6 @@ def robustly(M: Tensor, decompose: Callable[[Tensor], Tensors]) -> Tensors:
         decompose: what to compute of their lower triangles; fails with
             ``torch.linalg.LinAlgError``.
 
-    Returns:
-        What ``decompose`` returned, in the dtype and on the device of ``M``.
-
     Raises:
         ArithmeticError: if an entry is not finite or every attempt fails.
     """
@@ -42,7 +101,7 @@ def robustly(M: Tensor, decompose: Callable[[Tensor], Tensors]) -> Tensors:
         raise ArithmeticError("the matrix has entries that are not finite")
     scale = M.diagonal(dim1=-2, dim2=-1).abs().mean().clamp_min(torch.finfo(M.dtype).tiny)
     jitter = scale * 10 * torch.finfo(M.dtype).eps
-    attempts = (
+    attempts: tuple[Callable[[], Tensor], ...] = (
         lambda: M,
         lambda: M + jitter * torch.eye(M.shape[-1], dtype=M.dtype, device=M.device),
         lambda: M.double(),
@@ -59,7 +118,7 @@ def robustly(M: Tensor, decompose: Callable[[Tensor], Tensors]) -> Tensors:
 
 
 @torch.no_grad()
-def by_size(
+def _by_size(
     matrices: Sequence[Tensor], compute: Callable[[Tensor], Tensors]
 ) -> list[Tensors | None]:
     """Return ``compute`` of many matrices, small ones of one size in one call.
@@ -86,85 +145,9 @@ def by_size(
         except ArithmeticError:
             if len(members) > 1:  # one of them is to blame: each for itself
                 for i in members:
-                    found[i] = by_size([matrices[i]], compute)[0]
+                    found[i] = _by_size([matrices[i]], compute)[0]
             continue
         pieces = zip(*(torch.split(part, counts) for part in joint), strict=True)
         for i, piece in zip(members, pieces, strict=True):
             found[i] = piece
     return found
-
-
-def symmetric(M: Tensor) -> Tensor:
-    """Return (M + Mᵀ) / 2."""
-    return torch.add(M, M.mT).div_(2)
-
-
-Basis = tuple[Tensor, Tensor]
-
-
-def eigenbases(matrices: Sequence[Tensor]) -> list[Basis | None]:
-    """Return eigenvalues and eigenvectors of many symmetric matrices, those of one size at once.
-
-    Args:
-        matrices: each (groups, d, d).
-
-    Returns:
-        For each matrix (groups, d) ascending eigenvalues and (groups, d, d) eigenvectors; None
-        where it is not finite or every attempt failed.
-    """
-    return cast("list[Basis | None]", by_size(matrices, eigenbasis))
-
-
-@torch.no_grad()
-def eigenbasis(M: Tensor) -> Basis:
-    """Return eigenvalues (…, d), ascending, and eigenvectors (…, d, d) of symmetric matrices.
-
-    Args:
-        M: matrices of shape (…, d, d), symmetric up to rounding.
-
-    Raises:
-        ArithmeticError: if an entry is not finite or every attempt fails (:func:`robustly`).
-    """
-    values, vectors = robustly(M, _eigh)
-    return values, vectors
-
-
-def _eigh(M: Tensor) -> Basis:
-    values, vectors = torch.linalg.eigh(M)
-    return values, vectors
-
-
-def inverses(matrices: Sequence[Tensor]) -> list[Tensor | None]:
-    """Return the inverses of many positive definite matrices, those of one size at once.
-
-    Args:
-        matrices: each (groups, d, d).
-
-    Returns:
-        For each matrix its inverse, (groups, d, d); None where it is not finite, not positive
-        definite, or every attempt failed.
-    """
-    found = by_size(matrices, lambda M: (inverse(M),))
-    return [None if parts is None else parts[0] for parts in found]
-
-
-@torch.no_grad()
-def inverse(M: Tensor) -> Tensor:
-    """Return the inverse of positive definite matrices by Cholesky decomposition.
-
-    Args:
-        M: matrices of shape (…, d, d), symmetric up to rounding.
-
-    Raises:
-        ArithmeticError: if an entry is not finite or every attempt fails (:func:`robustly`).
-    """
-    return robustly(M, _cholesky_inverse)[0]
-
-
-def _cholesky_inverse(M: Tensor) -> tuple[Tensor]:
-    return (torch.cholesky_inverse(torch.linalg.cholesky(M)),)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Return ``x`` in float32 if it is of half precision; products of halves overflow."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,31 +1,56 @@
-"""Checks of arguments that several optimizers share."""
+"""Checks of arguments. Every message starts with the argument's name."""
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 
 
-def check_kl_clip(value: float | None) -> None:
-    """Raise ValueError unless the bound is None or greater than 0."""
-    if value is not None and not value > 0:
-        raise ValueError(f"kl_clip must be greater than 0 or None, got {value!r}")
+def check_number(name: str, value: object, interval: str, *, or_none: bool = False) -> None:
+    """Raise ValueError unless a finite number lies in an interval.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        interval: such as ``"[0, 1)"``, ``"(0, inf)"``.
+        or_none: whether None is allowed too.
+    """
+    if value is None and or_none:
+        return
+    low, high = _ends(interval)
+    if hasattr(value, "__float__") and not isinstance(value, bool):
+        number = float(value)
+        above = number > low or (number == low and interval[0] == "[")
+        below = number < high or (number == high and interval[-1] == "]")
+        if above and below:
+            return
+    words = {"(0, inf)": "be greater than 0", "[0, inf)": "be at least 0"}
+    wanted = words.get(interval, f"lie in {interval}")
+    finite = " and finite" if value == math.inf else ""
+    none = " or None" if or_none else ""
+    raise ValueError(f"{name} must {wanted}{finite}{none}, got {value!r}")
 
 
-def check_count(name: str, value: int) -> None:
+@functools.cache
+def _ends(interval: str) -> tuple[float, float]:
+    low, high = interval[1:-1].split(",")
+    return float(low), float(high)
+
+
+def check_count(name: str, value: object) -> None:
     """Raise ValueError unless ``value`` is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def check_range(*, eps: float, alpha: float) -> None:
-    """Raise ValueError unless ε > 0 and 0 <= α <= 1."""
-    if not eps > 0:
-        raise ValueError(f"eps (damping) must be greater than 0, got {eps!r}")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha (decay of the second moment) must lie in [0, 1], got {alpha!r}")
+def check_flag(name: str, value: object) -> None:
+    """Raise ValueError unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r}")

@@ -30,7 +30,7 @@ from torch.optim import Adam
 from experiments.base.device import peak_memory_mb, reset_peak_memory
 from experiments.base.errors import RecordError
 from snopt import ODEBlock, SNOpt
-from snopt.curvature.few_rows import THIN_FROM
+from snopt.curvature.factors import THIN_FROM
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 """Environment of processes whose memory is measured."""

@@ -1,51 +1,44 @@
-"""Names of data sets and optimizers as a reader knows them."""
+"""What a reader knows data sets and optimizers by: read from their files in ``configs/``."""
 
 from __future__ import annotations
 
-DATASETS = {
-    "digits": "Digits",
-    "japanese_vowels": "JapaneseVowels",
-    "circle": "Circle",
-    "basic_motions": "BasicMotions",
-    "checkerboard": "Checkerboard",
-    "eight_gaussians": "8 Gaussians",
-    "moons": "Moons",
-    "pinwheel": "Pinwheel",
-    "mnist": "MNIST",
-    "svhn": "SVHN",
-    "cifar10": "CIFAR-10",
-    "articulary_word_recognition": "ArticularyWordRecognition",
-    "character_trajectories": "CharacterTrajectories",
-    "spoken_arabic_digits": "SpokenArabicDigits",
-    "gas": "Gas",
-    "miniboone": "MiniBooNE",
-}
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
 
-OPTIMIZERS = {
-    "snopt": "SNOpt",
-    "snopt_plus": "snopt_plus",
-    "adam": "Adam",
-    "adamw": "AdamW",
-    "sgd": "SGD",
-    "lbfgs": "L-BFGS",
-    "kfac": "KFAC",
-    "ekfac": "EKFAC",
-    "kbfgs": "K-BFGS",
-    "kbfgs_l": "K-BFGS(L)",
-    "singd": "SINGD",
-    "shampoo": "Shampoo",
-    "soap": "SOAP",
-    "muon": "Muon",
-    "adahessian": "AdaHessian",
-    "adagrad_norm": "AdaGrad-Norm",
-}
+from experiments.run.config import description_of
+from experiments.tasks import METRICS
+
+KINDS = {"image": "images", "time_series": "time series"}
+"""What data sets of a task are made of."""
 
 
 def dataset_name(name: str) -> str:
-    """Return a data set's name; the name of its configuration where it has no other."""
-    return DATASETS.get(name, name)
+    """Return a data set's title; the name of its configuration where it has no other."""
+    return str(_description("dataset", name).get("title", name))
+
+
+def panel_title(name: str) -> str:
+    """Return a data set's title with what it is made of, such as ``Digits (images)``."""
+    kind = KINDS.get(str(_description("dataset", name).get("task")))
+    return dataset_name(name) + (f" ({kind})" if kind else "")
 
 
 def optimizer_name(name: str) -> str:
-    """Return an optimizer's name; the name of its configuration where it has no other."""
-    return OPTIMIZERS.get(name, name)
+    """Return an optimizer's label; the name of its configuration where it has no other."""
+    return str(_description("optimizer", name).get("label", name))
+
+
+def metric_of(dataset: str) -> str:
+    """Return the validation metric of a data set, ``accuracy`` or ``nll``: that of its task."""
+    return METRICS[_description("dataset", dataset)["task"]]
+
+
+def published(dataset: str) -> Mapping[str, Any]:
+    """Return the ``inputs``, ``classes`` and ``steps`` that the paper states for a data set."""
+    return dict(_description("dataset", dataset).get("published", {}))
+
+
+@cache
+def _description(group: str, name: str) -> Mapping[str, Any]:
+    return description_of(group, name)

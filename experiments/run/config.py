@@ -41,9 +41,9 @@ from experiments.base.checks import (
     check_whole,
 )
 from experiments.base.errors import ConfigError, suggestion
+from experiments.data.splits import TASKS
 from experiments.run.averaging import NONE, check_averaging
 from experiments.run.integration_time import check_horizon
-from experiments.tasks import check_fit
 
 CONFIGS: Final = Path(__file__).resolve().parents[2] / "configs"
 
@@ -59,9 +59,9 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         return hydra_compose(ROOT, list(overrides))
 
 
-def options(group: str) -> list[str]:
+def options(group: str, configs: Path = CONFIGS) -> list[str]:
     """Return the names that can be chosen in a group, such as ``adam`` in ``optimizer``."""
-    folder = CONFIGS / group
+    folder = configs / group
     found = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.yaml"))
     return sorted(path.as_posix() for path in found)
 
@@ -112,7 +112,8 @@ def _unknown_option(path: str, text: str) -> str:
 
 def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     """Name the keys beside the unknown one, and where the same name exists elsewhere."""
-    config = OmegaConf.to_container(_without_broken(overrides), resolve=False)
+    config: Any = OmegaConf.to_container(_without_broken(overrides), resolve=False)
+    config = _without_descriptions(config)
     every = list(_flatten(config))
     parent, _, leaf = key.rpartition(".")
     if parent in _OPEN:
@@ -262,6 +263,14 @@ def check_dataset(group: Mapping[str, Any]) -> None:
 
 Config = dict[str, Any]
 
+Space = dict[str, dict[str, Any]]
+
+DESCRIPTIONS: Final = {
+    "optimizer": ("label", "search"),
+    "dataset": ("title", "published", "budget"),
+}
+"""Keys that say what an optimizer or a data set is called, and what others do with it."""
+
 # What does not change a record's result, and so is no part of a run's identity.
 _NOT_IDENTITY = ("seed", "output_dir", "data_dir", "tracking", "device")
 
@@ -374,6 +383,9 @@ def load_config(overrides: Sequence[str] = ()) -> DictConfig:
 def resolve(config: DictConfig | Mapping[str, Any]) -> Config:
     """Return the configuration as plain containers, interpolations filled in.
 
+    What only describes an optimizer or a data set (:data:`DESCRIPTIONS`) is left out: no run
+    depends on it, and no record holds it.
+
     Raises:
         ConfigError: a value is missing or refers to a key that does not exist.
     """
@@ -390,7 +402,83 @@ def resolve(config: DictConfig | Mapping[str, Any]) -> Config:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"{key}: {reason}" if key else reason) from error
     assert isinstance(plain, dict)  # noqa: S101 (for the type checker: a DictConfig gives a dict)
-    return {str(key): value for key, value in plain.items()}
+    return _without_descriptions({str(key): value for key, value in plain.items()})
+
+
+def _without_descriptions(config: Config) -> Config:
+    kept = dict(config)
+    for group, described in DESCRIPTIONS.items():
+        if isinstance(kept.get(group), dict):
+            kept[group] = _without(kept[group], described)
+    if isinstance(optimizer := kept.get("optimizer"), dict):
+        for part in NESTED:
+            if isinstance(optimizer.get(part), dict):
+                optimizer[part] = _without(optimizer[part], DESCRIPTIONS["optimizer"])
+    return kept
+
+
+def search_space_of(optimizer: str, configs: Path = CONFIGS) -> Space:
+    """Return what a search may choose for an optimizer: the key ``search`` of its file.
+
+    Args:
+        optimizer: name of a file in ``configs/optimizer``.
+        configs: the folder of the configuration groups.
+
+    Returns:
+        By key below ``optimizer``, ``{"log_uniform": [low, high]}`` or ``{"choice": [...]}``.
+
+    Raises:
+        ConfigError: there is no such optimizer, it has no space, or a dimension is neither.
+    """
+    known, path = options("optimizer", configs), configs / "optimizer" / f"{optimizer}.yaml"
+    if optimizer not in known:
+        raise ConfigError(
+            f"there is no optimizer {optimizer!r}{suggestion(optimizer, known)}; "
+            f"there are {', '.join(known)}"
+        )
+    space = description_of("optimizer", optimizer, configs).get("search")
+    if not isinstance(space, dict) or not space:
+        raise ConfigError(f"{path} has no search space: it lacks the key search")
+    for key, dimension in space.items():
+        if not _is_dimension(dimension):
+            raise ConfigError(
+                f"{path}: search.{key} must be {{log_uniform: [low, high]}} with 0 < low < high, "
+                f"or {{choice: [...]}}, got {dimension}"
+            )
+    return space
+
+
+def searched(configs: Path = CONFIGS) -> list[str]:
+    """Return the names of the optimizers that have a search space."""
+    names = options("optimizer", configs)
+    return [name for name in names if "search" in description_of("optimizer", name, configs)]
+
+
+def description_of(group: str, name: str, configs: Path = CONFIGS) -> dict[str, Any]:
+    """Return the file of an option as it stands, nothing merged or filled in; {} without a file.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    path = configs / group / f"{name}.yaml"
+    try:
+        content = yaml.load(path.read_bytes(), _LOADER)  # noqa: S506 (both loaders are safe)
+    except FileNotFoundError:
+        return {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is empty or no mapping")
+    return content
+
+
+def _is_dimension(value: Any) -> bool:
+    match value:
+        case {"choice": [_, *_]}:
+            return len(value) == 1
+        case {"log_uniform": [float() | int() as low, float() | int() as high]}:
+            return len(value) == 1 and 0 < low < high
+    return False
 
 
 def check_config(config: Config) -> None:
@@ -496,12 +584,25 @@ def part_name(config: Config, part: str) -> str:
 def _check_fit(config: Config) -> None:
     """Raise ConfigError where the data set or the model is made for another task."""
     task = part_name(config, "task")
-    dataset, model = (str(config[part].get("task", task)) for part in ("dataset", "model"))
-    try:
-        check_fit(task, dataset, model)
-    except ConfigError as error:
-        other = dataset if dataset != task else model
-        raise ConfigError(f"{error}. Or add task={other} to choose the other task") from None
+    if task not in TASKS:
+        raise ConfigError(f"unknown task '{task}'; valid tasks: {', '.join(TASKS)}")
+    wrong: list[str] = []
+    other = task
+    for part, label in (("model", "model"), ("dataset", "data set")):
+        made_for = str(config[part].get("task", task))
+        if made_for != task:
+            other = made_for
+            fitting = (n for n in options(part) if description_of(part, n).get("task") == task)
+            choices = ", ".join(fitting) or "none found"
+            wrong.insert(
+                0,
+                f"the chosen {label} is for task '{made_for}'; {part}= choices that fit: {choices}",
+            )
+    if wrong:
+        raise ConfigError(
+            f"task '{task}' does not fit: {'. And '.join(wrong)}. Or add task={other} to choose the"
+            " other task"
+        )
 
 
 def _check_output_dir(value: Any) -> None:
@@ -515,7 +616,7 @@ def _check_output_dir(value: Any) -> None:
             raise ConfigError(f"output_dir={value} must be a folder, but {path} is a file")
 
 
-def _without(group: Mapping[str, Any], keys: tuple[str, ...]) -> Config:
+def _without(group: Mapping[str, Any], keys: Sequence[str]) -> Config:
     return {key: value for key, value in group.items() if key not in keys}
 
 

@@ -3,7 +3,7 @@
 The small, equal search behind a figure's settings.
 
 Every optimizer gets the same number of trials on every data set: quasi-random points of its space
-(``configs/search/<optimizer>.yaml``), one short run each with a seed that the figure does not use.
+(``search`` in ``configs/optimizer/``), one short run each with a seed that the figure does not use.
 A trial is scored by a validation value at a fixed number of training seconds, the same for all. The
 best few are repeated with further seeds and judged by their worst: one lucky seed of a setting at
 the edge of stability must not win.
@@ -24,15 +24,13 @@ import yaml
 
 from experiments.base.environment import git_commit, git_dirty, versions
 from experiments.base.errors import ConfigError, RecordError
-from experiments.run.config import CONFIGS, places
+from experiments.run.config import CONFIGS, Space, places, search_space_of
 from experiments.run.records import Summary, summarise
 from experiments.studies.execute import PlannedRun, Say, execute_all, interleave, planned
 from experiments.studies.search_space import (
     Params,
     Protocol,
-    Space,
     load_protocol,
-    load_space,
     sample,
 )
 
@@ -225,7 +223,7 @@ def plan(request: Request, protocol: Protocol) -> list[Trials]:
     for dataset in protocol.max_seconds:
         for optimizer in protocol.optimizers:
             name = protocol.space_of(dataset, optimizer)
-            space = load_space(request.configs_dir / "search" / f"{name}.yaml")
+            space = search_space_of(name, request.configs_dir)
             points = sample(space, protocol.trials, protocol.sampler_seed)
             runs = []
             for point in points:

@@ -1,4 +1,4 @@
-"""Search spaces and the protocol that is equal for all optimizers: ``configs/search/``."""
+"""The protocol that is equal for all optimizers, ``configs/search/``, and points of a space."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import yaml
 from scipy.stats import qmc
 
 from experiments.base.errors import ConfigError
+from experiments.run.config import Space
 
 Params = dict[str, Any]
-
-Space = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Protocol:
     final_seeds: tuple[int, ...] = ()
 
     def space_of(self, dataset: str, optimizer: str) -> str:
-        """Return the name of the search space: a file in ``configs/search/``."""
+        """Return the optimizer configuration whose search space it is."""
         return self.spaces.get(dataset, {}).get(optimizer, optimizer)
 
 
@@ -66,31 +65,6 @@ def load_protocol(path: Path) -> Protocol:
     return protocol
 
 
-def load_space(path: Path) -> Space:
-    """Read a search space: ``key: {log_uniform: [low, high]}`` or ``key: {choice: [...]}``.
-
-    Raises:
-        ConfigError: the file is missing, or a dimension is neither of the two.
-    """
-    space = _load(path)
-    for key, dimension in space.items():
-        if not _is_dimension(dimension):
-            raise ConfigError(
-                f"{path}: {key} must be {{log_uniform: [low, high]}} with 0 < low < high, or "
-                f"{{choice: [...]}}, got {dimension}"
-            )
-    return space
-
-
-def _is_dimension(value: Any) -> bool:
-    match value:
-        case {"choice": [_, *_]}:
-            return len(value) == 1
-        case {"log_uniform": [float() | int() as low, float() | int() as high]}:
-            return len(value) == 1 and 0 < low < high
-    return False
-
-
 def _load(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -108,7 +82,7 @@ def sample(space: Space, trials: int, seed: int) -> list[Params]:
     Numbers are rounded to three digits, so that they read well in an experiment file.
 
     Args:
-        space: see :func:`load_space`.
+        space: see :func:`experiments.run.config.search_space_of`.
         trials: how many points.
         seed: seed of the scrambling.
     """

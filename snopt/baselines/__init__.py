@@ -5,8 +5,7 @@ A difference in a result is then a difference of method, not of implementation.
 
 from snopt.baselines.adagrad_norm import AdaGradNorm
 from snopt.baselines.ekfac import EKFAC, EKFACPreconditioner
-from snopt.baselines.kbfgs import KBFGS
-from snopt.baselines.kbfgs_l import KBFGSL
+from snopt.baselines.kbfgs import KBFGS, KBFGSL
 from snopt.baselines.kfac import KFAC, KFACPreconditioner
 
 __all__ = [

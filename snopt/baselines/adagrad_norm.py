@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from snopt.validate import check_number
+
 
 class AdaGradNorm(Optimizer):
     """AdaGrad with a scalar: the learning rate over the root of all squared gradient norms so far.
@@ -40,14 +42,11 @@ class AdaGradNorm(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         """Start from b_0."""
-        if not b0 > 0:
-            raise ValueError(f"b0 must be greater than 0, got {b0!r}")
+        check_number("b0", b0, "(0, inf)")
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         for group in self.param_groups:
-            if not group["lr"] > 0:
-                raise ValueError(f"lr must be greater than 0, got {group['lr']!r}")
-            if not group["weight_decay"] >= 0:
-                raise ValueError(f"weight_decay must be at least 0, got {group['weight_decay']!r}")
+            check_number("lr", group["lr"], "(0, inf)")
+            check_number("weight_decay", group["weight_decay"], "[0, inf)")
         self._sums["squares"] = b0**2
 
     @property

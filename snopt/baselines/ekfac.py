@@ -3,26 +3,126 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from snopt.baselines.averages import FactorAverage
-from snopt.baselines.per_sample import PerSampleFactors, PerSampleSums
-from snopt.baselines.settings import base_step, check_damping, check_settings
-from snopt.curvature.factors import Accumulator, Factors
+from snopt.baselines.shared import FactorAverage, check_damping, check_settings, write_steps
+from snopt.curvature.factors import Accumulator, Factors, thinned
+from snopt.curvature.layers import Layer, batch_of, input_rows, output_rows
 from snopt.curvature.quadrature import Quadrature, evaluations
-from snopt.linalg import Basis, eigenbases
-from snopt.precondition.base import PreconditionedOptimizer, as_groups, members
-from snopt.precondition.kl_clip import write_steps
+from snopt.linalg import eigenbases
+from snopt.precondition.base import (
+    Layerwise,
+    PreconditionedOptimizer,
+    as_groups,
+    base_step,
+    members,
+)
 from snopt.precondition.kronecker import KroneckerPair
-from snopt.precondition.layerwise import Layerwise
-from snopt.precondition.weights import Block, check_model
-from snopt.validate import check_choice
+from snopt.validate import check_choice, check_number
 
 MOMENTS = ("per_sample", "running")
+
+
+@dataclass
+class PerSampleSums(Accumulator):
+    """Running sums of one layer's factors and of its gradient for each sample.
+
+    A sample's uses of the layer are summed before anything is squared, as its gradient is. That
+    takes batch × the layer's weights of memory.
+
+    Attributes:
+        gradients: Σ weight × g xᵀ of the batch's mean loss times its rows, (groups, rows,
+            out / groups, features), by backward pass and number of rows. Uses on other numbers of
+            rows cannot be of the same samples and are kept apart.
+    """
+
+    gradients: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def add(
+        self,
+        layer: Layer,
+        x: Tensor,
+        g: Tensor,
+        weight: float,
+        task: int,
+        max_rows: int | None = None,
+    ) -> None:
+        """Add one use of the layer: its input ``x`` and the gradient ``g`` at its output."""
+        rows = batch_of(layer, x)
+        if rows == 0:
+            return
+        super().add(layer, x, g, weight, task, max_rows)
+        x, g = thinned(x, g, rows, max_rows)
+        products = output_rows(layer, g).mT @ input_rows(layer, x)
+        products.mul_(weight * rows)
+        before = self.gradients.get((task, rows))
+        self.gradients[task, rows] = products if before is None else before.add_(products)
+
+    def merge(self, other: Accumulator) -> None:
+        """Add another accumulator's sums."""
+        super().merge(other)
+        if isinstance(other, PerSampleSums):
+            for key, gradient in other.gradients.items():
+                before = self.gradients.get(key)
+                self.gradients[key] = gradient if before is None else before + gradient
+
+    def factors(self) -> PerSampleFactors:
+        """Return factors and gradients for the mean loss over all rows of all passes since."""
+        of_all, passes = super().factors(), len(self.rows)
+        return PerSampleFactors(
+            A=of_all.A,
+            B=of_all.B,
+            weight=of_all.weight,
+            batch=of_all.batch,
+            gradients=[gradient * passes for gradient in self.gradients.values()],
+            passes=passes,
+        )
+
+
+@dataclass(frozen=True)
+class PerSampleFactors(Factors):
+    """One layer's factors with the gradients of single samples.
+
+    Attributes:
+        gradients: each (groups, rows, out / groups, features).
+        passes: number of backward passes that they come from.
+    """
+
+    gradients: Sequence[Tensor] = ()
+    passes: int = 1
+
+    def unscale(self, loss_scale: float | Tensor) -> None:
+        """Undo, in place, what the loss was multiplied with."""
+        super().unscale(loss_scale)
+        for gradient in self.gradients:
+            gradient.div_(loss_scale)
+
+    def of_vectors(self, count: int) -> PerSampleFactors:
+        """Return the factors where the passes were of ``count`` vectors on the same rows each."""
+        gradients = [gradient / count**0.5 for gradient in self.gradients]
+        shared = super().of_vectors(count)
+        return replace(self, B=shared.B, batch=shared.batch, gradients=gradients)
+
+    @torch.no_grad()
+    def second_moment(self, pair: KroneckerPair) -> Tensor:
+        """Return E[(U_Bᵀ G_n U_A)²] over the samples n, (groups, out / groups, features).
+
+        Args:
+            pair: has the bases.
+        """
+        total: Tensor | None = None
+        for gradient in self.gradients:
+            # (rows, groups, …): the bases go by group.
+            moment = pair.rotate(gradient.transpose(0, 1)).square_().mean(0)
+            total = moment if total is None else total + moment
+        if total is None:
+            raise ValueError("the layer received no data")
+        return total / self.passes
 
 
 class CorrectedEigenbasis:
@@ -65,11 +165,6 @@ class CorrectedEigenbasis:
         self._rejected += not taken
         return taken
 
-    def turn(self, bases: tuple[Basis | None, Basis | None]) -> bool:
-        """Take over the eigenbases of the averaged factors; return whether there are new ones."""
-        A, B = self.average.both()
-        return self.pair.refresh(Factors(A, B, 1.0, self.average.batch), bases=bases)
-
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue exactly."""
         return {
@@ -109,7 +204,6 @@ class EKFACPreconditioner(Layerwise[CorrectedEigenbasis]):
         params: Iterable[Tensor] | None = None,
     ) -> None:
         """Find the layers and wait for the first backward pass."""
-        check_model(model)
         check_settings(
             damping=damping,
             decay=decay,
@@ -117,10 +211,7 @@ class EKFACPreconditioner(Layerwise[CorrectedEigenbasis]):
             inverse_freq=inverse_freq,
             kl_clip=kl_clip,
         )
-        if not 0 <= alpha < 1:
-            raise ValueError(
-                f"alpha (decay of the second moment) must lie in [0, 1), got {alpha!r}"
-            )
+        check_number("alpha (decay of the second moment)", alpha, "[0, 1)")
         check_choice("moment", moment, MOMENTS)
         super().__init__(
             model,
@@ -136,8 +227,30 @@ class EKFACPreconditioner(Layerwise[CorrectedEigenbasis]):
         self.alpha, self.moment = alpha, moment
         self.inverse_freq = inverse_freq
 
-    def _refresh(self, gathered: Mapping[str, Factors]) -> None:
-        states = {name: self._blocks[name].state for name in gathered}
+    @torch.no_grad()
+    def step(
+        self, param_groups: Sequence[Mapping[str, Any]] = (), *, loss_scale: float | Tensor = 1.0
+    ) -> None:
+        """Take in factors and moments if it is time, then replace the gradients in place."""
+        if self.due:
+            self._refresh(loss_scale)
+        steps = []
+        for block, group in self.with_gradient(param_groups):
+            damping = group.get("damping", self.damping)
+            check_damping(damping)
+            pair = block.state.pair
+            step = pair.precondition(
+                block.gradient(pair.shape[-1], pair.buffer()),
+                eps=damping,
+                alpha=self.alpha if self.moment == "running" else 1.0,
+            )
+            steps.append((block, step, group))
+        write_steps(steps, self.kl_clip)
+        self.advance()
+
+    def _refresh(self, loss_scale: float | Tensor) -> None:
+        gathered = self.gathered(loss_scale)
+        states = {name: self.blocks[name].state for name in gathered}
         taken = [name for name, f in gathered.items() if states[name].take(f, self.decay)]
         turned = self._turn([states[name] for name in taken])
         for name in taken:
@@ -154,23 +267,11 @@ class EKFACPreconditioner(Layerwise[CorrectedEigenbasis]):
         waiting = [s for s in states if due or not s.ready or s.shape != s.average.shape]
         decompose = eigenbases if self.ranks is None else self.ranks.eigenbases
         bases = decompose([M for state in waiting for M in state.average.both()])
-        return [s for i, s in enumerate(waiting) if s.turn((bases[2 * i], bases[2 * i + 1]))]
-
-    def _precondition(
-        self, pairs: Sequence[tuple[Block[CorrectedEigenbasis], Mapping[str, Any]]]
-    ) -> None:
-        steps = []
-        for block, group in pairs:
-            damping = group.get("damping", self.damping)
-            check_damping(damping)
-            pair = block.state.pair
-            step = pair.precondition(
-                block.gradient(pair.shape[-1], pair.buffer()),
-                eps=damping,
-                alpha=self.alpha if self.moment == "running" else 1.0,
-            )
-            steps.append((block, step, group))
-        write_steps(steps, self.kl_clip)
+        return [
+            state
+            for state, A, B in zip(waiting, bases[::2], bases[1::2], strict=True)
+            if state.pair.refresh(state.average.factors, (A, B))
+        ]
 
 
 class EKFAC(PreconditionedOptimizer[EKFACPreconditioner]):
@@ -248,7 +349,6 @@ class EKFAC(PreconditionedOptimizer[EKFACPreconditioner]):
         **base_options: Any,
     ) -> None:
         """Set up the base optimizer and the preconditioner on shared parameter groups."""
-        check_model(model)
         groups = as_groups(model, params)
         preconditioner = EKFACPreconditioner(
             model,

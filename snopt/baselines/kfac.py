@@ -10,15 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from snopt.baselines.averages import FactorAverage, moved
-from snopt.baselines.settings import base_step, check_damping, check_settings
-from snopt.curvature.factors import Factors
+from snopt.baselines.shared import (
+    FactorAverage,
+    check_damping,
+    check_settings,
+    moved,
+    write_steps,
+)
 from snopt.curvature.quadrature import Quadrature, evaluations
 from snopt.linalg import inverses
-from snopt.precondition.base import PreconditionedOptimizer, as_groups, members
-from snopt.precondition.kl_clip import write_steps
-from snopt.precondition.layerwise import Layerwise
-from snopt.precondition.weights import Block, check_model
+from snopt.precondition.base import (
+    Layerwise,
+    PreconditionedOptimizer,
+    as_groups,
+    base_step,
+    members,
+)
+from snopt.precondition.weights import Block
 
 
 class FactoredInverse:
@@ -46,6 +54,14 @@ class FactoredInverse:
         """Shape of the block's matrix, (groups, out / groups, features)."""
         return self.average.shape
 
+    @property
+    def fits(self) -> bool:
+        """Whether there is an inverse of the factors' shape: the bias may have been frozen."""
+        if self.inverse is None:
+            return False
+        A, B = self.inverse
+        return (A.shape[0], B.shape[-1], A.shape[-1]) == self.shape
+
     @torch.no_grad()
     def damped(self, damping: float) -> tuple[Tensor, Tensor]:
         """Return A + π √λ I and B + √λ / π I with factored Tikhonov damping.
@@ -62,9 +78,8 @@ class FactoredInverse:
         root = math.sqrt(damping)
         return _shifted(A, root * pi), _shifted(B, root / pi)
 
-    def take(self, found: tuple[Tensor | None, Tensor | None]) -> None:
+    def take(self, A: Tensor | None, B: Tensor | None) -> None:
         """Take over inverses; where one could not be computed, the previous ones stay."""
-        A, B = found
         if A is None or B is None:
             self.failures += 1
         else:
@@ -117,7 +132,6 @@ class KFACPreconditioner(Layerwise[FactoredInverse]):
         params: Iterable[Tensor] | None = None,
     ) -> None:
         """Find the layers and wait for the first backward pass."""
-        check_model(model)
         check_settings(
             damping=damping,
             decay=decay,
@@ -137,26 +151,26 @@ class KFACPreconditioner(Layerwise[FactoredInverse]):
         self.damping, self.kl_clip, self.decay = damping, kl_clip, decay
         self.inverse_freq = inverse_freq
 
-    def _refresh(self, gathered: Mapping[str, Factors]) -> None:
-        for name, factors in gathered.items():
-            state = self._blocks[name].state
-            if not state.average.update(factors, self.decay):
-                state.failures += 1
-
-    def _precondition(
-        self, pairs: Sequence[tuple[Block[FactoredInverse], Mapping[str, Any]]]
+    @torch.no_grad()
+    def step(
+        self, param_groups: Sequence[Mapping[str, Any]] = (), *, loss_scale: float | Tensor = 1.0
     ) -> None:
+        """Average factors and invert them if it is time, then replace the gradients in place."""
+        if self.due:
+            for name, factors in self.gathered(loss_scale).items():
+                state = self.blocks[name].state
+                state.failures += not state.average.update(factors, self.decay)
+        pairs = self.with_gradient(param_groups)
         due = self.steps % self.inverse_freq == 0
-        self._invert([p for p in pairs if due or _lacks_inverse(p[0].state)])
+        self._invert([(block, group) for block, group in pairs if due or not block.state.fits])
         # A layer whose first inverse failed keeps its gradient.
-        usable = [(block, group) for block, group in pairs if not _lacks_inverse(block.state)]
-        write_steps(
-            [
-                (block, block.state.direction(block.gradient(block.state.shape[-1])), group)
-                for block, group in usable
-            ],
-            self.kl_clip,
-        )
+        steps = [
+            (block, block.state.direction(block.gradient(block.state.shape[-1])), group)
+            for block, group in pairs
+            if block.state.fits
+        ]
+        write_steps(steps, self.kl_clip)
+        self.advance()
 
     def _invert(self, pairs: Sequence[tuple[Block[FactoredInverse], Mapping[str, Any]]]) -> None:
         matrices: list[Tensor] = []
@@ -166,7 +180,7 @@ class KFACPreconditioner(Layerwise[FactoredInverse]):
             matrices.extend(block.state.damped(damping))
         found = (inverses if self.ranks is None else self.ranks.inverses)(matrices)
         for i, (block, _) in enumerate(pairs):
-            block.state.take((found[2 * i], found[2 * i + 1]))
+            block.state.take(found[2 * i], found[2 * i + 1])
 
 
 class KFAC(PreconditionedOptimizer[KFACPreconditioner]):
@@ -174,7 +188,7 @@ class KFAC(PreconditionedOptimizer[KFACPreconditioner]):
 
     The discrete-time view of a Neural ODE: every evaluation that the discretised solve is made of
     is one use of a layer, as if the solve were a network with shared weights, and the uses are
-    taken for independent (:mod:`snopt.baselines.averages`). So B shrinks as the solver's steps do,
+    taken for independent (:mod:`snopt.baselines.shared`). So B shrinks as the solver's steps do,
     where SNOpt's path integrals converge; ``quadrature=gauss_legendre(4)`` puts the integrals in
     its place, A then being a mean over time.
 
@@ -234,7 +248,6 @@ class KFAC(PreconditionedOptimizer[KFACPreconditioner]):
         **base_options: Any,
     ) -> None:
         """Set up the base optimizer and the preconditioner on shared parameter groups."""
-        check_model(model)
         groups = as_groups(model, params)
         preconditioner = KFACPreconditioner(
             model,
@@ -271,10 +284,3 @@ def tikhonov_ratio(A: Tensor, B: Tensor) -> Tensor:
 
 def _shifted(M: Tensor, by: Tensor) -> Tensor:
     return M + by * torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
-
-
-def _lacks_inverse(state: FactoredInverse) -> bool:
-    if state.inverse is None:
-        return True
-    A, B = state.inverse
-    return (A.shape[0], B.shape[-1], A.shape[-1]) != state.shape

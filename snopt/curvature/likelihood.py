@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from snopt.validate import check_choice
+
 LIKELIHOODS = ("categorical", "gaussian")
 
 CURVATURES = ("empirical", "mc", "ggn")
@@ -44,10 +46,8 @@ def loss_vectors(
             f"curvature={curvature!r} needs an output of shape (batch, outputs), got"
             f" {tuple(output.shape)}"
         )
-    if likelihood not in LIKELIHOODS:
-        raise ValueError(f"likelihood must be one of {', '.join(LIKELIHOODS)}, got {likelihood!r}")
-    if curvature not in CURVATURES[1:]:
-        raise ValueError(f"curvature must be one of {', '.join(CURVATURES[1:])}, got {curvature!r}")
+    check_choice("likelihood", likelihood, LIKELIHOODS)
+    check_choice("curvature", curvature, CURVATURES[1:])
     output = output.detach()
     outputs = output.shape[1]
     identity = torch.eye(outputs, dtype=output.dtype, device=output.device)

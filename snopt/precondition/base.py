@@ -1,19 +1,311 @@
-"""A layer-wise preconditioner and a base optimizer as one ``torch.optim.Optimizer``."""
+"""What layer-wise second-order optimizers share.
+
+A :class:`Layerwise` preconditioner watches a model's layers, knows when to gather curvature, and
+hands out what was gathered; each method derives from it and has a ``step`` of its own.
+:class:`PreconditionedOptimizer` puts it before a base optimizer.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, TypeVar
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from snopt.curvature.collector import Collector
+from snopt.curvature.factors import Accumulator, Sums, ThinSums
+from snopt.curvature.layers import groups_of
 from snopt.curvature.likelihood import CURVATURES, loss_vectors
-from snopt.precondition.layerwise import Layerwise
-from snopt.validate import check_choice, check_count
+from snopt.curvature.quadrature import Quadrature, gauss_legendre
+from snopt.precondition.ranks import Ranks
+from snopt.precondition.weights import Block, check_model, find_blocks, untreated, warn_of_missing
+from snopt.validate import check_choice, check_count, check_number
+
+SCOPES = ("all", "ode")
+
+
+class BlockState(Protocol):
+    """What a method keeps for one weight matrix."""
+
+    @property
+    def failures(self) -> int:
+        """Decompositions that failed; the previous one was kept."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether a direction can be computed."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of the block's matrix, (groups, out / groups, columns); call it when ready."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to continue exactly."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Take over a state of :meth:`state_dict`, moved to ``device``."""
+        ...
+
+
+State = TypeVar("State", bound=BlockState)
+
+
+class Layerwise(ABC, Generic[State]):
+    """Base of preconditioners that treat each Linear and Conv2d layer as a block of its own.
+
+    A method's :meth:`step` is called between ``backward()`` and the base optimizer's step. Where
+    :attr:`due`, it takes in what :meth:`gathered` returns; then it replaces the gradients of the
+    blocks that :meth:`with_gradient` returns, and ends with :meth:`advance`.
+
+    Parameters of other kinds and layers whose weight is frozen or computed by a parametrization
+    (one warning names what is trained of both) and layers that never received data keep their
+    gradient.
+
+    Args:
+        model: the model; its layers may be inside or outside ODE solves, used once or many times.
+        make_state: makes the method's state of one block.
+        update_freq: steps between two gatherings of curvature, at least 1; the first step gathers.
+        quadrature: rule for the nodes on each smooth piece of a solve; None means
+            ``gauss_legendre(4)``.
+        scope: ``"all"``, or ``"ode"`` for layers inside an ODE solve only.
+        curvature_batch: rows of the batch from which curvature is made, evenly spaced; None
+            means all of them.
+        params: the parameters that may be preconditioned; None means all of the model.
+        accumulator: makes the running sums of one layer.
+
+    Attributes:
+        blocks: name → block, for every weight matrix that may be preconditioned.
+        steps: steps taken.
+
+    Raises:
+        TypeError: if ``model`` is no module, or ``quadrature`` no rule.
+        ValueError: if an argument is out of range or the model has no layer to precondition.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        make_state: Callable[[], State],
+        *,
+        update_freq: int,
+        quadrature: Quadrature | None = None,
+        scope: str = "all",
+        curvature_batch: int | None = None,
+        params: Iterable[Tensor] | None = None,
+        accumulator: Callable[[], Sums] = Accumulator,
+    ) -> None:
+        """Find the layers and wait for the first backward pass."""
+        check_count("update_freq", update_freq)
+        if curvature_batch is not None:
+            check_count("curvature_batch", curvature_batch)
+        check_choice("scope", scope, SCOPES)
+        self.update_freq = update_freq
+        self.scope = scope
+        self.steps = 0
+        params = None if params is None else list(params)
+        self.blocks, keys = find_blocks(model, params, make_state)
+        names = untreated(model, params, self.blocks.values()) if scope == "all" else []
+        if names:
+            method = type(self).__name__.removesuffix("Preconditioner") or "SNOpt"
+            warnings.warn(
+                f"{method} does not treat {', '.join(names)}: the plain update for these",
+                UserWarning,
+                stacklevel=4,
+            )
+        self.collector = Collector(
+            keys,
+            gauss_legendre(4) if quadrature is None else quadrature,
+            accumulator,
+            scope,
+            curvature_batch,
+        )
+        self.collector.arm()
+        self.ranks: Ranks | None = None
+        self._vectors = 1  # backward passes that gathered curvature from the same rows
+
+    @abstractmethod
+    def step(
+        self, param_groups: Sequence[Mapping[str, Any]] = (), *, loss_scale: float | Tensor = 1.0
+    ) -> None:
+        """Take in new curvature if it is time, then precondition the gradients in place.
+
+        Args:
+            param_groups: groups whose settings override the defaults for the layers whose weight
+                they hold.
+            loss_scale: what the loss was multiplied with for the backward pass (loss scaling in
+                half precision) and the gradients have been divided by since.
+        """
+
+    # --- what a method's step is made of ----------------------------------------------------------
+
+    @property
+    def due(self) -> bool:
+        """Whether the coming step takes in new curvature."""
+        return self.collector.armed
+
+    def gathered(self, loss_scale: float | Tensor) -> dict[str, Any]:
+        """Return by block what was gathered since the last step that was due, and forget it.
+
+        Args:
+            loss_scale: what the loss was multiplied with for the backward pass.
+
+        Returns:
+            :meth:`Sums.factors` of every layer that received data, averaged over ranks.
+
+        Raises:
+            RuntimeError: if curvature was to be asked for and was not.
+        """
+        sums = self.collector.sums
+        if self.only_on_request and not sums:
+            raise RuntimeError(
+                "no curvature was gathered for this step: call optimizer.backward(loss, output) in"
+                " place of loss.backward(); only curvature='empirical' comes with the gradient"
+            )
+        found = {name: sums.pop(name).factors() for name in self.blocks if name in sums}
+        self.collector.clear()
+        if self._vectors > 1:
+            found = {name: factors.of_vectors(self._vectors) for name, factors in found.items()}
+        for factors in found.values():
+            factors.unscale(loss_scale)
+        if self.ranks is not None:
+            weights = {name: block.layer.weight for name, block in self.blocks.items()}
+            found = self.ranks.factors(found, weights)
+        if self.scope == "all" or not found:  # else those outside have none by choice
+            warn_of_missing(self.blocks.values(), found)
+        return found
+
+    def with_gradient(
+        self, param_groups: Iterable[Mapping[str, Any]]
+    ) -> list[tuple[Block[State], Mapping[str, Any]]]:
+        """Return the blocks to precondition, each with its parameter group, if it is in one."""
+        own = {id(p): group for group in param_groups for p in group["params"]}
+        return [
+            (block, own.get(id(block.layer.weight), {}))
+            for block in self.blocks.values()
+            if block.layer.weight.grad is not None and block.state.ready
+        ]
+
+    def advance(self) -> None:
+        """End a step: count it, and gather curvature for the next one if that is to take it in."""
+        self.steps += 1
+        self._arm_if_due()
+
+    def _wants_curvature(self) -> bool:
+        """Whether the step with number ``self.steps`` is to take in new curvature."""
+        return self.steps % self.update_freq == 0
+
+    def _arm_if_due(self) -> None:
+        if self._wants_curvature():
+            self.collector.arm()
+        else:
+            self.collector.disarm()
+
+    # --- what others ask for ----------------------------------------------------------------------
+
+    def distribute(self, process_group: dist.ProcessGroup | None = None) -> None:
+        """Average curvature over ranks; ``step`` is then collective.
+
+        Args:
+            process_group: of ``torch.distributed``, which must be initialised; None: all ranks.
+
+        Raises:
+            RuntimeError: if there is no process group, or this has been called before.
+            ValueError: if the method gathers something else than factors.
+        """
+        if self.collector.accumulator not in (Accumulator, ThinSums):
+            raise ValueError(f"{type(self).__name__} gathers more than factors to average")
+        if self.ranks is not None:
+            raise RuntimeError("distribute() has been called before")
+        self.ranks = Ranks(process_group)
+        self.collector.max_rows = self.ranks.share(self.collector.max_rows)
+
+    @property
+    def only_on_request(self) -> bool:
+        """Whether ``loss.backward()`` gathers nothing and :meth:`gather` has to be called."""
+        return self.collector.paused
+
+    @only_on_request.setter
+    def only_on_request(self, value: bool) -> None:
+        self.collector.paused = value
+
+    def gather(self, output: Tensor, vectors: Sequence[Tensor]) -> None:
+        """Gather curvature from backward passes of given vectors in place of the loss's.
+
+        No gradient is changed. Frees the graph of ``output``.
+
+        Args:
+            output: what the loss was computed from; its graph must have been retained.
+            vectors: each like ``output``, for the mean over the batch.
+        """
+        weights = [block.layer.weight for block in self.blocks.values()]
+        paused, self.collector.paused = self.collector.paused, False
+        try:
+            for i, vector in enumerate(vectors, start=1):
+                last = i == len(vectors)
+                torch.autograd.grad(
+                    output, weights, vector, retain_graph=not last, allow_unused=True
+                )
+        finally:
+            self.collector.paused = paused
+        self._vectors = len(vectors)
+
+    @property
+    def curvature(self) -> Mapping[nn.Module, State]:
+        """Layer → the method's state, for the layers that have some."""
+        return {b.layer: b.state for b in self.blocks.values() if b.state.ready}
+
+    @property
+    def failures(self) -> int:
+        """Decompositions that failed so far; the layer kept its previous one each time."""
+        return sum(block.state.failures for block in self.blocks.values())
+
+    def clear(self) -> None:
+        """Forget curvature gathered from backward passes whose gradients were thrown away."""
+        self.collector.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of steps and every block's state: tensors and numbers only."""
+        layers = {name: block.state.state_dict() for name, block in self.blocks.items()}
+        return {"steps": self.steps, "layers": layers}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state of :meth:`state_dict`.
+
+        Raises:
+            ValueError: if it belongs to a model with other layers.
+        """
+        missing = sorted(self.blocks.keys() ^ state["layers"].keys())
+        if missing:
+            raise ValueError(
+                f"the state is another model's; layers that only one has: {', '.join(missing)}"
+            )
+        for name, block in self.blocks.items():
+            block.state.load_state_dict(state["layers"][name], block.layer.weight.device)
+            if block.state.ready:
+                _check_fit(block)
+        self.steps = int(state["steps"])
+        self._arm_if_due()
+
+
+def _check_fit(block: Block[Any]) -> None:
+    groups, out, columns = block.state.shape
+    if (groups * out, columns) not in block.shapes() or groups != groups_of(block.layer):
+        rows, own = block.shapes()[0]
+        raise ValueError(
+            f"the state's layer {block.name} is of another size: its matrix has"
+            f" {groups * out} × {columns} entries, this model's {rows} × {own} and a bias"
+        )
+
 
 Method = TypeVar("Method", bound=Layerwise[Any])
 
@@ -28,7 +320,6 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
         preconditioner: the layer-wise method, on the same parameters.
         base: the optimizer of the step itself, made with the parameter groups.
         defaults: further settings of each parameter group, such as damping.
-
         curvature: ``"empirical"``; ``"mc"`` (labels drawn from the model) or ``"ggn"`` (exact loss
             Hessian, one backward pass for each output) need :meth:`backward`.
         samples: labels drawn for each row, with ``mc``.
@@ -42,7 +333,7 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
         self,
         preconditioner: Method,
         base: Optimizer,
-        defaults: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, Any],
         *,
         curvature: str = "empirical",
         samples: int = 1,
@@ -61,7 +352,7 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
                 " cannot be the base optimizer"
             )
         self.loss_scale: float | None = None
-        super().__init__(base.param_groups, {**base.defaults, **(defaults or {})})
+        super().__init__(base.param_groups, {**base.defaults, **defaults})
         # One list and one state for both: schedulers and checkpoints see what the base uses.
         self.base.param_groups = self.param_groups
         self.state = self.base.state
@@ -138,37 +429,37 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
         Returns:
             The closure's loss, or None.
         """
+        loss, scale = self._evaluated(closure)
+        if scale is not None:
+            self.preconditioner.step(self.param_groups, loss_scale=scale)
+            self.base.step()
+        return loss
+
+    def _evaluated(self, closure: Callable[[], Any] | None) -> tuple[Any, Any]:
+        """Return the closure's loss, if any, and the loss scale that the gradients had.
+
+        The scale is None if they overflowed: no step is to be taken then.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        scale = 1.0
-        if hasattr(self, "found_inf"):  # torch.amp.GradScaler is stepping us
-            if bool(self.found_inf):
-                self.preconditioner.clear()
-                return loss
-            scale = self._unscale()
-        self._take_step(scale)
-        return loss
-
-    def _take_step(self, loss_scale: float | Tensor) -> None:
-        """Precondition and step, with gradients that are there and unscaled."""
-        self.preconditioner.step(self.param_groups, loss_scale=loss_scale)
-        self.base.step()
-
-    def _unscale(self) -> Any:
-        """Return the scaler's scale; divide the gradients by it unless that has been done."""
+        if not hasattr(self, "found_inf"):
+            return loss, 1.0
+        if bool(self.found_inf):  # torch.amp.GradScaler is stepping us
+            self.preconditioner.clear()
+            return loss, None
         scale = getattr(self, "grad_scale", None)
-        if scale is None:
+        if scale is None:  # the gradients have been unscaled already
             if self.loss_scale is None and self.preconditioner.due:
                 raise RuntimeError(
                     "the gradients were unscaled before step(), so the scale of the curvature is"
                     " unknown: set optimizer.loss_scale = scaler.get_scale() before scaler.step()"
                 )
-            return 1.0 if self.loss_scale is None else self.loss_scale
-        grads = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
+            return loss, 1.0 if self.loss_scale is None else self.loss_scale
+        grads = [p.grad for p in members(self.param_groups) if p.grad is not None]
         torch._foreach_div_(grads, scale)
-        return scale
+        return loss, scale
 
     # Tells GradScaler to hand us the scale instead of unscaling: the curvature needs it too.
     _step_supports_amp_scaling = True
@@ -210,6 +501,41 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
         self.state = self.base.state
 
 
+def base_step(
+    groups: list[dict[str, Any]],
+    base: Callable[..., Optimizer] | None,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    options: dict[str, Any],
+) -> Optimizer:
+    """Return the optimizer that takes the step on the preconditioned gradient.
+
+    Args:
+        groups: parameter groups.
+        base: its class; None means SGD with ``momentum``.
+        lr: learning rate.
+        momentum: SGD's momentum.
+        weight_decay: the base optimizer's weight decay.
+        options: its further arguments.
+
+    Raises:
+        ValueError: if a value is out of range, or momentum is given for another base than SGD.
+    """
+    settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+    for values in (settings, *groups):
+        for name in settings.keys() & values.keys():
+            check_number(name, values[name], "[0, inf)")
+    if base is None:
+        base, options = torch.optim.SGD, {**options, "momentum": momentum}
+    elif momentum:
+        raise ValueError("momentum is SGD's; pass the base optimizer's own setting instead")
+    if weight_decay:
+        options = {**options, "weight_decay": weight_decay}
+    return base(groups, lr=lr, **options)
+
+
 def as_groups(model: nn.Module, params: Iterable[Any] | None) -> list[dict[str, Any]]:
     """Return parameters or parameter groups as groups, iterators made into lists.
 
@@ -218,16 +544,16 @@ def as_groups(model: nn.Module, params: Iterable[Any] | None) -> list[dict[str, 
         params: parameters or groups; None means all parameters of the model.
 
     Raises:
-        TypeError: if ``params`` mixes the two.
+        TypeError: if ``model`` is no module, or ``params`` mixes the two.
     """
+    check_model(model)
     entries = list(model.parameters() if params is None else params)
     groups = [e for e in entries if isinstance(e, dict)]
     if not groups:
         return [{"params": entries}]
     if len(groups) < len(entries):
         raise TypeError("params must hold either parameters or parameter groups, not both")
-    members = [g["params"] for g in groups]
-    lists = [[m] if isinstance(m, Tensor) else list(m) for m in members]
+    lists = [[m] if isinstance(m := g["params"], Tensor) else list(m) for g in groups]
     return [{**g, "params": m} for g, m in zip(groups, lists, strict=True)]
 
 

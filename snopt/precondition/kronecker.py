@@ -1,48 +1,20 @@
-"""Room for intermediate matrices, shared by layers that are worked on one after the other.
+"""A layer's Kronecker-factored curvature block in its eigenbases: refresh it, apply its inverse.
 
-A Kronecker-factored curvature block in its eigenbasis: refresh it, apply its inverse.
+The update, eq. (10) of docs/method.md, is :meth:`KroneckerPair.precondition`. What it is made of,
+the bases of A and B and the room for intermediate matrices, stands below it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from snopt.curvature.factors import Factors
-from snopt.curvature.few_rows import Bases, bases_of
-from snopt.linalg import symmetric
-from snopt.precondition import partial_basis
-from snopt.precondition.partial_basis import null_directions, overlaps, split
-
-
-class Workspace:
-    """Two buffers of the size of the largest matrix asked for, kept from step to step."""
-
-    def __init__(self) -> None:
-        """Hold nothing yet."""
-        self._flat: dict[tuple[torch.dtype, torch.device], Tensor] = {}
-
-    def like(self, M: Tensor, shape: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
-        """Return two matrices like ``M``; their content is lost with the next call.
-
-        Args:
-            M: has their dtype and device.
-            shape: theirs; None means that of ``M``.
-        """
-        key = M.dtype, M.device
-        size = M.shape if shape is None else torch.Size(shape)
-        flat = self._flat.get(key)
-        if flat is None or flat.shape[1] < size.numel():
-            self._flat.pop(key, None)  # first, lest both be held
-            flat = self._flat[key] = M.new_empty(2, size.numel())
-        one, other = flat[:, : size.numel()]
-        return one.view(size), other.view(size)
-
-
-TIME_CORRELATION = ("full", "none")
+from snopt.curvature.factors import Bases, Factors, bases_of
+from snopt.linalg import Basis, symmetric
 
 
 class KroneckerPair:
@@ -53,11 +25,8 @@ class KroneckerPair:
 
         S ← α S + (1 - α) · batch · R²,    step = U_B [R / (S + ε)] U_Aᵀ,
 
-    S starting at λ_B λ_Aᵀ after each refresh.
-
-    Where B is kept as columns (:mod:`snopt.curvature.few_rows`), U_B has the eigenvectors of its
-    range alone. In the null space, whose basis is arbitrary, S has the mean over all directions;
-    the step is then U_B [R / (S + ε)] U_Aᵀ + [(G - U_B U_Bᵀ G) U_A / (S_null + ε)] U_Aᵀ.
+    S starting at λ_B λ_Aᵀ after each refresh. Where B is kept as columns, U_B has the eigenvectors
+    of its range alone (:class:`_PartialBases`).
 
     Args:
         workspace: room for :meth:`precondition`, for pairs that take turns to share; None means
@@ -72,128 +41,13 @@ class KroneckerPair:
     def __init__(self, workspace: Workspace | None = None) -> None:
         """Start without factors: :meth:`precondition` may be called after the first refresh."""
         # The factors themselves are not kept: their bases and eigenvalues have all of them.
-        self._lam_A: Tensor | None = None
-        self._lam_B: Tensor | None = None
-        self._U_A: Tensor | None = None
-        self._U_B: Tensor | None = None
-        self._S: Tensor | None = None
-        self._M: Tensor | None = None  # momentum of the gradient, where it is asked for
+        self._bases: _WholeBases | None = None
+        self._moment: Tensor | None = None
+        self._momentum: Tensor | None = None  # of the gradient, where it is asked for
         self._workspace = Workspace() if workspace is None else workspace
         self.weight = 0.0
         self.batch = 1
         self.failures = 0
-
-    @property
-    def ready(self) -> bool:
-        """Whether there is a basis to precondition with."""
-        return self._S is not None
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of the block's matrix, (groups, out / groups, features)."""
-        groups, out, _ = _present(self._U_B).shape
-        return groups, out, _present(self._S).shape[-1]
-
-    @property
-    def A(self) -> Tensor:  # noqa: N802 - the paper's symbol
-        """Input-side factor ∫ E[x xᵀ] dt, (features, features); (groups, …) for grouped layers."""
-        return _ungroup(_composed(self._lam_A, self._U_A))
-
-    @property
-    def B(self) -> Tensor:  # noqa: N802 - the paper's symbol
-        """Output-side factor ∫ E[g gᵀ] dt, (out, out); (groups, …) for grouped layers."""
-        return _ungroup(_composed(self._lam_B, self._U_B))
-
-    @property
-    def S(self) -> Tensor:  # noqa: N802 - the symbol of the method's update
-        """Running second moment in the eigenbasis, (out, features); (groups, …) if grouped.
-
-        Rows are in ascending order of λ_B; those of a null space kept as one are all alike.
-        """
-        return _ungroup(partial_basis.whole(_present(self._S), _present(self._U_B)))
-
-    @property
-    def total(self) -> Tensor:
-        """Sum of :attr:`S`, a scalar tensor."""
-        return partial_basis.total(_present(self._S), _present(self._U_B))
-
-    @torch.no_grad()
-    def refresh(
-        self,
-        factors: Factors,
-        time_correlation: str = "full",
-        bases: Bases | None = None,
-        carry: bool = False,
-    ) -> bool:
-        """Take new factors and their eigenbases.
-
-        Args:
-            factors: the factors of one layer.
-            time_correlation: what ∫A ⊗ ∫B assumes about contributions at different times.
-                ``"full"`` takes the product as it is, ``"none"`` divides it by the total time. They
-                agree where that is 1, and S corrects the scale after a few steps in any case.
-            bases: eigenvalues and eigenvectors of A and B, where they are known already, as
-                :func:`snopt.curvature.few_rows.bases_of` returns them.
-            carry: whether to turn the running S into the new bases instead of starting it anew:
-                the diagonal of a matrix that is diagonal in the old bases.
-
-        Returns:
-            Whether the basis is new. If a factor is not finite or no eigendecomposition succeeds,
-            the previous one is kept and ``failures`` counts it.
-        """
-        basis_A, basis_B = bases or bases_of([factors])[0]
-        if basis_A is None or basis_B is None:
-            self.failures += 1
-            return False
-        (lam_A, U_A), (lam_B, U_B) = basis_A, basis_B
-        S = lam_B.clamp_min(0).unsqueeze(-1) * lam_A.clamp_min(0).unsqueeze(-2)
-        if time_correlation == "none":
-            S /= factors.weight
-        if null_directions(U_B) > 0:  # the null space's eigenvalue is 0
-            S = torch.cat([S.new_zeros(len(S), 1, S.shape[-1]), S], dim=-2)
-        before = self.shape if self.ready else None
-        if carry and before == (*U_B.shape[:2], S.shape[-1]):
-            S = overlaps(U_B, _present(self._U_B)) @ _present(self._S)
-            S = S @ overlaps(U_A, _present(self._U_A)).mT
-        self._U_A, self._U_B = U_A, U_B
-        self._lam_A, self._lam_B = lam_A, lam_B
-        self.weight, self.batch = factors.weight, factors.batch
-        self._S = S
-        return True
-
-    def blend(self, factors: Factors, decay: float) -> Factors:
-        """Return the exponential average of the present factors and new ones.
-
-        Args:
-            factors: new factors.
-            decay: weight of the present ones, in [0, 1).
-        """
-        if self._U_A is None or decay == 0 or self._U_A.shape != factors.A.shape:
-            return factors
-        A = torch.lerp(factors.A, _composed(self._lam_A, self._U_A).to(factors.A), decay)
-        B = torch.lerp(factors.B, _composed(self._lam_B, self._U_B).to(factors.B), decay)
-        return Factors(A, B, factors.weight, factors.batch)
-
-    @torch.no_grad()
-    def correct(self, moment: Tensor, decay: float = 0.0) -> None:
-        """Set S to a second moment in the present bases, or to its average with the present S.
-
-        Args:
-            moment: like S, (groups, out / groups, features).
-            decay: weight of the present S.
-        """
-        S = _present(self._S)
-        self._S = torch.lerp(partial_basis.averaged(moment.to(S), _present(self._U_B)), S, decay)
-
-    @torch.no_grad()
-    def rotate(self, G: Tensor) -> Tensor:
-        """Return U_Bᵀ G U_A for matrices (…, groups, out / groups, features)."""
-        U_A, U_B = _present(self._U_A), partial_basis.completed(_present(self._U_B))
-        return U_B.mT @ G.to(U_B.dtype) @ U_A
-
-    def buffer(self) -> Tensor:
-        """Return a matrix like S in the workspace, to write the gradient into."""
-        return self._workspace.like(_present(self._S), self.shape)[1]
 
     @torch.no_grad()
     def precondition(
@@ -209,7 +63,7 @@ class KroneckerPair:
         """Return (S + ε)⁻ᵖ applied to a gradient, after adding the gradient to S.
 
         Args:
-            G: gradient of the layer as (groups, out / groups, features).
+            G: gradient of the layer as (groups, out / groups, features); may lie in :meth:`buffer`.
             eps: damping ε > 0.
             alpha: decay α in [0, 1] of the second moment; 1 keeps S at λ_B λ_Aᵀ.
             exponent: p in (0, 1]; 1 is Newton's, 1/2 scales like Adam in the eigenbasis.
@@ -220,49 +74,114 @@ class KroneckerPair:
         Returns:
             Tensor like ``G``, in its dtype; valid until the workspace is used again.
         """
-        S, U_A, U_B = _present(self._S), _present(self._U_A), _present(self._U_B)
-        one, other = self._workspace.like(S, self.shape)
-        # The gradient may have been written into the buffer by the caller: read it first.
-        if momentum > 0:
-            # M is kept in the layer's own coordinates, so that it outlives a change of bases.
-            if self._M is None or self._M.shape != other.shape:
-                self._M = torch.zeros_like(other)
-            self._M.mul_(momentum).add_(G)
-        R, rest, free = self._rotated(G.to(S.dtype), one, other)
+        U, S = self._ready()
+        M = self._average(G, momentum) if momentum > 0 else G
+        R = U.rotate(G)  # U_Bᵀ G U_A
         if alpha < 1:
-            weight = (1 - alpha) * self.batch
-            S.mul_(alpha)
-            if rest is None:
-                S.addcmul_(R, R, value=weight)
-            else:
-                partial_basis.add_squares(S, U_B, R, rest, weight)
-        if momentum > 0:
-            R, rest, free = self._rotated(_present(self._M), free, R if rest is None else rest)
-        floor = partial_basis.mean(S, U_B).mul_(eps) if relative else eps
-        if rest is None:
-            torch.add(S, floor, out=free)
-            R.div_(free if exponent == 1 else free.pow_(exponent))
-            torch.matmul(U_B, R, out=free)
-            return torch.matmul(free, U_A.mT, out=R).to(G.dtype)
-        damped = S + floor if exponent == 1 else (S + floor).pow_(exponent)
-        rest.div_(damped[..., :1, :]).baddbmm_(U_B, R.div_(damped[..., 1:, :]))
-        return torch.matmul(rest, U_A.mT, out=free).to(G.dtype)
+            U.add_square(S.mul_(alpha), R, (1 - alpha) * self.batch)  # S ← α S + (1 - α) batch R²
+        if M is not G:
+            R = U.rotate(M)
+        damping = eps * U.mean(S) if relative else eps
+        return U.back(U.divide(R, S, damping, exponent)).to(G.dtype)  # U_B [R / (S + ε)ᵖ] U_Aᵀ
 
-    def _rotated(
-        self, G: Tensor, one: Tensor, other: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Return U_Bᵀ G U_A, what of G U_A is outside U_B if that is partial, and a free matrix.
+    def _average(self, G: Tensor, momentum: float) -> Tensor:
+        """Return M ← μ M + G, in the layer's own coordinates: it outlives a change of bases."""
+        _, S = self._ready()
+        if self._momentum is None or self._momentum.shape != G.shape:
+            self._momentum = torch.zeros_like(G, dtype=S.dtype)
+        return self._momentum.mul_(momentum).add_(G)
+
+    @torch.no_grad()
+    def refresh(self, factors: Factors, bases: Bases | None = None, carry: bool = False) -> bool:
+        """Take new factors and their eigenbases.
 
         Args:
-            G: (groups, out / groups, features); may be ``other``.
-            one: room for a matrix like it.
-            other: likewise.
+            factors: the factors of one layer.
+            bases: eigenvalues and eigenvectors of A and B, where they are known already, as
+                :func:`snopt.curvature.factors.bases_of` returns them.
+            carry: whether to turn the running S into the new bases instead of starting it anew:
+                the diagonal of a matrix that is diagonal in the old bases.
+
+        Returns:
+            Whether the basis is new. If a factor is not finite or no eigendecomposition succeeds,
+            the previous one is kept and ``failures`` counts it.
         """
-        U_A, U_B = _present(self._U_A), _present(self._U_B)
-        if null_directions(U_B) > 0:
-            return (*split(U_B, torch.matmul(G, U_A, out=one)), other)
-        torch.matmul(U_B.mT, G, out=one)
-        return torch.matmul(one, U_A, out=other), None, one
+        A, B = bases or bases_of([factors])[0]
+        if A is None or B is None:
+            self.failures += 1
+            return False
+        old, new = self._bases, _bases(A, B, self._workspace)
+        if carry and old is not None and old.shape == new.shape:
+            self._moment = new.carried(self._ready()[1], old)
+        else:
+            self._moment = new.eigenvalues()
+        self._bases = new
+        self.weight, self.batch = factors.weight, factors.batch
+        return True
+
+    def blend(self, factors: Factors, decay: float) -> Factors:
+        """Return the exponential average of the present factors and new ones.
+
+        Args:
+            factors: new factors.
+            decay: weight of the present ones, in [0, 1).
+        """
+        old = self._bases
+        if old is None or decay == 0 or old.U_A.shape != factors.A.shape:
+            return factors
+        A = torch.lerp(factors.A, old.A.to(factors.A), decay)
+        B = torch.lerp(factors.B, old.B.to(factors.B), decay)
+        return Factors(A, B, factors.weight, factors.batch)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a basis to precondition with."""
+        return self._bases is not None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of the block's matrix, (groups, out / groups, features)."""
+        return self._ready()[0].shape
+
+    @property
+    def A(self) -> Tensor:  # noqa: N802 - the paper's symbol
+        """Input-side factor ∫ E[x xᵀ] dt, (features, features); (groups, …) for grouped layers."""
+        return _ungroup(self._ready()[0].A)
+
+    @property
+    def B(self) -> Tensor:  # noqa: N802 - the paper's symbol
+        """Output-side factor ∫ E[g gᵀ] dt, (out, out); (groups, …) for grouped layers."""
+        return _ungroup(self._ready()[0].B)
+
+    @property
+    def S(self) -> Tensor:  # noqa: N802 - the symbol of the method's update
+        """Running second moment in the eigenbasis, (out, features); (groups, …) if grouped.
+
+        Rows are in ascending order of λ_B; those of a null space kept as one are all alike.
+        """
+        U, S = self._ready()
+        return _ungroup(U.in_full(S))
+
+    @torch.no_grad()
+    def correct(self, moment: Tensor, decay: float = 0.0) -> None:
+        """Set S to a second moment in the present bases, or to its average with the present S.
+
+        Args:
+            moment: like S, (groups, out / groups, features); the bases are whole.
+            decay: weight of the present S.
+        """
+        _, S = self._ready()
+        self._moment = torch.lerp(moment.to(S), S, decay)
+
+    @torch.no_grad()
+    def rotate(self, G: Tensor) -> Tensor:
+        """Return U_Bᵀ G U_A for matrices (…, groups, out / groups, features); bases are whole."""
+        U, _ = self._ready()
+        return U.U_B.mT @ G.to(U.U_B.dtype) @ U.U_A
+
+    def buffer(self) -> Tensor:
+        """Return a matrix like S in the workspace, to write the gradient into."""
+        return self._ready()[0].room()[1]
 
     @torch.no_grad()
     def quadratic(self, D: Tensor) -> Tensor:
@@ -271,27 +190,23 @@ class KroneckerPair:
         Args:
             D: a change of the layer's matrix, (groups, out / groups, features).
         """
-        S, U_A, U_B = _present(self._S), _present(self._U_A), _present(self._U_B)
-        if null_directions(U_B) == 0:
-            R = U_B.mT @ D.to(S.dtype) @ U_A
-            return R.square_().mul_(S).sum()
-        R, rest = split(U_B, D.to(S.dtype) @ U_A)
-        outside = rest.square_().mul_(S[..., :1, :]).sum()
-        return R.square_().mul_(S[..., 1:, :]).sum() + outside
+        U, S = self._ready()
+        return U.weighted_square(U.rotate(D), S)
 
     def forget_momentum(self) -> None:
         """Set the momentum of the gradient to zero."""
-        self._M = None
+        self._momentum = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue exactly."""
+        U = self._bases
         return {
-            "lam_A": self._lam_A,
-            "lam_B": self._lam_B,
-            "U_A": self._U_A,
-            "U_B": self._U_B,
-            "S": self._S,
-            "M": self._M,
+            "lam_A": None if U is None else U.lam_A,
+            "lam_B": None if U is None else U.lam_B,
+            "U_A": None if U is None else U.U_A,
+            "U_B": None if U is None else U.U_B,
+            "S": self._moment,
+            "M": self._momentum,
             "weight": self.weight,
             "batch": self.batch,
             "failures": self.failures,
@@ -299,28 +214,223 @@ class KroneckerPair:
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Take over a state of :meth:`state_dict`, moved to ``device``."""
-        for name in ("lam_A", "lam_B", "U_A", "U_B", "S", "M"):
-            value = state.get(name)
-            setattr(self, f"_{name}", None if value is None else value.to(device, copy=True))
-        for side in ("A", "B"):  # older states hold factors in place of eigenvalues
-            if state.get(f"lam_{side}") is None and state.get(side) is not None:
-                M, U = state[side].to(device), getattr(self, f"_U_{side}")
-                setattr(self, f"_lam_{side}", (U * (M @ U)).sum(-2))
+        own = {k: v.to(device, copy=True) for k, v in state.items() if isinstance(v, Tensor)}
+        self._bases = None
+        if "S" in own:
+            A, B = ((own[f"lam_{side}"], own[f"U_{side}"]) for side in "AB")
+            self._bases = _bases(A, B, self._workspace)
+        self._moment, self._momentum = own.get("S"), own.get("M")
         self.weight, self.batch = float(state["weight"]), int(state["batch"])
         self.failures = int(state["failures"])
+
+    def _ready(self) -> tuple[_WholeBases, Tensor]:
+        """Return the bases and S."""
+        if self._bases is None or self._moment is None:
+            raise ValueError("this layer has no factors yet: they are computed in step()")
+        return self._bases, self._moment
 
 
 def _ungroup(M: Tensor) -> Tensor:
     return M[0] if M.shape[0] == 1 else M
 
 
-def _composed(lam: Tensor | None, U: Tensor | None) -> Tensor:
-    """Return U diag(λ) Uᵀ, symmetric to the last bit."""
-    U, lam = _present(U), _present(lam)
-    return symmetric((U * lam.unsqueeze(-2)) @ U.mT)
+_Rotated: TypeAlias = Any
+"""What ``rotate`` returns: the bases' own business."""
 
 
-def _present(M: Tensor | None) -> Tensor:
-    if M is None:
-        raise ValueError("this layer has no factors yet: they are computed in step()")
-    return M
+def _bases(A: Basis, B: Basis, workspace: Workspace) -> _WholeBases:
+    """Return the bases of the kind that U_B is of."""
+    _, U_B = B
+    kind = _WholeBases if U_B.shape[-1] == U_B.shape[-2] else _PartialBases
+    return kind(A, B, workspace)
+
+
+class _WholeBases:
+    """The eigenbases of A and B: a gradient into them, divided by S, and back.
+
+    Args:
+        A: eigenvalues (groups, features) and eigenvectors (groups, features, features).
+        B: eigenvalues (groups, out / groups) and eigenvectors.
+        workspace: where rotated matrices lie, until it is used again.
+    """
+
+    def __init__(self, A: Basis, B: Basis, workspace: Workspace) -> None:
+        """Take the bases."""
+        self.lam_A, self.U_A = A
+        self.lam_B, self.U_B = B
+        self.workspace = workspace
+        self.shape = (*self.U_B.shape[:2], self.U_A.shape[-1])
+
+    @property
+    def A(self) -> Tensor:  # noqa: N802 - the paper's symbol
+        """U_A Λ_A U_Aᵀ, symmetric to the last bit."""
+        return symmetric((self.U_A * self.lam_A.unsqueeze(-2)) @ self.U_A.mT)
+
+    @property
+    def B(self) -> Tensor:  # noqa: N802 - the paper's symbol
+        """U_B Λ_B U_Bᵀ, symmetric to the last bit."""
+        return symmetric((self.U_B * self.lam_B.unsqueeze(-2)) @ self.U_B.mT)
+
+    def room(self) -> tuple[Tensor, Tensor]:
+        """Return two matrices like the block's."""
+        return self.workspace.like(self.U_A, self.shape)
+
+    def rotate(self, G: Tensor) -> _Rotated:
+        """Return R = U_Bᵀ G U_A; ``G`` may lie in the second matrix of :meth:`room`."""
+        one, other = self.room()
+        torch.matmul(self.U_B.mT, G.to(self.U_B.dtype), out=one)
+        return torch.matmul(one, self.U_A, out=other)
+
+    def add_square(self, S: Tensor, R: _Rotated, weight: float) -> None:
+        """Add weight × R² to S, in place."""
+        S.addcmul_(R, R, value=weight)
+
+    def divide(self, R: _Rotated, S: Tensor, eps: float | Tensor, exponent: float) -> _Rotated:
+        """Return R / (S + ε)ᵖ, in place."""
+        damped = torch.add(S, eps, out=self.room()[0])
+        return R.div_(damped if exponent == 1 else damped.pow_(exponent))
+
+    def back(self, R: _Rotated) -> Tensor:
+        """Return U_B R U_Aᵀ."""
+        one, other = self.room()
+        torch.matmul(self.U_B, R, out=one)
+        return torch.matmul(one, self.U_A.mT, out=other)
+
+    def weighted_square(self, R: _Rotated, S: Tensor) -> Tensor:
+        """Return Σ S R², a scalar tensor; overwrites ``R``."""
+        total: Tensor = R.square_().mul_(S).sum()
+        return total
+
+    def eigenvalues(self) -> Tensor:
+        """Return λ_B λ_Aᵀ, what S starts at."""
+        return self.lam_B.clamp_min(0).unsqueeze(-1) * self.lam_A.clamp_min(0).unsqueeze(-2)
+
+    def mean(self, S: Tensor) -> Tensor:
+        """Return the mean of S, a scalar tensor."""
+        return S.mean()
+
+    def in_full(self, S: Tensor) -> Tensor:
+        """Return S with one row for each output."""
+        return S
+
+    def carried(self, S: Tensor, old: _WholeBases) -> Tensor:
+        """Return S in the present bases, ``S`` being that in others of the same shape."""
+        return _overlaps(self.U_B, old.U_B) @ S @ _overlaps(self.U_A, old.U_A).mT
+
+
+class _PartialBases(_WholeBases):
+    """Bases where U_B has k of m eigenvectors, those of the range of a B that is kept as columns.
+
+    Those of the null space are not determined, so nothing should depend on their choice: S has the
+    mean over its m - k directions in one row, the first of 1 + k, as their eigenvalue is the
+    smallest (docs/method.md, section 7). A rotated matrix is the pair U_Bᵀ G U_A and
+    (I - U_B U_Bᵀ) G U_A.
+    """
+
+    @property
+    def null(self) -> int:
+        """Directions of the null space, m - k."""
+        return self.U_B.shape[-2] - self.U_B.shape[-1]
+
+    def rotate(self, G: Tensor) -> _Rotated:
+        """Return what of G U_A is inside U_B, and what is outside."""
+        outside = torch.matmul(G.to(self.U_B.dtype), self.U_A, out=self.room()[0])
+        inside = self.U_B.mT @ outside
+        return inside, outside.baddbmm_(self.U_B, inside, alpha=-1)
+
+    def add_square(self, S: Tensor, R: _Rotated, weight: float) -> None:
+        """Add weight × R² to S, in place."""
+        inside, outside = R
+        S[..., 1:, :].addcmul_(inside, inside, value=weight)
+        # The norm does not depend on the basis: the mean over any one of the null space.
+        squares = torch.linalg.vector_norm(outside, dim=-2, keepdim=True).square_()
+        S[..., :1, :].add_(squares, alpha=weight / self.null)
+
+    def divide(self, R: _Rotated, S: Tensor, eps: float | Tensor, exponent: float) -> _Rotated:
+        """Return R / (S + ε)ᵖ, in place."""
+        inside, outside = R
+        damped = S + eps if exponent == 1 else (S + eps).pow_(exponent)
+        return inside.div_(damped[..., 1:, :]), outside.div_(damped[..., :1, :])
+
+    def back(self, R: _Rotated) -> Tensor:
+        """Return both parts in the layer's coordinates, added up."""
+        inside, outside = R
+        outside.baddbmm_(self.U_B, inside)
+        return torch.matmul(outside, self.U_A.mT, out=self.room()[1])
+
+    def weighted_square(self, R: _Rotated, S: Tensor) -> Tensor:
+        """Return Σ S R², a scalar tensor; overwrites ``R``."""
+        inside, outside = R
+        null = outside.square_().mul_(S[..., :1, :]).sum()
+        total: Tensor = inside.square_().mul_(S[..., 1:, :]).sum() + null
+        return total
+
+    def eigenvalues(self) -> Tensor:
+        """Return λ_B λ_Aᵀ, what S starts at; the null space's eigenvalue is 0."""
+        S = super().eigenvalues()
+        return torch.cat([S.new_zeros(len(S), 1, S.shape[-1]), S], dim=-2)
+
+    def mean(self, S: Tensor) -> Tensor:
+        """Return the mean of S over all directions, a scalar tensor."""
+        total = S[..., :1, :].sum() * self.null + S[..., 1:, :].sum()
+        return total.div_(math.prod(self.shape))
+
+    def in_full(self, S: Tensor) -> Tensor:
+        """Return S with one row for each output, the null space's first."""
+        null = S[..., :1, :].expand(-1, self.null, -1)
+        return torch.cat([null, S[..., 1:, :]], dim=-2)
+
+
+def _overlaps(new: Tensor, old: Tensor) -> Tensor:
+    """Return the squares of the inner products of two bases' vectors, (…, rows of S, rows of S).
+
+    Times an S in the old basis it is the diagonal, in the new one, of the matrix that is diagonal
+    in the old one. Where the null space has one row, it is a multiple of the identity in the old
+    null space, and the mean over the new one.
+
+    Args:
+        new: (groups, m, k'), whole or a part.
+        old: (groups, m, k), likewise.
+    """
+    squares = (new.mT @ old).square_()
+    null_new, null_old = (U.shape[-2] - U.shape[-1] for U in (new, old))
+    if null_old > 0:  # what of a vector is not in the old range is in the old null space
+        rest = (1 - squares.sum(-1, keepdim=True)).clamp_min_(0)
+        squares = torch.cat([rest, squares], dim=-1)
+    if null_new > 0:
+        # Over a whole basis a unit vector's squares sum to 1, those of the null space to m - k.
+        sums = squares.new_ones(squares.shape[-1])
+        if null_old > 0:
+            sums[0] = null_old
+        rest = (sums - squares.sum(-2)).clamp_min_(0).div_(null_new)
+        squares = torch.cat([rest.unsqueeze(-2), squares], dim=-2)
+    return squares
+
+
+class Workspace:
+    """Two buffers of the size of the largest matrix asked for, kept from step to step.
+
+    Layers that are worked on one after the other share it.
+    """
+
+    def __init__(self) -> None:
+        """Hold nothing yet."""
+        self._flat: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self._views: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+
+    def like(self, M: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return two matrices of a shape, in the dtype and on the device of ``M``.
+
+        Their content is lost when someone else works in them.
+        """
+        key = M.dtype, M.device
+        views = self._views.get((*key, *shape))
+        if views is None:
+            size = math.prod(shape)
+            if key not in self._flat or self._flat[key].shape[1] < size:
+                self._views.clear()  # and the buffers with them, lest both be held
+                self._flat.pop(key, None)
+                self._flat[key] = M.new_empty(2, size)
+            one, other = self._flat[key][:, :size]
+            views = self._views[(*key, *shape)] = one.view(*shape), other.view(*shape)
+        return views

@@ -26,8 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from snopt.curvature.factors import Factors
-from snopt.curvature.few_rows import ThinFactors, most_columns
+from snopt.curvature.factors import Factors, ThinFactors, most_columns
 from snopt.linalg import Basis, at_least_float32, eigenbases, inverses
 
 if dist.is_available():

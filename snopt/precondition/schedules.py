@@ -1,40 +1,16 @@
-"""Settings that depend on the number of steps taken: damping, and when factors are refreshed."""
+"""Settings that change in training: when factors are refreshed, and how large the damping is."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from snopt.validate import check_count
+import torch
+from torch import Tensor
 
-Schedule = Callable[[int], float]
-
-
-@dataclass(frozen=True)
-class Exponential:
-    """Goes from ``start`` to ``end`` geometrically within ``steps`` steps, then stays.
-
-    Raises:
-        ValueError: if an argument is not positive.
-    """
-
-    start: float
-    end: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        """Check the arguments."""
-        if not (self.start > 0 and self.end > 0):
-            raise ValueError(
-                f"a geometric schedule needs start and end > 0, got {self.start!r}, {self.end!r}"
-            )
-        check_count("steps", self.steps)
-
-    def __call__(self, step: int) -> float:
-        """Return the value at a step, the first of which is 0."""
-        part = min(step / self.steps, 1.0)
-        return float(self.start * (self.end / self.start) ** part)
+from snopt.errors import SolverError
+from snopt.validate import check_count, check_flag, check_number
 
 
 @dataclass(frozen=True)
@@ -56,62 +32,132 @@ class DenseThenSparse:
         for name in ("early", "steps", "late"):
             check_count(name, getattr(self, name))
 
-    def due(self, step: int, since: int, drift: float) -> bool:
+    def due(self, step: int, since: int) -> bool:
         """Return whether the step is one with a refresh.
 
         Args:
             step: steps taken so far.
             since: steps since the last refresh.
-            drift: see :class:`WhenStale`.
         """
         return step == 0 or since >= (self.early if step < self.steps else self.late)
 
 
 @dataclass(frozen=True)
-class WhenStale:
-    """Refreshes when the second moment of the gradient has left the factors behind.
+class TrustRegion:
+    """Damping that follows how well the quadratic model predicts the loss (Levenberg, Marquardt).
 
-    The drift is |log(m / m₀)|: m is the sum over all layers of the running second moment S, m₀ the
-    same ``settle`` steps after the last refresh, when S has forgotten its start.
+    Every few steps the actual change of the loss is compared with the predicted one.
+
+    With δ the change of the parameters in a step, momentum included, the model predicts
+    m(δ) = gᵀδ + ½ δᵀQδ. The reduction ratio ρ = (L(θ + δ) - L(θ)) / m(δ), both losses on the step's
+    own batch, says whether to trust it (Martens & Grosse 2015, section 6.5): below ``low`` the
+    damping is divided by ``decay`` to the power ``every``, above ``high`` multiplied with it. A
+    step after which the loss is not finite or has risen by more than ``accept`` - 1 times its size
+    is taken back.
+
+    Each comparison costs two evaluations of the loss, without gradients.
 
     Args:
-        factor: refresh as soon as m has changed by this factor, greater than 1.
-        at_least: steps between two refreshes at the least.
-        at_most: ... and at the most.
-        settle: steps after a refresh at which m₀ is taken.
+        every: steps between two comparisons.
+        decay: factor per step, in (0, 1); Martens & Grosse: 19/20.
+        low: ratio below which the damping rises.
+        high: ratio above which it falls.
+        accept: largest ratio of the new loss to the old one, at least 1.
+        refresh: whether a ratio below ``low`` also means that the factors are stale: the next step
+            then takes in new ones.
+        smallest: the damping never falls below this,
+        largest: ... nor rises above this.
 
     Raises:
         ValueError: if an argument is out of range.
     """
 
-    factor: float = 2.0
-    at_least: int = 10
-    at_most: int = 100
-    settle: int = 5
+    every: int = 5
+    decay: float = 0.95
+    low: float = 0.25
+    high: float = 0.75
+    accept: float = 1.5
+    refresh: bool = False
+    smallest: float = 1e-8
+    largest: float = 1e3
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        if not self.factor > 1:
-            raise ValueError(f"factor must be greater than 1, got {self.factor!r}")
-        for name in ("at_least", "at_most", "settle"):
-            check_count(name, getattr(self, name))
-        if not self.settle <= self.at_least <= self.at_most:
+        check_count("every", self.every)
+        check_number("decay", self.decay, "(0, 1)")
+        check_flag("refresh", self.refresh)
+        if not self.low < self.high:
+            raise ValueError(f"low < high must hold, got {self.low!r} and {self.high!r}")
+        if not self.accept >= 1:
+            raise ValueError(f"accept must be at least 1, got {self.accept!r}")
+        if not 0 < self.smallest <= self.largest:
             raise ValueError(
-                "settle <= at_least <= at_most must hold, got"
-                f" {self.settle}, {self.at_least}, {self.at_most}"
+                f"0 < smallest <= largest must hold, got {self.smallest!r}, {self.largest!r}"
             )
 
-    def due(self, step: int, since: int, drift: float) -> bool:
-        """Return whether the step is one with a refresh.
+    def adapted(self, damping: float, ratio: float) -> float:
+        """Return the damping after a comparison.
 
         Args:
-            step: steps taken so far.
-            since: steps since the last refresh.
-            drift: |log(m / m₀)|, 0 while there is no m₀.
+            damping: what it was.
+            ratio: the reduction ratio ρ; one that is not finite counts as bad.
         """
-        if step == 0 or since >= self.at_most:
-            return True
-        return since >= self.at_least and drift > math.log(self.factor)
+        if not math.isfinite(ratio) or ratio < self.low:
+            damping /= self.decay**self.every
+        elif ratio > self.high:
+            damping *= self.decay**self.every
+        return min(max(damping, self.smallest), self.largest)
+
+    def is_stale(self, ratio: float) -> bool:
+        """Return whether the ratio asks for new factors."""
+        return self.refresh and not ratio >= self.low
+
+    def accepts(self, before: float, after: float) -> bool:
+        """Return whether a step from one loss to the other is kept.
+
+        A loss may be negative, as a negative log-likelihood is: what counts is the rise relative to
+        the size of the loss.
+        """
+        return math.isfinite(after) and after - before <= (self.accept - 1) * max(abs(before), 1e-3)
 
 
-Refresh = DenseThenSparse | WhenStale
+class Comparison:
+    """One step seen from both sides: parameters, gradients and loss before, change after.
+
+    Args:
+        parameters: what the step changes.
+        evaluate: returns the loss on the step's batch, without gradients.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], evaluate: Callable[[], Tensor]) -> None:
+        """Remember parameters, raw gradients and the loss."""
+        self.evaluate = evaluate
+        self.before = {p: p.detach().clone() for p in parameters if p.grad is not None}
+        self.gradients = {p: p.grad.clone() for p in self.before if p.grad is not None}
+        self.loss_before = self._loss()
+
+    def _loss(self) -> float:
+        with torch.no_grad():
+            return float(self.evaluate())
+
+    def ratio(self, quadratic: Callable[[dict[Tensor, Tensor]], Tensor]) -> float:
+        """Return the reduction ratio ρ of the step taken since; evaluates the loss.
+
+        Args:
+            quadratic: returns δᵀQδ for changes by parameter.
+        """
+        try:
+            self.loss_after = self._loss()
+        except SolverError:  # the ODE cannot be solved any more
+            self.loss_after = math.inf
+        changes = {p: p.detach() - old for p, old in self.before.items()}
+        linear = sum(float((self.gradients[p] * d).sum()) for p, d in changes.items())
+        model = linear + 0.5 * float(quadratic(changes))
+        actual = self.loss_after - self.loss_before
+        return actual / model if model < 0 else -math.inf
+
+    def undo(self) -> None:
+        """Put the parameters back."""
+        with torch.no_grad():
+            for p, old in self.before.items():
+                p.copy_(old)

@@ -1,24 +1,211 @@
-"""SNOpt as an ordinary ``torch.optim.Optimizer``."""
+"""SNOpt: the preconditioner, and the ``torch.optim.Optimizer`` that puts it before another one."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from snopt.curvature.factors import Accumulator, ThinSums, bases_of
 from snopt.curvature.quadrature import Quadrature
-from snopt.precondition.base import PreconditionedOptimizer, as_groups, members
-from snopt.precondition.preconditioner import Preconditioner
-from snopt.precondition.schedules import Refresh, Schedule
-from snopt.precondition.trust_region import Comparison, TrustRegion
-from snopt.precondition.weights import check_model
-from snopt.validate import check_choice, check_range
+from snopt.linalg import eigenbases
+from snopt.precondition.base import (
+    Layerwise,
+    PreconditionedOptimizer,
+    as_groups,
+    base_step,
+    members,
+)
+from snopt.precondition.kronecker import KroneckerPair, Workspace
+from snopt.precondition.schedules import Comparison, DenseThenSparse, TrustRegion
+from snopt.validate import check_choice, check_flag, check_number
 
 MOMENTUM_ON = ("step", "gradient")
+
+
+class Preconditioner(Layerwise[KroneckerPair]):
+    """Replaces the gradient of every Linear and Conv2d layer by B⁻¹ G A⁻¹, in place.
+
+    Call :meth:`step` between ``backward()`` and the base optimizer's step; :class:`snopt.SNOpt`
+    does both. Parameters of other kinds, layers whose weight is frozen or computed by a
+    parametrization, and layers that never received data keep their gradient.
+
+    Factors are gathered in the backward passes before every ``update_freq``-th step, the first one
+    included. Gradient accumulation: microbatches of equal size, whatever their number.
+
+    The options from ``factor_decay`` on go beyond the paper; their defaults are the paper's method.
+
+    Args:
+        model: the model; its layers may be inside or outside ODE solves, used once or many times.
+        eps: damping ε > 0, in units of the squared per-sample gradient.
+        update_freq: steps between two refreshes of the factors and their bases, at least 1; or a
+            rule, :class:`snopt.DenseThenSparse`.
+        alpha: decay of the running second moment, in [0, 1].
+        quadrature: rule for the nodes on each smooth piece of a solve; None means
+            ``gauss_legendre(4)``.
+        scope: ``"all"``, or ``"ode"`` for layers inside an ODE solve only.
+        curvature_batch: rows of the batch from which the factors are made, evenly spaced; None
+            means all of them.
+        params: the parameters that may be preconditioned; None means all of the model.
+        factor_decay: weight in [0, 1) of the old factors in the new ones at a refresh.
+        carry_moment: whether S is turned into the new bases at a refresh instead of starting anew.
+        exponent: p in (0, 1] of the step R / (S + ε)ᵖ.
+        relative_damping: whether ε is in units of the mean of each layer's S.
+        momentum: μ in [0, 1) of momentum on the gradient, before it is preconditioned.
+
+    Raises:
+        TypeError: if ``model`` is no module.
+        ValueError: if an argument is out of range or the model has no layer to precondition.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        eps: float = 0.05,
+        update_freq: int | DenseThenSparse = 100,
+        alpha: float = 0.75,
+        quadrature: Quadrature | None = None,
+        scope: str = "all",
+        curvature_batch: int | None = None,
+        params: Iterable[Tensor] | None = None,
+        factor_decay: float = 0.0,
+        carry_moment: bool = False,
+        exponent: float = 1.0,
+        relative_damping: bool = False,
+        momentum: float = 0.0,
+    ) -> None:
+        """Find the layers and wait for the first backward pass."""
+        _check_update(eps, alpha)
+        check_number("factor_decay", factor_decay, "[0, 1)")
+        check_flag("carry_moment", carry_moment)
+        check_number("exponent", exponent, "(0, 1]")
+        check_flag("relative_damping", relative_damping)
+        check_number("momentum", momentum, "[0, 1)")
+        rule = update_freq if isinstance(update_freq, DenseThenSparse) else None
+        super().__init__(
+            model,
+            partial(KroneckerPair, Workspace()),
+            update_freq=1 if isinstance(update_freq, DenseThenSparse) else update_freq,
+            quadrature=quadrature,
+            scope=scope,
+            curvature_batch=curvature_batch,
+            params=params,
+            # An average of old and new factors has no few columns.
+            accumulator=ThinSums if factor_decay == 0 else Accumulator,
+        )
+        self.eps, self.alpha = eps, alpha
+        self.factor_decay, self.carry_moment = factor_decay, carry_moment
+        self.exponent, self.relative_damping = exponent, relative_damping
+        self.momentum = momentum
+        self.rule = rule
+        self.since_refresh = 0
+        self.refreshes = 0
+        self._requested = False
+
+    @torch.no_grad()
+    def step(
+        self, param_groups: Sequence[Mapping[str, Any]] = (), *, loss_scale: float | Tensor = 1.0
+    ) -> None:
+        """Refresh factors and bases if it is time, then precondition the gradients in place.
+
+        Args:
+            param_groups: groups whose ``damping`` (ε) and ``alpha`` override the defaults for the
+                layers whose weight they hold.
+            loss_scale: what the loss was multiplied with for the backward pass (loss scaling in
+                half precision) and the gradients have been divided by since.
+        """
+        if self.due:
+            self._refresh(loss_scale)
+        for block, group in self.with_gradient(param_groups):
+            eps, alpha = group.get("damping", self.eps), group.get("alpha", self.alpha)
+            _check_update(eps, alpha)
+            pair, buffer = block.state, block.state.buffer()
+            step = pair.precondition(
+                block.gradient(buffer.shape[-1], buffer),
+                eps=eps,
+                alpha=alpha,
+                exponent=self.exponent,
+                relative=self.relative_damping,
+                momentum=self.momentum,
+            )
+            block.set_gradient(step)
+        self.since_refresh += 1
+        self.advance()
+
+    def _refresh(self, loss_scale: float | Tensor) -> None:
+        gathered = self.gathered(loss_scale)
+        states = [self.blocks[name].state for name in gathered]
+        factors = [
+            state.blend(new, self.factor_decay)
+            for state, new in zip(states, gathered.values(), strict=True)
+        ]
+        bases = bases_of(factors, eigenbases if self.ranks is None else self.ranks.eigenbases)
+        for state, own, found in zip(states, factors, bases, strict=True):
+            state.refresh(own, found, self.carry_moment)
+        self.since_refresh, self._requested = 0, False
+        self.refreshes += 1
+
+    def _wants_curvature(self) -> bool:
+        if self._requested:
+            return True
+        if self.rule is None:
+            return super()._wants_curvature()
+        return self.rule.due(self.steps, self.since_refresh)
+
+    def refresh_soon(self) -> None:
+        """Take in new factors with the next step, whatever the rule says."""
+        self._requested = True
+        self._arm_if_due()
+
+    def forget_momentum(self) -> None:
+        """Set the momentum of the gradients to zero."""
+        for block in self.blocks.values():
+            block.state.forget_momentum()
+
+    @property
+    def treated(self) -> set[Tensor]:
+        """The parameters that are being preconditioned: those of layers that have factors."""
+        ready = [block.layer for block in self.blocks.values() if block.state.ready]
+        return {p for layer in ready for p in (layer.weight, layer.bias) if p is not None}
+
+    @torch.no_grad()
+    def quadratic(self, changes: Mapping[Tensor, Tensor]) -> Tensor:
+        """Return δᵀ Q δ, a scalar tensor, over all layers that have factors.
+
+        Args:
+            changes: parameter → change, for all parameters of those layers.
+        """
+        total = torch.zeros(())
+        for block in self.blocks.values():
+            if block.state.ready:
+                total = total + block.state.quadratic(block.matrix(changes, block.state.shape[-1]))
+        return total
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return steps, factors, bases and moments: tensors and numbers only."""
+        counts = {"since": self.since_refresh, "refreshes": self.refreshes}
+        return {**super().state_dict(), **counts, "requested": self._requested}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state of :meth:`state_dict`.
+
+        Raises:
+            ValueError: if it belongs to a model with other layers.
+        """
+        self.since_refresh, self.refreshes = int(state["since"]), int(state["refreshes"])
+        self._requested = bool(state["requested"])
+        super().load_state_dict(state)
+
+
+def _check_update(eps: float, alpha: float) -> None:
+    check_number("eps (damping)", eps, "(0, inf)")
+    check_number("alpha (decay of the second moment)", alpha, "[0, 1]")
 
 
 class SNOpt(PreconditionedOptimizer[Preconditioner]):
@@ -54,15 +241,13 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
         momentum: momentum of SGD on the preconditioned gradient.
         weight_decay: the base optimizer's weight decay; with SGD it is added to the preconditioned
             gradient, as in the paper's experiments.
-        eps: damping ε > 0 (paper: 0.03 to 0.1), or a function of the number of steps taken, such as
-            :class:`snopt.Exponential`.
+        eps: damping ε > 0 (paper: 0.03 to 0.1), or a function of the number of steps taken.
         update_freq: steps between two refreshes of factors and bases (paper: 100 to 250), or a rule
-            (:class:`snopt.DenseThenSparse`, :class:`snopt.WhenStale`).
+            (:class:`snopt.DenseThenSparse`).
         alpha: decay of the second moment in the eigenbasis, in [0, 1] (paper: 0.75).
         quadrature: nodes on each smooth piece of a solve; None means ``gauss_legendre(4)``; the
             paper's is ``uniform(0.01)``.
         scope: ``"all"``, or ``"ode"`` to precondition only layers inside an ODE.
-        time_correlation: see :class:`snopt.Preconditioner`.
         curvature_batch: rows of the batch used for the factors; None means all.
         base: optimizer class for the step itself; None means SGD.
         params: parameters or parameter groups to train; None means all of the model.
@@ -71,11 +256,10 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
         samples: labels drawn for each row, with ``mc``.
         momentum_on: ``"step"``, or ``"gradient"`` to average before preconditioning.
         trust_region: adapts the damping; needs ``step(evaluate=...)``.
-        factor_decay: see :class:`snopt.Preconditioner`, as for the next four.
+        factor_decay: see :class:`snopt.Preconditioner`, as for the next three.
         carry_moment: whether S is turned into the new bases at a refresh.
         exponent: p of the step R / (S + ε)ᵖ.
         relative_damping: whether ε is in units of the mean of each layer's S.
-        kl_clip: bound on the estimated change in Kullback-Leibler divergence.
         base_options: further arguments of the base optimizer, such as ``nesterov`` or ``betas``.
 
     Raises:
@@ -89,12 +273,11 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
         lr: float = 0.02,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
-        eps: float | Schedule = 0.05,
-        update_freq: int | Refresh = 100,
+        eps: float | Callable[[int], float] = 0.05,
+        update_freq: int | DenseThenSparse = 100,
         alpha: float = 0.75,
         quadrature: Quadrature | None = None,
         scope: str = "all",
-        time_correlation: str = "full",
         curvature_batch: int | None = None,
         base: Callable[..., Optimizer] | None = None,
         params: Iterable[Any] | None = None,
@@ -106,28 +289,23 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
         carry_moment: bool = False,
         exponent: float = 1.0,
         relative_damping: bool = False,
-        kl_clip: float | None = None,
         **base_options: Any,
     ) -> None:
         """Set up the base optimizer and the preconditioner on shared parameter groups."""
-        check_model(model)
         check_choice("momentum_on", momentum_on, MOMENTUM_ON)
-        if base is not None and momentum and momentum_on == "step":
-            raise ValueError("momentum is SGD's; pass the base optimizer's own setting instead")
-        self.eps_schedule = eps if callable(eps) else None
-        if self.eps_schedule is not None and trust_region is not None:
+        if callable(eps) and trust_region is not None:
             raise ValueError("eps is a schedule or follows the trust region, not both")
-        damping = eps(0) if callable(eps) else eps
+        self.eps_schedule = eps if callable(eps) else None
+        first = eps(0) if callable(eps) else eps
         before = momentum if momentum_on == "gradient" else 0.0
         groups = as_groups(model, params)
         preconditioner = Preconditioner(
             model,
-            eps=damping,
+            eps=first,
             update_freq=update_freq,
             alpha=alpha,
             quadrature=quadrature,
             scope=scope,
-            time_correlation=time_correlation,
             curvature_batch=curvature_batch,
             params=members(groups),
             factor_decay=factor_decay,
@@ -135,26 +313,28 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
             exponent=exponent,
             relative_damping=relative_damping,
             momentum=before,
-            kl_clip=kl_clip,
         )
-        if base is None:
-            base, base_options["momentum"] = torch.optim.SGD, momentum - before
-        if weight_decay:
-            base_options["weight_decay"] = weight_decay
+        step = base_step(
+            groups,
+            base,
+            lr=lr,
+            momentum=momentum - before,
+            weight_decay=weight_decay,
+            options=base_options,
+        )
         super().__init__(
             preconditioner,
-            base(groups, lr=lr, **base_options),
-            {"damping": damping, "alpha": alpha},
+            step,
+            {"damping": first, "alpha": alpha},
             curvature=curvature,
             samples=samples,
         )
         for group in self.param_groups:
-            check_range(eps=group["damping"], alpha=group["alpha"])
+            _check_update(group["damping"], group["alpha"])
         self.trust_region = trust_region
         self.rejected = 0
         self.ratio: float | None = None
         self._momentum = before
-        self._evaluate: Callable[[], Tensor] | None = None
 
     @property
     def wants_evaluation(self) -> bool:
@@ -182,28 +362,28 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
         Raises:
             ValueError: if the trust region needs ``evaluate`` and there is none.
         """
-        if self.wants_evaluation and evaluate is None:
+        compare = self.wants_evaluation
+        if compare and evaluate is None:
             raise ValueError(
                 "the trust region compares losses: call step(evaluate=...) with a function that"
                 " returns the loss on this step's batch"
             )
-        self._evaluate = evaluate if self.wants_evaluation else None
-        return super().step(closure)
-
-    def _take_step(self, loss_scale: float | Tensor) -> None:
-        preconditioner = self.preconditioner
+        loss, scale = self._evaluated(closure)
+        if scale is None:
+            return loss
         if self.eps_schedule is not None:
             for group in self.param_groups:
-                group["damping"] = self.eps_schedule(preconditioner.steps)
+                group["damping"] = self.eps_schedule(self.preconditioner.steps)
         comparison = None
-        if self._evaluate is not None:
-            comparison = Comparison(members(self.param_groups), self._evaluate)
-        preconditioner.step(self.param_groups, loss_scale=loss_scale)
+        if compare and evaluate is not None:
+            comparison = Comparison(members(self.param_groups), evaluate)
+        self.preconditioner.step(self.param_groups, loss_scale=scale)
         if self._momentum:
             self._average_the_rest()
         self.base.step()
         if comparison is not None:
             self._follow(comparison)
+        return loss
 
     def _average_the_rest(self) -> None:
         """Give parameters that are not preconditioned the same momentum as the others."""
@@ -262,4 +442,4 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
         """
         own = {k: v for k, v in state_dict.items() if k != "rejected"}
         super().load_state_dict(own)
-        self.rejected = int(state_dict.get("rejected", 0))
+        self.rejected = int(state_dict["rejected"])

@@ -1,4 +1,4 @@
-"""Inverses of factors: batched by size, and what happens where a decomposition fails."""
+"""Eigenbases and inverses: batched by size, and what happens where a decomposition fails."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from snopt_cases import assert_close
 
-from snopt.linalg import inverse, inverses
+from snopt.linalg import eigenbases, eigenbasis, inverse, inverses
 
 
 def positive(d, groups=1, seed=0):
@@ -15,37 +15,56 @@ def positive(d, groups=1, seed=0):
     return M @ M.mT + 0.1 * torch.eye(d, dtype=torch.float64)
 
 
-def test_matrices_of_one_size_are_inverted_together(monkeypatch):
-    true, shapes = torch.linalg.cholesky, []
+def composed(basis):
+    values, vectors = basis
+    return vectors @ torch.diag_embed(values) @ vectors.mT
 
-    def seen(M):
-        shapes.append(tuple(M.shape))
+
+# torch's name, the one and the many, and what gives the matrix back.
+KINDS = {
+    "eigh": (eigenbasis, eigenbases, composed),
+    "cholesky": (inverse, inverses, torch.linalg.inv),
+}
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def watch(monkeypatch, kind, failures=0):
+    """Return a list that gets every matrix that torch decomposes; the first few fail."""
+    true, seen = getattr(torch.linalg, kind), []
+
+    def watched(M):
+        seen.append(M)
+        if len(seen) <= failures:
+            raise torch.linalg.LinAlgError("did not converge")
         return true(M)
 
-    monkeypatch.setattr(torch.linalg, "cholesky", seen)
-    matrices = [positive(3, groups=2), positive(4), positive(3, seed=1)]
-    for M, found in zip(matrices, inverses(matrices), strict=True):
-        identity = torch.eye(M.shape[-1], dtype=M.dtype).expand_as(M)
-        assert_close(found @ M, identity, rtol=1e-11)
-    assert shapes == [(3, 3, 3), (1, 4, 4)]
+    monkeypatch.setattr(torch.linalg, kind, watched)
+    return seen
 
 
-def test_failures_are_tried_with_jitter_in_float64_and_on_the_cpu(monkeypatch):
-    true, calls = torch.linalg.cholesky, []
+@kinds
+@pytest.mark.parametrize("large", [128, 4])
+def test_small_matrices_of_one_size_are_decomposed_together(kind, large, monkeypatch):
+    _, many, back = KINDS[kind]
+    seen = watch(monkeypatch, kind)
+    monkeypatch.setattr("snopt.linalg.LARGE", large)
+    matrices = [positive(4, groups=2), positive(3, groups=2), positive(4, seed=1)]
+    for M, found in zip(matrices, many(matrices), strict=True):
+        assert_close(back(found), M, rtol=1e-10)
+    shapes = [tuple(M.shape) for M in seen]
+    assert shapes == ([(3, 4, 4), (2, 3, 3)] if large == 128 else [(2, 4, 4), (2, 3, 3), (1, 4, 4)])
 
-    def failing(M):
-        calls.append((M.dtype, float(M[0, 0, 0])))
-        if len(calls) < 4:
-            raise torch.linalg.LinAlgError("not positive definite")
-        return true(M)
 
-    monkeypatch.setattr(torch.linalg, "cholesky", failing)
+@kinds
+def test_failures_are_tried_with_jitter_in_float64_and_on_the_cpu(kind, monkeypatch):
+    one, _, back = KINDS[kind]
+    seen = watch(monkeypatch, kind, failures=3)
     M = positive(3).float()
-    found = inverse(M)
-    assert [dtype for dtype, _ in calls] == [torch.float32] * 2 + [torch.float64] * 2
-    assert calls[1][1] > calls[0][1] == pytest.approx(calls[2][1])
-    assert found.dtype == torch.float32
-    assert_close(found @ M, torch.eye(3)[None], rtol=1e-4)
+    found = one(M)
+    assert [m.dtype for m in seen] == [torch.float32] * 2 + [torch.float64] * 2
+    first = [float(m[0, 0, 0]) for m in seen]
+    assert first[1] > first[0] == pytest.approx(first[2])
+    assert_close(back(found), M, rtol=1e-5)  # float32 again
 
 
 def test_singular_to_rounding_is_inverted_with_jitter():
@@ -53,13 +72,19 @@ def test_singular_to_rounding_is_inverted_with_jitter():
     assert bool(torch.isfinite(inverse(ones)).all())
 
 
-def test_one_bad_matrix_does_not_spoil_the_others_of_its_size():
+@kinds
+def test_one_bad_matrix_does_not_spoil_the_others_of_its_size(kind):
+    one, many, back = KINDS[kind]
     good = positive(3)
-    found = inverses([good, good * float("nan"), -good, 2 * good])
+    found = many([good, good * float("nan"), 2 * good])
     assert found[1] is None
-    assert found[2] is None
-    assert_close(found[0], 2 * found[3], rtol=1e-12)
+    assert_close(back(found[0]), good, rtol=1e-10)
+    assert_close(back(found[2]), 2 * good, rtol=1e-10)
     with pytest.raises(ArithmeticError, match="not finite"):
-        inverse(good * float("inf"))
+        one(good * float("inf"))
+
+
+def test_what_is_not_positive_definite_has_no_inverse():
+    assert inverses([-positive(3)]) == [None]
     with pytest.raises(ArithmeticError, match="no attempt"):
-        inverse(-good)
+        inverse(-positive(3))

@@ -24,12 +24,10 @@ from dataclasses import dataclass
 import yaml
 
 from experiments.base.errors import ConfigError, suggestion
-from experiments.run.config import CONFIGS, options
+from experiments.run.config import CONFIGS, Space, options, search_space_of
 from experiments.studies.comparison.settings import Protocol, Workload
 from experiments.studies.execute import PlannedRun, interleave, planned
-from experiments.studies.search_space import Params, Space, load_space, sample
-
-SPACES = CONFIGS / "search"
+from experiments.studies.search_space import Params, sample
 
 PLAIN = ("adam",)
 """Optimizers that train everything even where others train the ODE alone."""
@@ -68,16 +66,16 @@ def candidate(optimizer: str, workload: Workload) -> Candidate:
         )
     own = workload.spaces.get(optimizer, optimizer)
     if not workload.split or optimizer in PLAIN:
-        return Candidate((f"optimizer={optimizer}",), load_space(SPACES / f"{own}.yaml"))
+        return Candidate((f"optimizer={optimizer}",), search_space_of(own))
     pair = f"{optimizer}_ode"
     if pair in known:
-        return Candidate((f"optimizer={pair}",), load_space(SPACES / f"{pair}.yaml"))
+        return Candidate((f"optimizer={pair}",), search_space_of(pair))
     chosen = ["optimizer=split", f"optimizer@optimizer.ode={optimizer}"]
     content = yaml.safe_load((CONFIGS / "optimizer" / f"{optimizer}.yaml").read_text("utf-8"))
     if "scope" in content:  # it need not gather the factors of layers that it does not train
         chosen.append("optimizer.ode.scope=ode")
-    inside = {f"ode.{k}": v for k, v in load_space(SPACES / f"{optimizer}.yaml").items()}
-    outside = {k: v for k, v in load_space(SPACES / "split.yaml").items() if k.startswith("rest.")}
+    inside = {f"ode.{k}": v for k, v in search_space_of(optimizer).items()}
+    outside = {k: v for k, v in search_space_of("split").items() if k.startswith("rest.")}
     return Candidate(tuple(chosen), {**inside, **outside})
 
 

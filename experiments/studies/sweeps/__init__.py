@@ -1,6 +1,6 @@
 """Sweeps that survive the night: an explicit list of runs, and Hydra's launchers to work it off.
 
-``plan`` makes the list (quasi-random points of ``configs/search/<search>.yaml`` times seeds) and
+``plan`` makes the list (quasi-random points of ``configs/optimizer/<search>.yaml`` times seeds) and
 keeps it in the sweep's own folder. ``drive`` works it off in passes: each pass is one Hydra
 multirun whose only swept value is the place of a run in that list (``launch``), so that Hydra's
 own launchers, basic, joblib and submitit, start the jobs, and no sweeper of ours is needed to hand

@@ -16,9 +16,18 @@ from typing import Any
 
 from experiments.base.errors import ConfigError, RecordError, one_line, suggestion
 from experiments.base.files import write_whole
-from experiments.run.config import CONFIGS, load_config, options, part_name, places, resolve
+from experiments.run.config import (
+    CONFIGS,
+    Space,
+    load_config,
+    part_name,
+    places,
+    resolve,
+    search_space_of,
+    searched,
+)
 from experiments.studies.execute import PlannedRun, planned
-from experiments.studies.search_space import Params, Space, load_space, sample
+from experiments.studies.search_space import Params, sample
 
 FILE = "sweep.json"
 
@@ -33,7 +42,7 @@ class Request:
     """What to sweep; together with the configurations it decides the list of runs.
 
     Attributes:
-        search: name of the space, ``configs/search/<search>.yaml``.
+        search: name of the optimizer whose space is searched, ``configs/optimizer/<search>.yaml``.
         trials: points of the space.
         seeds: seeds of every point.
         sampler_seed: seed of the quasi-random points.
@@ -185,19 +194,15 @@ def plan(request: Request, configs: Path = CONFIGS) -> Sweep:
         ConfigError: search, data set or an override is unknown, or trials or seeds make no sense.
     """
     _check(request)
-    spaces = sorted(path.stem for path in (configs / "search").glob("*.yaml"))
-    optimizers = options("optimizer")
+    spaces = searched(configs)
     if request.search not in spaces:
-        valid = ", ".join(name for name in spaces if name in optimizers)
         close = suggestion(request.search, spaces)
-        raise ConfigError(f"unknown search {request.search!r}{close}; valid: {valid}")
+        raise ConfigError(f"unknown search {request.search!r}{close}; valid: {', '.join(spaces)}")
     given = [*request.overrides]
     if not any(one.startswith("optimizer=") for one in given):
-        if request.search not in optimizers:
-            raise ConfigError(f"search={request.search} has no optimizer of its name: add one")
         given.insert(0, f"optimizer={request.search}")
     given = [*task_of(given), *given]
-    space = load_space(configs / "search" / f"{request.search}.yaml")
+    space = search_space_of(request.search, configs)
     keys = {override.partition("=")[0].lstrip("+") for override in given}
     if twice := [key for key in space if f"optimizer.{key}" in keys]:
         raise ConfigError(f"optimizer.{twice[0]} is what search={request.search} varies: leave it")

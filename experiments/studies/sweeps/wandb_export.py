@@ -1,6 +1,6 @@
 """The search spaces as sweep files of Weights & Biases: ``wandb sweep FILE``, then ``wandb agent``.
 
-A file names the same dimensions as ``configs/search/<name>.yaml`` and the command that trains one
+A file names the dimensions of ``configs/optimizer/<name>.yaml`` and the command that trains one
 point; W&B's agent puts the point in place of ``${args_no_hyphens}``, as ``key=value`` that Hydra
 reads. The points are then W&B's choice and not those of ``scripts/sweep.py``.
 """
@@ -15,8 +15,15 @@ import yaml
 
 from experiments.base.errors import ConfigError, RecordError
 from experiments.base.files import write_whole
-from experiments.run.config import CONFIGS, check_config, load_config, options, resolve
-from experiments.studies.search_space import Space, load_space
+from experiments.run.config import (
+    CONFIGS,
+    Space,
+    check_config,
+    load_config,
+    resolve,
+    search_space_of,
+    searched,
+)
 from experiments.studies.sweeps.plan import missing, task_of
 
 METHODS = ("random", "bayes")
@@ -52,7 +59,7 @@ def exported(name: str, space: Space, method: str, overrides: Sequence[str]) -> 
         "program": "scripts/train.py",
         "project": "snopt",
         "name": f"{name} ({method})",
-        "description": f"the space of configs/search/{name}.yaml",
+        "description": f"the space of configs/optimizer/{name}.yaml",
         "method": method,
         "metric": dict(METRIC),
         "parameters": {f"optimizer.{key}": _parameter(value) for key, value in space.items()},
@@ -79,13 +86,9 @@ def export(
         ConfigError: a space, the method or an override is wrong.
         RecordError: a file cannot be written.
     """
-    optimizers = options("optimizer")
-    files = sorted((configs / "search").glob("*.yaml"))
-    # The other files there are protocols: what is equal for all optimizers.
-    names = [path.stem for path in files if path.stem in optimizers]
     contents = {
-        name: exported(name, load_space(configs / "search" / f"{name}.yaml"), method, overrides)
-        for name in names
+        name: exported(name, search_space_of(name, configs), method, overrides)
+        for name in searched(configs)
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)

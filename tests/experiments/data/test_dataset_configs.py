@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 
 import pytest
 from hydra.utils import get_method, instantiate
-from omegaconf import OmegaConf
 
 from experiments.data.splits import TASKS
-
-FOLDER = Path(__file__).resolve().parents[3] / "configs" / "dataset"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+from experiments.run.config import load_config, options, resolve
 
 
 def resolved(name: str) -> dict:
-    """The config as the root config would see it."""
-    group = OmegaConf.load(FOLDER / f"{name}.yaml")
-    root = OmegaConf.create({"data_dir": "data", "dataset": group})
-    if name == "uea":
-        root.dataset.uea_name = "Handwriting"
-    return OmegaConf.to_container(root.dataset, resolve=True, throw_on_missing=True)
+    more = ["dataset.uea_name=Handwriting"] if name == "uea" else []
+    return resolve(load_config([f"dataset={name}", *more]))["dataset"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", options("dataset"))
 def test_options_fit_the_loader(name: str) -> None:
     config = resolved(name)
     target, task = config.pop("_target_"), config.pop("task")

@@ -16,8 +16,7 @@ from torch import nn
 from experiments.models.blocks import ode_parameters, other_parameters
 from experiments.optimizers.protocol import is_plain
 from experiments.run.build import _factory, build_scheduler
-from experiments.run.config import CONFIGS
-from experiments.studies.search_space import load_space
+from experiments.run.config import search_space_of
 
 OFTEN = {"update_freq": 2, "T": 2, "precondition_frequency": 2, "inverse_freq": 2}
 """Settings that make an optimizer refresh its curvature within a few steps."""
@@ -202,11 +201,10 @@ def test_a_schedule_reaches_the_update(optimizer):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_its_search_space_names_settings_that_it_has(optimizer):
-    path = CONFIGS / "search" / f"{optimizer}.yaml"
-    if not path.is_file() and optimizer.startswith("snopt_"):
+    if optimizer == "snopt_uniform":
         pytest.skip("searched with the space of snopt")
     overrides = []
-    for key, dimension in load_space(path).items():
+    for key, dimension in search_space_of(optimizer).items():
         low, *_, high = [*dimension.get("choice", ()), *dimension.get("log_uniform", ())] * 2
         overrides.append([f"++optimizer.{key}={value}" for value in (low, high)])
     for corner in zip(*overrides, strict=True):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from inspect_runs import status, stopped_at
 from stand_ins import make_config
 
@@ -19,6 +20,8 @@ from experiments.run.config import (
     options,
     resolve,
     run_folder,
+    search_space_of,
+    searched,
 )
 from experiments.run.records import Record
 from experiments.run.run import run
@@ -143,6 +146,8 @@ def test_what_cannot_be_composed_is_one_line_with_the_valid_names(overrides, mes
         ("device", "tpu", "device must be auto, cpu or cuda, got 'tpu'"),
         ("dataset.task", "time_series", r"task 'time_series'; dataset= .* add task=time_series"),
         ("model.task", "cnf", r"for task 'cnf'; model= choices that fit: conv_ode.* add task=cnf"),
+        ("task.name", "images", "unknown task 'images'; valid tasks: image, time_series, cnf"),
+        ("task.name", "cnf", r"dataset= choices .*: .*circle.* And .* model= choices .*: cnf_.*"),
         ("solver", None, "lacks the group 'solver'"),
     ],
 )
@@ -241,6 +246,44 @@ def test_a_record_of_an_older_hash_is_found_and_continued(config, monkeypatch):
     result = run(config)
     assert (result.folder, result.state) == (old, "done")
     assert status(config)["starts"] == 2
+
+
+def test_what_describes_an_optimizer_does_not_reach_a_run():
+    plain = resolve(load_config(["task=time_series", "optimizer=snopt_plus_ode"]))["optimizer"]
+    assert "lr" in plain["ode"]
+    for group in (plain, plain["ode"], plain["rest"]):
+        assert not {"label", "search"} & group.keys()
+    with pytest.raises(ConfigError, match=r"optimizer\.lrr is unknown") as error:
+        load_config(["optimizer.lrr=1"])
+    assert "search" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "dimension",
+    [
+        {"log_uniform": [0.0, 1.0]},
+        {"log_uniform": [1.0, 0.1]},
+        {"log_uniform": [0.1]},
+        {"choice": []},
+        {"uniform": [0.0, 1.0]},
+        {"choice": [1], "log_uniform": [0.1, 1.0]},
+        0.1,
+    ],
+)
+def test_a_dimension_that_cannot_be_searched_is_named(tmp_path, dimension):
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "adam.yaml").write_text(yaml.safe_dump({"search": {"lr": dimension}}))
+    with pytest.raises(ConfigError, match=r"adam.yaml: search.lr must be"):
+        search_space_of("adam", tmp_path)
+
+
+def test_an_optimizer_without_a_search_space_is_named():
+    assert search_space_of("adam") == {"lr": {"log_uniform": [1.0e-3, 3.0e-2]}}
+    with pytest.raises(ConfigError, match=r"no optimizer 'adm' .did you mean adam"):
+        search_space_of("adm")
+    with pytest.raises(ConfigError, match=r"snopt_uniform\.yaml has no search space"):
+        search_space_of("snopt_uniform")
+    assert set(options("optimizer")) - set(searched()) == {"snopt_uniform"}
 
 
 def test_run_folder(config, tmp_path):

@@ -21,11 +21,10 @@ from stand_ins import make_config
 from experiments.base.errors import ConfigError
 from experiments.base.interrupts import Interrupts
 from experiments.run.build import build
-from experiments.run.config import TrainerSettings, run_folder
+from experiments.run.config import CONFIGS, TrainerSettings, run_folder
 from experiments.run.ranks import ALONE, RankLostError, Team, distribute, joined
 from experiments.run.records import Record
 from experiments.run.run import run
-from experiments.tasks import CONFIG_DIR
 from snopt import SNOpt, TrustRegion
 from snopt.baselines import AdaGradNorm
 
@@ -225,7 +224,7 @@ def test_without_torchrun_there_is_one_rank(monkeypatch):
 def refused(name: str, tmp_path: Path, **changes: object) -> str:
     """Return why two ranks may not train with this optimizer on the stand-in model."""
     config = make_config(tmp_path)
-    own = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / "optimizer" / f"{name}.yaml"))
+    own = OmegaConf.to_container(OmegaConf.load(CONFIGS / "optimizer" / f"{name}.yaml"))
     config["optimizer"] = {**own, **changes}
     parts = build(config, torch.device("cpu"))
     with pytest.raises(ConfigError) as error:

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from experiments.base.environment import REPOSITORY
 from experiments.base.errors import ConfigError, RecordError
-from experiments.run.config import CONFIGS, load_config, resolve
+from experiments.run.config import CONFIGS, load_config, resolve, search_space_of
 from experiments.run.records import summarise
 from experiments.studies.execute import PlannedRun
 from experiments.studies.search import (
@@ -29,7 +29,7 @@ from experiments.studies.search import (
     search,
     write_choice,
 )
-from experiments.studies.search_space import load_protocol, load_space, sample
+from experiments.studies.search_space import load_protocol, sample
 from tests.experiments.figures.synthetic import write_record
 
 FAKE = REPOSITORY / "tests" / "experiments" / "figures" / "fake_train.py"
@@ -37,7 +37,7 @@ PROTOCOL = load_protocol(CONFIGS / "search" / "figure-1.yaml")
 
 
 def spaces() -> dict[str, dict]:
-    return {name: load_space(CONFIGS / "search" / f"{name}.yaml") for name in PROTOCOL.optimizers}
+    return {name: search_space_of(name) for name in PROTOCOL.optimizers}
 
 
 def test_every_optimizer_gets_the_same_number_of_different_points() -> None:
@@ -66,31 +66,12 @@ def test_points_lie_in_their_space_and_come_again() -> None:
     assert all(rate == float(f"{rate:.3g}") for rate in rates)
 
 
-@pytest.mark.parametrize(
-    "dimension",
-    [
-        {"log_uniform": [0.0, 1.0]},
-        {"log_uniform": [1.0, 0.1]},
-        {"log_uniform": [0.1]},
-        {"choice": []},
-        {"uniform": [0.0, 1.0]},
-        {"choice": [1], "log_uniform": [0.1, 1.0]},
-        0.1,
-    ],
-)
-def test_a_dimension_that_cannot_be_sampled_is_named(tmp_path: Path, dimension: object) -> None:
-    path = tmp_path / "adam.yaml"
-    path.write_text(yaml.safe_dump({"lr": dimension}))
-    with pytest.raises(ConfigError, match="lr must be"):
-        load_space(path)
-
-
 def test_missing_and_wrong_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "adam.yaml").write_text("")
     with pytest.raises(ConfigError, match=r"lion.yaml is missing; there are: adam"):
-        load_space(tmp_path / "lion.yaml")
+        load_protocol(tmp_path / "lion.yaml")
     with pytest.raises(ConfigError, match="is empty or no mapping"):
-        load_space(tmp_path / "adam.yaml")
+        load_protocol(tmp_path / "adam.yaml")
     (tmp_path / "figure-1.yaml").write_text("trials: 8\noptimizers: [adam]\n")
     with pytest.raises(ConfigError, match=r"figure-1.yaml: .*seed"):
         load_protocol(tmp_path / "figure-1.yaml")
@@ -183,7 +164,8 @@ def test_a_choice_replaces_the_optimizer_block_only(tmp_path: Path) -> None:
 def own_request(tmp_path: Path) -> Request:
     """A request that writes into a copy of the configs: two trials, digits, Adam and SGD."""
     configs = tmp_path / "configs"
-    shutil.copytree(CONFIGS / "search", configs / "search")
+    for group in ("search", "optimizer"):
+        shutil.copytree(CONFIGS / group, configs / group)
     shutil.copytree(CONFIGS / "experiment", configs / "experiment")
     protocol = {
         "trials": 2,

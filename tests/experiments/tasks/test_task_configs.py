@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from experiments.data.splits import DataInfo
 from experiments.models.solver import SolverSettings
-from experiments.tasks import CONFIG_DIR, check_fit
+from experiments.run.config import CONFIGS, check_config, options, resolve
 
 INFOS = {
     "image": DataInfo("tiny", "image", (1, 8, 8), 3, "made up"),
@@ -34,12 +33,8 @@ class Decay(nn.Module):
         return -self.rate * z
 
 
-def names(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
-
-
 def configure(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIG_DIR), version_base=None):
+    with initialize_config_dir(str(CONFIGS), version_base=None):
         return compose("train", overrides=list(overrides))
 
 
@@ -54,9 +49,9 @@ def batch(task: str) -> tuple[Tensor, ...]:
     return x, torch.tensor([4, 2, 3, 1]), y
 
 
-@pytest.mark.parametrize("name", names("model"))
+@pytest.mark.parametrize("name", options("model"))
 def test_every_model_trains_one_step_on_its_task(name):
-    config = OmegaConf.load(CONFIG_DIR / "model" / f"{name}.yaml")
+    config = OmegaConf.load(CONFIGS / "model" / f"{name}.yaml")
     kind = config.pop("task")
     # Partial, because Hydra would turn dataclass arguments into configs.
     model = instantiate(config, _partial_=True)(INFOS[kind], SolverSettings())
@@ -73,7 +68,7 @@ def test_every_model_trains_one_step_on_its_task(name):
     assert result["loss"] == pytest.approx(before.item(), abs=0.5)
 
 
-@pytest.mark.parametrize("name", names("solver"))
+@pytest.mark.parametrize("name", options("solver"))
 def test_every_solver_solves(name):
     settings = instantiate(configure(f"solver={name}").solver)
     assert isinstance(settings, SolverSettings)
@@ -98,7 +93,7 @@ def test_a_task_brings_its_data_set_and_model(task, dataset, model):
     config = configure(f"task={task}")
     assert config.dataset == configure(f"dataset={dataset}").dataset
     assert config.model == configure(f"model={model}").model
-    check_fit(config.task.name, config.dataset.task, config.model.task)
+    check_config(resolve(config))
 
 
 def test_the_command_line_wins_over_the_task():
@@ -117,8 +112,3 @@ def test_solver_variants_differ_from_dopri5_as_named():
     fixed = configure("solver=rk4").solver
     assert (fixed.method, fixed.options["step_size"]) == ("rk4", 0.1)
     assert configure("solver=dopri5_direct").solver.gradient == "direct"
-
-
-def test_config_dir_is_the_repositorys():
-    assert (CONFIG_DIR / "train.yaml").is_file()
-    assert Path(__file__).resolve().parents[3] == CONFIG_DIR.parent

@@ -9,9 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snopt.baselines.bfgs import DenseInverse, bfgs_update, hessian_action_update
-from snopt.baselines.double_damping import double_damping
-from snopt.baselines.limited_memory import LimitedInverse
+from snopt.baselines.bfgs import (
+    DenseInverse,
+    LimitedInverse,
+    bfgs_update,
+    double_damping,
+    hessian_action_update,
+)
 
 CPU = torch.device("cpu")
 

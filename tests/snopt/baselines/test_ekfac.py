@@ -25,7 +25,7 @@ from torch import nn
 
 from snopt import SNOpt, evaluations, gauss_legendre
 from snopt.baselines import EKFAC
-from snopt.baselines.per_sample import PerSampleSums
+from snopt.baselines.ekfac import PerSampleSums
 from snopt.solve.solver import Solver
 
 PLAIN = {"momentum": 0.0, "kl_clip": None}
@@ -97,32 +97,12 @@ def test_moment_of_a_shared_layer_is_that_of_single_samples_gradients(gradient):
 
 
 def test_running_moment_is_snopts_step_on_discrete_uses():
-    """The two differ in where they look at the layers, and in nothing else."""
-    one, two = shared(), shared()
-    ekfac = EKFAC(
-        one,
-        lr=0.05,
-        momentum=0.9,
-        damping=0.1,
-        kl_clip=None,
-        decay=0.0,
-        alpha=0.75,
-        moment="running",
-        update_freq=3,
-        inverse_freq=3,
-    )
-    snopt = SNOpt(
-        two,
-        lr=0.05,
-        momentum=0.9,
-        eps=0.1,
-        alpha=0.75,
-        update_freq=3,
-        quadrature=evaluations(),
-        time_correlation="none",
-    )
-    train(one, ekfac, 7)
-    train(two, snopt, 7)
+    """The two differ in where they look at the layers, and in nothing else: each is used once."""
+    one, two = staged(), staged()
+    common = {"lr": 0.05, "momentum": 0.9, "alpha": 0.75, "update_freq": 3}
+    own = {"damping": 0.1, "kl_clip": None, "decay": 0.0, "inverse_freq": 3}
+    train(one, EKFAC(one, moment="running", **common, **own), 7)
+    train(two, SNOpt(two, eps=0.1, quadrature=evaluations(), **common), 7)
     assert_close(weights(one), weights(two), rtol=1e-12)
 
 
@@ -175,12 +155,12 @@ def test_curvature_batch_limits_the_samples():
     x, y = data_for(model, n=9)
     optimizer = EKFAC(model, lr=0.0, curvature_batch=3, **PLAIN)
     backward(model, (x, y))
-    sums = optimizer.preconditioner._collector.sums["1.func.layer"]
+    sums = optimizer.preconditioner.collector.sums["1.func.layer"]
     assert [g.shape for g in sums.gradients.values()] == [(1, 3, 3, 4)]
     net = shared()
     few = EKFAC(net, lr=0.0, **PLAIN)
     backward(net, (x[::3], y[::3]))
-    others = few.preconditioner._collector.sums["1.func.layer"]
+    others = few.preconditioner.collector.sums["1.func.layer"]
     for own, other in zip(sums.gradients.values(), others.gradients.values(), strict=True):
         assert_close(own, other, rtol=1e-12)
 
@@ -207,7 +187,7 @@ def test_path_integrals_in_place_of_uses():
     model[1].solver = Solver("dopri5", rtol=1e-8, atol=1e-10)
     optimizer = EKFAC(model, lr=0.0, quadrature=gauss_legendre(8), **PLAIN)
     backward(model, data_for(model))
-    sums = optimizer.preconditioner._collector.sums["1.func.layer"]
+    sums = optimizer.preconditioner.collector.sums["1.func.layer"]
     total = sums.factors().gradients[0].mean(1)[0]
     assert_close(total, gradient_matrix(model[1].func.layer), rtol=1e-6)
 

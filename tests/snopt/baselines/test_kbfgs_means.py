@@ -8,7 +8,7 @@ from torch import nn
 
 from snopt import ODEBlock, gauss_legendre
 from snopt.baselines import KBFGS
-from snopt.baselines.means import MeanSums, mean_input
+from snopt.baselines.kbfgs import MeanSums, mean_input
 from snopt.curvature.layers import input_rows, output_rows
 
 

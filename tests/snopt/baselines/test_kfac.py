@@ -29,8 +29,8 @@ from torch import nn
 
 from snopt import ODEBlock, gauss_legendre
 from snopt.baselines import KFAC, KFACPreconditioner
-from snopt.baselines.averages import FactorAverage
 from snopt.baselines.kfac import tikhonov_ratio
+from snopt.baselines.shared import FactorAverage
 from snopt.curvature.collector import Collector
 from snopt.curvature.factors import Accumulator, Factors
 
@@ -230,7 +230,7 @@ def test_factors_that_are_not_finite_are_left_out_and_counted():
     before = optimizer.curvature[model[2]].average.B
     optimizer.zero_grad()
     backward(model, data_for(model))
-    optimizer.preconditioner._collector.sums["2"].B *= math.inf
+    optimizer.preconditioner.collector.sums["2"].B *= math.inf
     optimizer.step()
     assert optimizer.curvature[model[2]].average.B is before
     assert optimizer.failures == 1

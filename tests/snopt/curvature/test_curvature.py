@@ -592,7 +592,7 @@ def test_inputs_are_released_at_the_step_although_the_loss_lives():
     optimizer = snopt.SNOpt(model, lr=0.1, update_freq=1)
     for _ in range(2):
         loss = model(torch.randn(4, 3)).square().mean()
-        held = list(optimizer.preconditioner._collector._held)
+        held = list(optimizer.preconditioner.collector._held)
         assert [len(h) for h in held] == [1, 1]
         loss.backward()
         optimizer.step()

@@ -7,12 +7,13 @@ import torch
 from snopt_cases import TanhField, assert_close
 from torch import nn
 
-from snopt import ODEBlock, SNOpt, WhenStale, uniform
+from snopt import ODEBlock, SNOpt, uniform
 from snopt.baselines import EKFAC, KFAC
-from snopt.curvature.factors import Accumulator, Factors
-from snopt.curvature.few_rows import (
+from snopt.curvature.factors import (
     THIN_FROM,
     THIN_PART,
+    Accumulator,
+    Factors,
     ThinFactors,
     ThinSums,
     bases_of,
@@ -207,7 +208,7 @@ def test_with_moments_at_the_eigenvalues_training_is_the_dense_one(case, monkeyp
     state = optimizer.curvature[thin[0].func.gate].state_dict()
     assert state["U_B"].shape[:2] == (1, OUT)
     assert 1 <= state["U_B"].shape[-1] <= 20
-    monkeypatch.setattr("snopt.curvature.few_rows.most_columns", lambda out: 0)
+    monkeypatch.setattr("snopt.curvature.factors.most_columns", lambda out: 0)
     dense, other = train(alpha=1.0, **CASES[case])
     assert other.curvature[dense[0].func.gate].state_dict()["U_B"].shape == (1, OUT, OUT)
     for one, two in zip(thin.parameters(), dense.parameters(), strict=True):
@@ -221,7 +222,7 @@ def test_too_many_nodes_for_the_width_give_the_dense_form(monkeypatch):
     """Every bit is then what it was without the columns."""
     wide, optimizer = train(quadrature=uniform(0.04))
     assert optimizer.curvature[wide[0].func.gate].state_dict()["U_B"].shape == (1, OUT, OUT)
-    monkeypatch.setattr("snopt.curvature.few_rows.most_columns", lambda out: 0)
+    monkeypatch.setattr("snopt.curvature.factors.most_columns", lambda out: 0)
     dense, _ = train(quadrature=uniform(0.04))
     assert all(map(torch.equal, wide.parameters(), dense.parameters()))
 
@@ -231,17 +232,6 @@ def test_options_of_snopt_plus_and_the_trust_region_run_thin_or_dense():
     assert optimizer.curvature[model[0].func.gate].state_dict()["U_B"].shape[-1] <= 4
     model, optimizer = train(steps=4, factor_decay=0.5)
     assert optimizer.curvature[model[0].func.gate].state_dict()["U_B"].shape == (1, OUT, OUT)
-
-
-def test_drift_is_of_all_coordinates():
-    model, optimizer = train(steps=5, update_freq=WhenStale(factor=1e9))
-    preconditioner = optimizer.preconditioner
-    preconditioner.since_refresh = 10
-    total = sum(float(state.S.sum()) for state in optimizer.curvature.values())
-    preconditioner._settled = None
-    preconditioner._drift()
-    assert preconditioner._settled == pytest.approx(total)
-    assert model[0].func.gate in optimizer.curvature
 
 
 def test_training_goes_on_from_a_checkpoint_to_the_last_bit():
@@ -261,7 +251,7 @@ def test_training_goes_on_from_a_checkpoint_to_the_last_bit():
 @pytest.mark.parametrize("make", [KFAC, EKFAC])
 def test_other_methods_sum_up(make):
     model, optimizer = train(make, steps=2)
-    kinds = {type(sums) for sums in optimizer.preconditioner._collector.sums.values()}
+    kinds = {type(sums) for sums in optimizer.preconditioner.collector.sums.values()}
     assert ThinSums not in kinds
-    assert optimizer.preconditioner._collector.accumulator is not ThinSums
+    assert optimizer.preconditioner.collector.accumulator is not ThinSums
     assert model[0].func.gate in optimizer.curvature

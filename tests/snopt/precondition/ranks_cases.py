@@ -18,8 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from snopt import ODEBlock, SNOpt, average_gradients
 from snopt.baselines import EKFAC, KFAC
-from snopt.curvature.factors import Factors
-from snopt.curvature.few_rows import THIN_FROM
+from snopt.curvature.factors import THIN_FROM, Factors
 from snopt.precondition.ranks import Ranks
 
 ROWS = 12
@@ -129,10 +128,10 @@ def train(case: Case, *, ranks: Ranks | None = None, microbatches: int = 1) -> d
             average_gradients(model.parameters(), weight=len(x))
         optimizer.step()
         if step == 0:
-            states = optimizer.preconditioner._blocks
+            states = optimizer.preconditioner.blocks
             factors = {n: _factors(b.state) for n, b in states.items()}
     weights = {n: p.detach() for n, p in model.named_parameters()}
-    states = {n: b.state.state_dict() for n, b in optimizer.preconditioner._blocks.items()}
+    states = {n: b.state.state_dict() for n, b in optimizer.preconditioner.blocks.items()}
     bases = {n: state["U_B"].shape for n, state in states.items() if "U_B" in state}
     unused = model.unused.grad is None
     return {"factors": factors, "weights": weights, "unused": unused, "bases": bases}
@@ -209,7 +208,7 @@ def lonely(ranks: Ranks) -> dict[str, Any]:
     nn.functional.cross_entropy(out, y).backward()
     average_gradients(model.parameters())
     optimizer.step()
-    return {n: _factors(b.state) for n, b in optimizer.preconditioner._blocks.items()}
+    return {n: _factors(b.state) for n, b in optimizer.preconditioner.blocks.items()}
 
 
 SIZES = [(1, 3), (2, 5), (1, 4), (1, 5)]

@@ -12,7 +12,7 @@ import torch
 from ranks_cases import CASES, Net, start_ranks, train
 
 from snopt import SNOpt
-from snopt.curvature.few_rows import THIN_FROM
+from snopt.curvature.factors import THIN_FROM
 from snopt.precondition.ranks import Ranks, assign
 
 

@@ -44,6 +44,7 @@ def test_the_small_budget_is_the_promised_one():
     full = load("full")
     assert set(full.optimizers) == set(options("optimizer")) - {
         *("sgd_ode", "snopt_ode", "snopt_plus_ode", "split"),
+        "snopt_flow",  # SNOpt with another search space
         "snopt_uniform",  # SNOpt with the published quadrature
     }
     assert set(SMALL.workloads) < set(full.workloads)

@@ -14,8 +14,14 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args, load_sweep_config
 
 from experiments.base.errors import ConfigError, RecordError
-from experiments.run.config import CONFIGS, check_config, load_config, options, resolve
-from experiments.studies.search_space import load_space
+from experiments.run.config import (
+    CONFIGS,
+    check_config,
+    load_config,
+    resolve,
+    search_space_of,
+    searched,
+)
 from experiments.studies.sweeps.wandb_export import export, exported
 
 # https://docs.wandb.ai/models/sweeps/sweep-config-keys
@@ -23,11 +29,7 @@ KEYS = {
     *("program", "entity", "project", "description", "name", "method", "metric", "parameters"),
     *("early_terminate", "command", "run_cap"),
 }
-NAMES = [
-    path.stem
-    for path in sorted((CONFIGS / "search").glob("*.yaml"))
-    if path.stem in options("optimizer")
-]
+NAMES = searched()
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def test_a_file_is_a_sweep_of_the_same_space(folder: Path, name: str) -> None:
     assert sweep["method"] == "random"
     assert sweep["metric"] == {"name": "val/loss", "goal": "minimize"}
     assert (CONFIGS.parent / sweep["program"]).is_file()
-    space = load_space(CONFIGS / "search" / f"{name}.yaml")
+    space = search_space_of(name)
     assert [f"optimizer.{key}" for key in space] == list(sweep["parameters"])
     for key, dimension in space.items():
         parameter = sweep["parameters"][f"optimizer.{key}"]
@@ -87,7 +89,7 @@ def test_the_agents_command_is_a_valid_run(folder: Path, name: str) -> None:
 
 
 def test_data_set_and_method_can_be_chosen() -> None:
-    space = load_space(CONFIGS / "search" / "snopt.yaml")
+    space = search_space_of("snopt")
     sweep = exported("snopt", space, "bayes", ["task=cnf", "dataset=pinwheel"])
     assert sweep["method"] == "bayes"
     assert sweep["command"][3:6] == ["optimizer=snopt", "task=cnf", "dataset=pinwheel"]
