@@ -122,24 +122,31 @@ def backward_pass() -> int:
     return int(torch._C._current_graph_task_id())
 
 
-class _Hook:
-    """Forward hook that lets a copied or pickled model go without its collector."""
+class WeakHook:
+    """Forward hook that lets a copied or pickled module go without who watches it.
 
-    def __init__(self, collector: Collector | None) -> None:
-        self._collector = None if collector is None else weakref.ref(collector)
+    It calls ``owner.on_forward(module, args, kwargs, output)`` as long as the owner lives.
+    """
+
+    def __init__(self, owner: Any) -> None:
+        """Watch for ``owner``, or for nobody (None)."""
+        self._owner = None if owner is None else weakref.ref(owner)
 
     def __call__(
-        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        collector = self._collector() if self._collector is not None else None
-        if collector is not None:
-            collector._saw(layer, args[0] if args else kwargs["input"], output)
+        """Tell the owner of a forward pass."""
+        owner = self._owner() if self._owner is not None else None
+        if owner is not None:
+            owner.on_forward(module, args, kwargs, output)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
-        return _Hook(None)
+    def __deepcopy__(self, memo: dict[int, Any]) -> WeakHook:
+        """Return a hook of nobody's."""
+        return WeakHook(None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_Hook, (None,))
+        """Pickle as a hook of nobody's."""
+        return (WeakHook, (None,))
 
 
 class Collector:
@@ -174,6 +181,9 @@ class Collector:
         self.accumulator = accumulator
         self.layers = dict(layers)
         self.quadrature = quadrature
+        # Where a solve is seen: "nodes", "step ends" or "evaluations".
+        self.looks_at: str = getattr(quadrature, "looks_at", "nodes")
+        self.discrete = self.looks_at == "evaluations"  # then a use is one of the solver's own
         self.scope = scope
         self.paused = False  # an armed collector that is paused lets backward passes go by
         self.sums: dict[str, Sums] = {}
@@ -186,23 +196,13 @@ class Collector:
         """Whether uses are being recorded."""
         return bool(self._handles)
 
-    @property
-    def looks_at(self) -> str:
-        """Where a solve is seen: ``"nodes"``, ``"step ends"`` or ``"evaluations"``."""
-        return getattr(self.quadrature, "looks_at", "nodes")
-
-    @property
-    def discrete(self) -> bool:
-        """Whether a use inside an ODE is one of the solver's evaluations, not a node of its own."""
-        return self.looks_at == "evaluations"
-
     def arm(self) -> None:
         """Forget what was gathered and record the forward passes made from now on."""
         self.clear()
         self._release()
         self._generation += 1
         if not self._handles:
-            hook = _Hook(self)
+            hook = WeakHook(self)
             self._handles = [
                 layer.register_forward_hook(hook, with_kwargs=True) for layer in self.layers
             ]
@@ -236,10 +236,13 @@ class Collector:
                 sums = self.sums[key] = self.accumulator()
             sums.add(layer, x, g, weight, task, self.max_rows)  # type: ignore[arg-type]
 
-    def _saw(self, layer: nn.Module, x: Tensor, output: Tensor) -> None:
+    def on_forward(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> None:
         """Handle one forward pass of ``layer`` (called by its hook)."""
         if layer not in self.layers:  # a copy of the model
             return
+        x = args[0] if args else kwargs["input"]
         recording = _where.recording
         if recording is not None and self in recording.collectors:
             if output.requires_grad:

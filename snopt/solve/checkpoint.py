@@ -20,7 +20,7 @@ from snopt.curvature.collector import Collector, Recording, armed_collectors, in
 from snopt.solve.backward import collect_without_gradient
 from snopt.solve.field import Field, State, autocast_state, check_times, parameters_of, parts_of
 from snopt.solve.forward import forward_steps
-from snopt.solve.runge_kutta import Stages, Step, take_step, takes
+from snopt.solve.runge_kutta import Step, stages_like, take_step, takes
 from snopt.solve.solver import NFE, Problem, Solver
 from snopt.solve.tableau import TABLEAUX
 
@@ -176,7 +176,7 @@ class _Replay:
         """Return the gradients to a step's state and first stage from those to its results."""
         with torch.enable_grad():
             y0 = record.y0.detach().requires_grad_(True)
-            stages = Stages.like(y0, self.tableau, differentiable=True)
+            stages = stages_like(y0, self.tableau, differentiable=True)
             inputs = [y0]
             if record.k0 is None:
                 stages[0], _ = self._derivative(0, record.t0, y0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +26,11 @@ if TYPE_CHECKING:
 Takers: TypeAlias = Sequence[tuple[Collector, float]]
 
 
-class Observer(Protocol):
+class Observer:
     """Watches the accepted steps of a backward solve on the engine."""
 
     def begin(self, t1: float, t0: float) -> None:
         """Be told that the solve goes on from output time ``t1`` back to ``t0``."""
-        ...
 
     def records(self, stage: int, *, counts: bool) -> Sequence[Collector]:
         """Return who wants the uses of layers at a stage recorded.
@@ -40,19 +39,18 @@ class Observer(Protocol):
             stage: index of the stage.
             counts: whether the gradient gets a product of this stage.
         """
-        ...
+        return ()
 
     def on_step(self, step: Step, *, is_last: bool) -> None:
-        """Be told of an accepted step; ``step.kept`` has what was recorded at its stages.
+        """Be told of an accepted step over the flat state (z, a).
 
         Args:
-            step: the step over the flat state (z, a).
+            step: the step; ``step.kept`` has what was recorded at its stages.
             is_last: whether it is the last one before an output time.
         """
-        ...
 
 
-class AtNodes:
+class AtNodes(Observer):
     """Nodes of quadrature rules, by dense output: the steps are those of a solve without nodes."""
 
     def __init__(self, problem: Problem, collectors: Sequence[Collector]) -> None:
@@ -73,10 +71,6 @@ class AtNodes:
     def begin(self, t1: float, t0: float) -> None:
         """Place the nodes of the interval."""
         self._ahead = self.plan(t1, t0)
-
-    def records(self, stage: int, *, counts: bool) -> Sequence[Collector]:
-        """Return nobody: a node is no stage."""
-        return ()
 
     def on_step(self, step: Step, *, is_last: bool) -> None:
         """Collect at the nodes that lie in this step."""
@@ -100,7 +94,7 @@ class AtNodes:
         _collect(self.problem, t, parts, takers)
 
 
-class AtStepEnds:
+class AtStepEnds(Observer):
     """The trapezoid rule over the ends of accepted steps, from the method's own evaluations there.
 
     A method that takes no stage at an end is evaluated there once more.
@@ -143,7 +137,7 @@ class AtStepEnds:
         _collect(self.problem, _time(t, y), parts, [(c, weight) for c in self.collectors])
 
 
-class AtStages:
+class AtStages(Observer):
     """The stages that the gradient is made of, each a use of its own.
 
     Stage i of a step dt has the weight dt b_i in the sum that is Q_u, so that dt b_i (∂F/∂h)ᵀ a is
@@ -153,9 +147,6 @@ class AtStages:
     def __init__(self, collectors: Sequence[Collector]) -> None:
         """Keep who wants them."""
         self.collectors = collectors
-
-    def begin(self, t1: float, t0: float) -> None:
-        """Do nothing: intervals do not matter here."""
 
     def records(self, stage: int, *, counts: bool) -> Sequence[Collector]:
         """Return all of them for a stage that counts."""

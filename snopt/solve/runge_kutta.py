@@ -4,10 +4,6 @@ Step-size control, initial step and error norm are torchdiffeq's, so the sequenc
 except for the last: where torchdiffeq steps over the end and interpolates back, this lands on it.
 There is one device synchronisation for each adaptive step (its error), two more at a start without
 a step size, and none on a grid.
-
-Stages lie one below the other in a (stages, n) buffer, so that a combination of them is a single
-matrix-vector product over contiguous memory. Where autograd is to record the steps they are
-separate tensors and a combination is a chain of additions.
 """
 
 from __future__ import annotations
@@ -15,7 +11,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -242,7 +237,7 @@ class Stepper:
 
     def _adaptive(self, y: Tensor, t0: float, t1: float) -> Iterator[Step]:
         control, tableau = self.control, self.tableau
-        stages = Stages.like(y, tableau, differentiable=self.differentiable)
+        stages = stages_like(y, self.tableau, differentiable=self.differentiable)
         kept: list[Any] = [None] * tableau.stages
         stages[0], kept[0] = self.derivative(0, t0, y)
         sign = 1.0 if t1 > t0 else -1.0
@@ -281,7 +276,7 @@ class Stepper:
                     kept[0] = kept[-1]
 
     def _grid(self, y: Tensor, grid: Sequence[float]) -> Iterator[Step]:
-        stages = Stages.like(y, self.tableau, differentiable=self.differentiable)
+        stages = stages_like(y, self.tableau, differentiable=self.differentiable)
         kept: list[Any] = [None] * self.tableau.stages
         ahead: list[Any] = []  # first stage at the current point, where a step before took it
         for t0, t1 in itertools.pairwise(grid):
@@ -372,45 +367,15 @@ def join(parts: Sequence[Part]) -> Tensor:
     return torch.cat([part.reshape(-1) for part in plain])
 
 
-class Stages(ABC):
-    """Derivatives at the stages of one method, each a flat vector; assigned by parts."""
+class Stages:
+    """Derivatives at the stages of one method, each a flat vector; assigned by parts.
 
-    @staticmethod
-    def like(y: Tensor, tableau: Tableau, *, differentiable: bool) -> Stages:
-        """Return storage for the stages of a method at a state like ``y``, (n,)."""
-        return _Recorded(tableau) if differentiable else _Buffer(y, tableau)
+    They lie one below the other in a (stages, n) buffer, so that a combination of them is a single
+    matrix-vector product over contiguous memory.
+    """
 
-    @abstractmethod
-    def __setitem__(self, i: int, parts: Sequence[Part]) -> None:
-        """Store stage ``i``, given by parts that fill the vector one after the other."""
-
-    @abstractmethod
-    def __getitem__(self, i: int) -> Tensor:
-        """Return stage ``i``, (n,)."""
-
-    @abstractmethod
-    def place(self, i: int, y: Tensor, dt: float) -> Tensor:
-        """Return the state at which stage ``i`` is taken, ``y + dt Σ_j a[i][j] k_j``."""
-
-    @abstractmethod
-    def result(self, y: Tensor, dt: float) -> Tensor:
-        """Return the step's result, ``y + dt Σ_j b[j] k_j``."""
-
-    @abstractmethod
-    def error(self, y: Tensor, dt: float) -> Tensor:
-        """Return the error estimate ``dt Σ_j error[j] k_j``, a new tensor without a graph."""
-
-    @abstractmethod
-    def combine(self, y: Tensor, weights: Sequence[float], dt: float) -> Tensor:
-        """Return ``y + dt Σ_j weights[j] k_j`` for weights of the caller's."""
-
-    @abstractmethod
-    def hand_on(self) -> None:
-        """Make the last stage the first one of the next step."""
-
-
-class _Buffer(Stages):
     def __init__(self, y: Tensor, tableau: Tableau) -> None:
+        """Make room for the stages of a method at a state like ``y``, (n,)."""
         self._K = y.new_empty(tableau.stages, y.numel())
         # Views and weights are made once: small solves are otherwise spent on making them.
         self._first = [self._K[:count].T for count in range(tableau.stages + 1)]
@@ -418,55 +383,57 @@ class _Buffer(Stages):
         self._places: list[tuple[Tensor, ...]] = []
 
     def __setitem__(self, i: int, parts: Sequence[Part]) -> None:
+        """Store stage ``i``, given by parts that fill the vector one after the other."""
         if not self._places:
             plain = [part.value if isinstance(part, Negated) else part for part in parts]
-            self._places = self._places_for(plain)
+            columns = self._K.split_with_sizes([part.numel() for part in plain], dim=1)
+            shaped = [c.view(-1, *part.shape) for c, part in zip(columns, plain, strict=True)]
+            self._places = list(zip(*[s.unbind() for s in shaped], strict=True))
         for place, part in zip(self._places[i], parts, strict=True):
             if isinstance(part, Negated):
                 torch.neg(part.value, out=place)
             else:
                 place.copy_(part)
 
-    def _places_for(self, parts: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-        """Return for each stage views like its parts."""
-        columns = self._K.split_with_sizes([part.numel() for part in parts], dim=1)
-        shaped = [c.view(-1, *part.shape) for c, part in zip(columns, parts, strict=True)]
-        return list(zip(*[s.unbind() for s in shaped], strict=True))
-
     def __getitem__(self, i: int) -> Tensor:
+        """Return stage ``i``, (n,)."""
         return self._K[i]
 
     def place(self, i: int, y: Tensor, dt: float) -> Tensor:
+        """Return the state at which stage ``i`` is taken, ``y + dt Σ_j a[i][j] k_j``."""
         return torch.addmv(y, self._first[i], self._weights.a[i], alpha=dt)
 
     def result(self, y: Tensor, dt: float) -> Tensor:
+        """Return the step's result, ``y + dt Σ_j b[j] k_j``."""
         return torch.addmv(y, self._first[-1], self._weights.b, alpha=dt)
 
     def error(self, y: Tensor, dt: float) -> Tensor:
+        """Return the error estimate ``dt Σ_j error[j] k_j``, a new tensor without a graph."""
         # beta=0: y lends its size alone; dt within the product saves a pass.
         return torch.addmv(y, self._first[-1], self._weights.error, beta=0, alpha=dt)
 
     def combine(self, y: Tensor, weights: Sequence[float], dt: float) -> Tensor:
+        """Return ``y + dt Σ_j weights[j] k_j`` for weights of the caller's."""
         vector = torch.tensor(weights, dtype=y.dtype, device=y.device)
         return torch.addmv(y, self._first[len(weights)], vector, alpha=dt)
 
     def hand_on(self) -> None:
+        """Make the last stage the first one of the next step."""
         self._K[0].copy_(self._K[-1])
 
 
-class _Recorded(Stages):
+class _RecordedStages(Stages):
+    """Stages as separate tensors with their graph, combined by a chain of additions."""
+
     def __init__(self, tableau: Tableau) -> None:
         self._tableau = tableau
-        self._k: list[Tensor | None] = [None] * tableau.stages
+        self._k: dict[int, Tensor] = {}
 
     def __setitem__(self, i: int, parts: Sequence[Part]) -> None:
         self._k[i] = join(parts)
 
     def __getitem__(self, i: int) -> Tensor:
-        k = self._k[i]
-        if k is None:
-            raise IndexError(f"stage {i} has not been taken")
-        return k
+        return self._k[i % self._tableau.stages]
 
     def place(self, i: int, y: Tensor, dt: float) -> Tensor:
         return self.combine(y, self._tableau.a[i], dt)
@@ -485,7 +452,12 @@ class _Recorded(Stages):
         return y
 
     def hand_on(self) -> None:
-        self._k[0] = self._k[-1]
+        self._k[0] = self[-1]
+
+
+def stages_like(y: Tensor, tableau: Tableau, *, differentiable: bool) -> Stages:
+    """Return storage for the stages of a method at a state like ``y``, (n,)."""
+    return _RecordedStages(tableau) if differentiable else Stages(y, tableau)
 
 
 class _Weights(NamedTuple):
@@ -499,8 +471,8 @@ class _Weights(NamedTuple):
 @functools.lru_cache(maxsize=64)
 def _weights(method: str, dtype: torch.dtype, device: torch.device) -> _Weights:
     tableau = TABLEAUX[method]
-    a, b, error = (
-        [torch.tensor(row, dtype=dtype, device=device) for row in rows]
-        for rows in (tableau.a, [tableau.b], [tableau.error])
+    *a, b, error = (
+        torch.tensor(row, dtype=dtype, device=device)
+        for row in (*tableau.a, tableau.b, tableau.error)
     )
-    return _Weights(a, b[0], error[0])
+    return _Weights(a, b, error)

@@ -11,7 +11,7 @@ from snopt_cases import initial_state, make_field, parts_of
 from torch import nn
 
 from snopt import IntegrationTime, ODEBlock, SNOpt
-from snopt.integration_time.model import HorizonModel
+from snopt.integration_time import HorizonModel
 
 COST = 0.03
 
