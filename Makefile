@@ -77,7 +77,7 @@ benchmark: $(STAMP) ## Time and memory of the library, write results/benchmarks/
 	$(BIN)/python scripts/benchmark.py all
 
 scaling: $(STAMP) ## One process against two: results/benchmarks/scaling.json (wants two idle cores)
-	$(BIN)/python scripts/scaling.py
+	$(BIN)/python scripts/benchmark.py scaling
 
 # The comparison is one of equals on one thread each, so two at a time are fair where there are two cores.
 protocol: $(STAMP) ## The comparison of BUDGET: what is missing is run (JOBS=2 unless given), then results/protocol/
@@ -87,7 +87,7 @@ protocol: $(STAMP) ## The comparison of BUDGET: what is missing is run (JOBS=2 u
 wandb-sweep: $(STAMP) ## The search spaces as W&B sweep files: OUTPUT_DIR/wandb-sweeps/
 	$(BIN)/python scripts/sweep.py export $(OUTPUT_DIR)/wandb-sweeps
 
-search: $(STAMP) ## Redo the small equal search behind figure 1, write results/search/ and configs/experiment/
+search: $(STAMP) ## Redo the small equal search behind figure 1, write results/search/ and configs/tuned/
 	$(BIN)/python scripts/search.py figure-1 --data-dir $(DATA_DIR) --output-dir $(OUTPUT_DIR) --jobs $(JOBS)
 
 sync: $(STAMP) ## Upload the offline W&B runs under OUTPUT_DIR (after `wandb login`)

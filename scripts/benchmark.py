@@ -2,9 +2,10 @@
 
 engine: a forward and backward pass by every way to get the gradient, and by its evaluations alone.
 optimizer: a step of SNOpt against SGD and Adam. memory: peak memory, each in its own process.
-optimizers: a step of every optimizer, relative to SGD's.
-Writes <output>/NAME.json after every workload, and a picture of each. Exit status: 0 done, 2 wrong
-input or a failed workload, 130 interrupted (finished workloads are kept).
+optimizers: a step of every optimizer, relative to SGD's. scaling: steps of SNOpt on one process and
+on two, one thread each; it wants two free cores and is not among all.
+Writes <output>/NAME.json after every workload, and a picture or a table of each. Exit status: 0
+done, 2 wrong input or a failed workload, 130 interrupted (finished workloads are kept).
 """
 
 from __future__ import annotations
@@ -17,7 +18,18 @@ import torch
 
 from experiments.base.device import choose_device
 from experiments.base.errors import UserError
-from experiments.measure.run import DRAW, MAX_SECONDS, PROCESSES, REPEATS, Plan, run
+from experiments.measure.run import (
+    ALL,
+    BENCHMARKS,
+    MAX_SECONDS,
+    PROCESSES,
+    REPEATS,
+    Plan,
+    measurements,
+    run,
+)
+
+SCALING_REPEATS = 15
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,11 +38,16 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    made.add_argument("benchmark", nargs="?", default="all", help=f"{', '.join(DRAW)} or all")
+    names = f"{', '.join(BENCHMARKS)} or all ({', '.join(ALL)})"
+    made.add_argument("benchmark", nargs="?", default="all", help=names)
     made.add_argument("--only", action="append", default=[], help="one workload (repeatable)")
-    made.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    made.add_argument("--device", default="auto", help="auto, cpu or cuda; scaling is on the CPU")
     made.add_argument("--threads", type=_positive, help="CPU threads; torch's choice if not given")
-    made.add_argument("--repeats", type=_positive, default=REPEATS, help="rounds of every timing")
+    made.add_argument(
+        "--repeats",
+        type=_positive,
+        help=f"rounds of every timing; {REPEATS} if not given, {SCALING_REPEATS} of scaling",
+    )
     made.add_argument(
         "--processes", type=_positive, default=PROCESSES, help="processes for each memory value"
     )
@@ -52,23 +69,25 @@ def _positive(text: str) -> int:
 def main() -> int:
     """Run the command line and return its exit status."""
     options = parser().parse_args()
-    benchmarks = tuple(DRAW) if options.benchmark == "all" else (options.benchmark,)
+    benchmarks = ALL if options.benchmark == "all" else (options.benchmark,)
+    scaling = benchmarks == ("scaling",)
+    if options.threads or scaling:
+        torch.set_num_threads(1 if scaling else options.threads)
     try:
-        if options.draw:
-            for benchmark in benchmarks:
-                DRAW[benchmark](options.output)
-            return 0
-        if options.threads:
-            torch.set_num_threads(options.threads)
         plan = Plan(
             benchmarks=benchmarks,
             only=options.only,
-            device=choose_device(options.device),
-            repeats=options.repeats,
+            device=choose_device("cpu" if scaling else options.device),
+            repeats=options.repeats or (SCALING_REPEATS if scaling else REPEATS),
             processes=options.processes,
             max_seconds=options.max_seconds,
             folder=options.output,
         )
+        if options.draw:
+            measurements(plan)
+            for benchmark in benchmarks:
+                BENCHMARKS[benchmark].draw(options.output)
+            return 0
         for path in run(plan, lambda line: print(line, flush=True)):
             print(path)
     except UserError as error:

@@ -14,16 +14,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
-from experiments.base.command import resumable
-from experiments.base.errors import DataError
-from experiments.data.catalogue import EMBEDDED, SOURCES, Plan, chosen, get, plan
-from experiments.data.sources import Say
+from experiments.base.errors import DataError, resumable
+from experiments.data import catalogue
+from experiments.data.sources import Say, Source
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("dataset", help=f"all, or one of {', '.join((*SOURCES, *EMBEDDED))}")
+    parser.add_argument("dataset", help=f"all, or one of {', '.join(catalogue.sources())}")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="default: data")
     parser.add_argument(
         "--dry-run", action="store_true", help="only say what would be downloaded, and where to"
@@ -46,17 +45,17 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(line, markup=False)
 
     def work() -> str:
-        names = chosen(asked.dataset)
-        if not names:
+        chosen = catalogue.chosen(asked.dataset)
+        if not chosen:
             return f"{asked.dataset} needs no download"
         if asked.dry_run:
-            return _announce([plan(name, data_dir) for name in names], data_dir, say)
+            return _announce(chosen, data_dir, say)
         failures = []
-        for name in names:
+        for name, source in chosen.items():
             try:
-                folder = _get(name, data_dir, asked.allow_unverified, console)
+                folder = _get(name, source, data_dir, asked.allow_unverified, console)
             except DataError as error:
-                if len(names) == 1:
+                if len(chosen) == 1:
                     raise
                 failures.append(name)
                 say(f"{name}: error: {error}")
@@ -64,13 +63,15 @@ def main(arguments: list[str] | None = None) -> int:
                 say(f"{name}: {folder}")
         if failures:
             raise DataError(f"not there: {', '.join(failures)} (reasons above)")
-        return f"{', '.join(names)}: ready; use them with data_dir={data_dir}"
+        return f"{', '.join(chosen)}: ready; use them with data_dir={data_dir}"
 
     return resumable(work)
 
 
-def _get(name: str, data_dir: Path, allow_unverified: bool, console: Console) -> Path:
-    """Get one data set, with a bar on a terminal and lines elsewhere."""
+def _get(
+    name: str, source: Source, data_dir: Path, allow_unverified: bool, console: Console
+) -> Path:
+    """Get one data set and check it, with a bar on a terminal and lines elsewhere."""
     columns = ("{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
     shown = console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
@@ -86,41 +87,44 @@ def _get(name: str, data_dir: Path, allow_unverified: bool, console: Console) ->
                 console.print(f"{name}: {_size(received)}{of}", markup=False)
             tenths = now
 
-        return get(
-            name,
+        folder = source.locate(
             data_dir,
             allow_unverified=allow_unverified,
             progress=progress,
             say=lambda line: console.print(f"{name}: {line}", markup=False),
         )
+        source.verify(folder)
+        return folder
 
 
-def _announce(plans: list[Plan], data_dir: Path, say: Say) -> str:
-    """Say what each data set would take; return the sum."""
-    total, unknown, shared = 0, False, set()
-    for item in plans:
-        if item.present is not None:
-            say(f"{item.name}: there, in {item.present}")
+def _announce(chosen: dict[str, Source], data_dir: Path, say: Say) -> str:
+    """Say what each data set would take, without the network; return the sum."""
+    sizes: dict[str, int | None] = {}  # an archive that several data sets share counts once
+    unpacked = 0
+    for name, source in chosen.items():
+        folder = source.find(data_dir)
+        if folder is not None:
+            say(f"{name}: there, in {folder}")
             continue
-        load = "" if item.load is None else f"{_size(item.load)} to download"
-        if item.archive is not None:
-            load = (
-                f"{load} ({item.archive}, which holds several data sets)"
-                if item.load
-                else (f"nothing to download ({item.archive} is there)")
-            )
-        parts = [load or "a download of unknown size"]
-        if item.unpacked:
-            parts.append(f"about {_size(item.unpacked)} unpacked")
-        if not item.verified:
-            parts.append("no checksum is published: needs --allow-unverified")
-        say(f"{item.name}: {', '.join(parts)}, into {item.folder}")
-        unknown = unknown or item.load is None
-        total += item.unpacked
-        if item.archive is None or item.archive not in shared:
-            total += item.load or 0
-        shared.add(item.archive)
-    more = " and what is of unknown size" if unknown else ""
+        missing = source.missing(data_dir)
+        known = [remote.size for remote in missing if remote.size is not None]
+        if not missing:
+            load = f"nothing to download ({source.remotes[0].name} is there)"
+        elif len(known) < len(missing):
+            load = "a download of unknown size"
+        else:
+            load = f"{_size(sum(known))} to download"
+            if source.archive_folder is not None:
+                load += f" ({missing[0].name}, which holds several data sets)"
+        if source.unpacked:
+            load += f", about {_size(source.unpacked)} unpacked"
+        if not source.verified():
+            load += ", no checksum is published: needs --allow-unverified"
+        say(f"{name}: {load}, into {data_dir / source.folders[0]}")
+        sizes |= {remote.urls[0]: remote.size for remote in missing}
+        unpacked += source.unpacked
+    more = " and what is of unknown size" if None in sizes.values() else ""
+    total = unpacked + sum(size or 0 for size in sizes.values())
     place = data_dir.absolute()
     while not place.exists():
         place = place.parent

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.base.command import resumable
+from experiments.base.errors import resumable
 from experiments.figures.figure_density import write
 from experiments.run.records import summarise
 

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.base.command import resumable
+from experiments.base.errors import resumable
 from experiments.studies.comparison.drawing import FILES, draw
 from experiments.studies.comparison.session import Request, compare, set_targets
 from experiments.studies.comparison.settings import FOLDER

@@ -1,7 +1,7 @@
 """Redo the search behind a figure: python scripts/search.py figure-1 [key=value ...].
 
 Runs the trials that are missing, one after the other, records them in results/search/ and writes
-the winners into configs/experiment/. Exit status: 0 written, 2 wrong input or failed trials, 130
+the winners into configs/tuned/. Exit status: 0 written, 2 wrong input or failed trials, 130
 interrupted (the same command goes on from there).
 """
 
@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.base.command import resumable
+from experiments.base.errors import resumable
 from experiments.studies.search import Request, search
 
 
@@ -36,7 +36,7 @@ def main() -> int:
 
     def work() -> str:
         written = search(request, lambda line: print(line, flush=True))
-        return f"{len(written)} searches recorded; the winners are in configs/experiment/"
+        return f"{len(written)} searches recorded; the winners are in configs/tuned/"
 
     return resumable(work)
 

@@ -17,8 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.base.command import resumable
-from experiments.base.errors import ConfigError, RecordError
+from experiments.base.errors import ConfigError, RecordError, resumable
 from experiments.run.config import places
 from experiments.studies.sweeps.arguments import parse, sweeps_of
 from experiments.studies.sweeps.board import line, table

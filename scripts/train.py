@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.base.errors import ConfigError, UserError
 from experiments.base.interrupts import Interrupted
-from experiments.run.config import CONFIGS, ROOT, explain
+from experiments.run.config import CONFIGS, ROOT, explain, tuned_experiments
 from experiments.run.ranks import started_as
 from experiments.run.run import RunResult, run
 
@@ -60,6 +60,7 @@ def _main() -> int:
     # argparse reads `a=1 -m b=2` as two lists of overrides and refuses the second one.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     try:
+        tuned_experiments()
         _job()
     except UserError as error:
         return _refuse(error)

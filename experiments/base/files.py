@@ -1,10 +1,11 @@
-"""Files that are written whole or not at all, and whether one is locked."""
+"""Files that are written whole or not at all, and files that one process at a time holds."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from experiments.base.errors import RecordError
@@ -48,6 +49,35 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file, which is made here and removed at the end; wait for whoever holds it.
+
+    The kernel lets go of it however the process ends.
+
+    Raises:
+        OSError: the file cannot be made or locked.
+    """
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            # The owner before us has removed the file: what we locked may be gone.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), path.stat()):
+                    break
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def is_held(path: Path) -> bool:

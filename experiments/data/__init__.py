@@ -4,19 +4,20 @@
 module     data
 =========  ===============================================================================
 digits     scikit-learn's 8 x 8 digits, part of the package, no network
-mnist      MNIST through torchvision, from its original files
+mnist      MNIST, from its four original files
 svhn       SVHN, from its two ``.mat`` files
-cifar10    CIFAR-10, from its python version (through torchvision) or its binary version
-uea        any data set of the UEA archive of time series; two of them need no network, two
-           more can be read in the form of the UCI originals
-tabular    MINIBOONE, GAS, POWER and HEPMASS with the preprocessing of the MAF paper
-circle     two noisy rings in the plane and other densities, generated
+cifar10    CIFAR-10, from its python version or its binary version
+uea        any data set of the UEA archive of time series; two of them need no network
+uci        two of these in the form of the UCI originals, read by ``uea.load``
+maf        MINIBOONE, GAS, POWER and HEPMASS with the preprocessing of the MAF paper
+densities  two noisy rings in the plane (Circle) and other densities, generated
 =========  ===============================================================================
 
-The layout of the tensors is written once, in :mod:`experiments.data.splits`. A loader's result does
-not depend on the seed of the run, only on its own ``split_seed``. What comes from text or needs
-preprocessing is kept as tensors (:mod:`experiments.data.cache`); images are not, because as tensors
-they are four times the size of their files, which are read as fast. How files get into the data
-folder is in :mod:`experiments.data.sources`, which ones there are in
-:mod:`experiments.data.catalogue`.
+They share the layout and the check of the tensors (``splits``), what image sets, time series and
+tables have in common (``images``, ``series``, ``tabular``), how files get into the data folder and
+are checked (``files``, ``sources``), and tensors kept from one run to the next (``cache``). Images
+are not kept: as tensors they are four times the size of their files, which are read as fast. What
+``scripts/data.py`` can download is listed in ``catalogue``.
+
+A loader's result does not depend on the seed of the run, only on ``split_seed``.
 """

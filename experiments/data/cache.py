@@ -14,7 +14,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
@@ -29,12 +29,10 @@ from experiments.data.splits import SPLIT_NAMES, DataInfo, Splits
 
 VARIABLE = "SNOPT_CACHE_DIR"
 
-Option = str | int | float | bool | None | Sequence[str]
-
 _MAGIC = b"snopt data cache, sha256 of the rest: "
 
 
-def cached(name: str, key: Mapping[str, Option], build: Callable[[], Splits]) -> Splits:
+def cached(name: str, key: Mapping[str, object], build: Callable[[], Splits]) -> Splits:
     """Return a data set from the cache, or build and keep it.
 
     Args:

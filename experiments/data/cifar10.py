@@ -1,38 +1,96 @@
 """CIFAR-10: 32 x 32 colour images, from its "python version" or its "binary version".
 
 Looked for as the unpacked folder ``cifar-10-batches-py``, then as ``cifar-10-python.tar.gz``, each
-in ``<data_dir>`` (torchvision's place) and ``<data_dir>/cifar10``; after these the binary version
-in the same places (:mod:`experiments.data.cifar10_binary`). Where nothing is found, the archive of
-the python version is downloaded into ``<data_dir>``. It is read by torchvision, and its batches are
-pickles, so nothing is read of it that has not the published checksum.
+in ``<data_dir>`` and ``<data_dir>/cifar10``; after these the binary version in the same places
+(``cifar-10-batches-bin``, ``cifar-10-binary.tar.gz``). Where nothing is found, the archive of the
+python version is downloaded into ``<data_dir>``. Its batches are pickles, so nothing is read of it
+that has not the published checksum.
 """
 
 from __future__ import annotations
 
 import io
+import pickle
 import tarfile
-import tempfile
-import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from experiments.base.errors import ConfigError, DataError
-from experiments.data import cifar10_binary as binary
-from experiments.data.checksum import Checksum, check, verified_bytes
-from experiments.data.images import ImageOptions, RawImages, split_images
-from experiments.data.sources import Remote, Source, locate
+from experiments.data.files import Remote, read
+from experiments.data.images import MEAN, STD, ImageOptions, RawImages, split_images
+from experiments.data.sources import DAMAGED, Source
 from experiments.data.splits import Splits
-from experiments.data.torchvision_ops import declare_missing_operators
 
 FOLDERS = (".", "cifar10")
 """Where folder or archive may lie, relative to the data folder; downloads go into the first."""
 
+URL = "https://www.cs.toronto.edu/~kriz/"
+
 FORMS = ("auto", "python", "binary")
 """Values of the option ``form``."""
 
+RECORD = 1 + 3 * 32 * 32
+"""Bytes of a record of the binary version: label, then red, green and blue plane, row by row."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One of the two published versions of the same images.
+
+    Attributes:
+        folder: The folder in the archive, and unpacked.
+        archive: What is downloaded.
+        files: The training batches and, last, the test batch, with the published checksum of each;
+            ``None`` where there is none.
+        described: What a record says about the unpacked folder.
+    """
+
+    folder: str
+    archive: Remote
+    files: dict[str, str | None]
+    described: str
+
+    def source(self) -> Source:
+        """Where the archive comes from."""
+        return Source("cifar10", FOLDERS, (self.archive.name,), (self.archive,))
+
+
 PUBLISHED = "files as published (md5 checked)"
+
+PYTHON = Form(
+    folder="cifar-10-batches-py",
+    archive=Remote(
+        "cifar-10-python.tar.gz",
+        (f"{URL}cifar-10-python.tar.gz",),
+        "md5:c58f30108f718f92721af3b95e74349a",
+        170_498_071,
+    ),
+    files={
+        "data_batch_1": "md5:c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "md5:d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "md5:54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "md5:634d18415352ddfa80567beed471001a",
+        "data_batch_5": "md5:482c414d41f54cd18b22e5b47cb7c3cb",
+        "test_batch": "md5:40351d587109b95175f43aff81a1287e",
+    },
+    described=PUBLISHED,
+)
+
+BINARY = Form(
+    folder="cifar-10-batches-bin",
+    archive=Remote(
+        "cifar-10-binary.tar.gz",
+        (f"{URL}cifar-10-binary.tar.gz",),
+        "md5:c32a1d4ab5d03f1284b67883e8d87530",
+        170_052_171,
+    ),
+    files=dict.fromkeys([*(f"data_batch_{n}.bin" for n in range(1, 6)), "test_batch.bin"]),
+    described="unpacked binary version",
+)
 
 
 def load(
@@ -40,30 +98,20 @@ def load(
     data_dir: str | Path | None,
     name: str = "cifar10",
     form: str = "auto",
-    mean: float = 0.1307,
-    std: float = 0.3081,
+    mean: float = MEAN,
+    std: float = STD,
     val_size: int = 5_000,
     limit_train: int | None = None,
     split_seed: int = 0,
     download: bool = True,
 ) -> Splits:
-    """Load CIFAR-10.
+    """Load CIFAR-10: image data of shape (3, 32, 32).
 
-    Args:
-        data_dir: Folder with the files; also where a download goes.
-        name: Name of the data set in records.
-        form: ``python`` or ``binary``, the two published versions of the same images, or ``auto``:
-            whichever is there, the python version first; that one is downloaded, too.
-        mean: See :class:`experiments.data.images.ImageOptions`, like the next four. The default is
-            MNIST's mean: the published experiments normalise all image sets with it.
-        std: See there; MNIST's as well.
-        val_size: See there; taken from the 50 000 training images.
-        limit_train: See there.
-        split_seed: See there.
-        download: Whether missing files may be downloaded (170 MB).
+    Whichever of the two published versions of the same images is there is read, the python version
+    first, and that one is downloaded; ``form`` is ``python``, ``binary`` or ``auto`` (either).
 
-    Returns:
-        Image data of shape (3, 32, 32).
+    ``mean`` to ``split_seed`` are those of :class:`experiments.data.images.ImageOptions`; the
+    validation images are taken from the 50 000 training images.
 
     Raises:
         ConfigError: An option is out of range, or ``data_dir`` is not set.
@@ -72,115 +120,84 @@ def load(
     options = ImageOptions(mean, std, val_size, limit_train, split_seed)
     if form not in FORMS:
         raise ConfigError(f"{name}: form is '{form}', but has to be one of {', '.join(FORMS)}")
-    root = options.root(name, data_dir, f"{_published().filename} or {binary.ARCHIVE}")
-    found = _find(root, form)
-    if found is None:
-        found = _get(root, "binary" if form == "binary" else "python", download)
-    train, test, origin = found
-    return split_images(name, train, test, 10, options, f"CIFAR-10, {origin}")
+    root = options.root(name, data_dir, f"{PYTHON.archive.name} or {BINARY.archive.name}")
+    train, test, origin = _read(root, form, download)
+    return split_images(name, train, test, options, f"CIFAR-10, {origin}")
 
 
-def source(form: str = "python") -> Source:
-    """Where one of the two archives comes from.
-
-    Args:
-        form: ``python`` or ``binary``.
-    """
-    cifar = _published()
-    if form == "binary":
-        remote = Remote(binary.ARCHIVE, (binary.URL,), binary.MD5, binary.SIZE)
-    else:
-        checksum = Checksum("md5", cifar.tgz_md5)
-        remote = Remote(cifar.filename, (cifar.url,), checksum, 170_498_071)
-    return Source("cifar10", FOLDERS, (remote.name,), (remote,))
+def sources(**_: Any) -> dict[str, Source]:
+    """Where the two archives come from, see :mod:`experiments.data.catalogue`."""
+    return {"python": PYTHON.source(), "binary": BINARY.source()}
 
 
 Found = tuple[RawImages, RawImages, str]
-"""Training part, test part, and in which form they were found."""
+"""Training part, test part, and what they were read from."""
 
 
-def _find(root: Path, form: str) -> Found | None:
-    """Read what is there: the python version before the binary one, a folder before an archive."""
-    cifar = _published()
-    places = [root / folder for folder in FOLDERS]
-    if form != "binary":
-        for place in places:
-            if (place / cifar.base_folder).is_dir():
-                return *_read(place), PUBLISHED
-        if (folder := source("python").find(root)) is not None:
-            return *_read_archive(folder / cifar.filename), PUBLISHED
-    if form != "python":
-        for place in places:
-            if (place / binary.FOLDER).is_dir():
-                return *binary.read_folder(place / binary.FOLDER), "unpacked binary version"
-        if (folder := source("binary").find(root)) is not None:
-            return *binary.read_archive(folder / binary.ARCHIVE), PUBLISHED
-    return None
+def _read(root: Path, form: str, download: bool) -> Found:
+    wanted = {"auto": (PYTHON, BINARY), "python": (PYTHON,), "binary": (BINARY,)}[form]
+    for version in wanted:
+        for folder in (root / place / version.folder for place in FOLDERS):
+            if folder.is_dir():
+                contents = {file: read(folder / file, sum_) for file, sum_ in version.files.items()}
+                return *_decoded(version, folder, contents), version.described
+        if version.source().find(root) is not None:
+            return _read_archive(version, root, download)
+    return _read_archive(wanted[0], root, download)
 
 
-def _get(root: Path, form: str, download: bool) -> Found:
-    """Download one of the archives and read it."""
-    wanted = source(form)
-    archive = locate(wanted, root, download=download) / wanted.files[0]
-    read = binary.read_archive if form == "binary" else _read_archive
-    return *read(archive), PUBLISHED
-
-
-def _members() -> dict[str, Checksum]:
-    """Files of the unpacked folder with their published checksums."""
-    cifar = _published()
-    listed = [*cifar.train_list, *cifar.test_list, (cifar.meta["filename"], cifar.meta["md5"])]
-    return {file: Checksum("md5", value) for file, value in listed}
-
-
-def _read(place: Path) -> tuple[RawImages, RawImages]:
-    """Training and test part of the unpacked folder below ``place``, which is not written to."""
-    cifar = _published()
-    for file, checksum in _members().items():
-        check(place / cifar.base_folder / file, checksum)
+def _read_archive(version: Form, root: Path, download: bool) -> Found:
+    """Read the known members of an archive, after its checksum, in memory."""
+    archive = version.source().locate(root, download=download) / version.archive.name
+    content = read(archive, version.archive.checksum)
+    contents = {}
     try:
-        # Checks the same sums again, right before it unpickles.
-        parts = [cifar(str(place), train=train) for train in (True, False)]
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise DataError(f"{place}: torchvision cannot read CIFAR-10: {error}") from error
-    train, test = (
-        RawImages(
-            # torchvision keeps (N, H, W, C)
-            torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),
-            torch.tensor(part.targets, dtype=torch.int64),
-        )
-        for part in parts
-    )
-    return train, test
-
-
-def _read_archive(archive: Path) -> tuple[RawImages, RawImages]:
-    """Unpack the verified archive into a temporary folder, known members only, and read them."""
-    cifar = _published()
-    content = verified_bytes(archive, Checksum("md5", cifar.tgz_md5))
-    try:
-        with tempfile.TemporaryDirectory(prefix="snopt-cifar10-") as root:
-            folder = Path(root) / cifar.base_folder
-            folder.mkdir()
-            with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as members:
-                for file in _members():
-                    member = members.extractfile(f"{cifar.base_folder}/{file}")
-                    if member is None:
-                        raise KeyError(f"{file} is not a file")
-                    (folder / file).write_bytes(member.read())
-            return _read(Path(root))
-    except (tarfile.TarError, KeyError, EOFError, zlib.error) as error:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as members:
+            for file in version.files:
+                member = members.extractfile(f"{version.folder}/{file}")
+                if member is None:
+                    raise KeyError(f"{file} is not a file")
+                contents[file] = member.read()
+    except (*DAMAGED, KeyError) as error:
         raise DataError(f"{archive}: cannot be unpacked: {error}") from error
-    except OSError as error:
+    return *_decoded(version, archive, contents), PUBLISHED
+
+
+def _decoded(version: Form, where: Path, contents: dict[str, bytes]) -> tuple[RawImages, RawImages]:
+    """Training and test part of the verified content of all batches."""
+    batches = []
+    for file, content in contents.items():
+        batches.append((_unpickled if version is PYTHON else _records)(where, file, content))
+    first = len(batches[0].labels)
+    for file, batch in zip(contents, batches[:-1], strict=False):
+        if len(batch.labels) != first:
+            raise DataError(
+                f"{where}: {file} has {len(batch.labels)} images and {next(iter(contents))} "
+                f"{first}, but all training batches have the same size; get them again"
+            )
+    train = RawImages(*(torch.cat(parts) for parts in zip(*batches[:-1], strict=True)))
+    return train, batches[-1]
+
+
+def _unpickled(where: Path, file: str, content: bytes) -> RawImages:
+    """A batch of the python version: ``data`` uint8 (N, 3072) and ``labels``."""
+    try:
+        batch = pickle.loads(content, encoding="latin1")  # noqa: S301  its checksum was compared
+        images = torch.from_numpy(batch["data"].reshape(-1, 3, 32, 32))
+        return RawImages(images, torch.tensor(batch["labels"], dtype=torch.int64))
+    except Exception as error:  # as published, but of a form that nobody expects
+        raise DataError(f"{where}: {file} is no batch of CIFAR-10: {error}") from error
+
+
+def _records(where: Path, file: str, content: bytes) -> RawImages:
+    """A batch of the binary version."""
+    if not content or len(content) % RECORD:
         raise DataError(
-            f"cannot unpack CIFAR-10 into {tempfile.gettempdir()}: {error.strerror or error}; "
-            "180 MB are needed there (set TMPDIR for another folder)"
-        ) from error
-
-
-def _published() -> Any:  # torchvision has no types
-    """The CIFAR10 class of torchvision, which knows the file names and checksums."""
-    declare_missing_operators()
-    from torchvision.datasets import CIFAR10
-
-    return CIFAR10
+            f"{where}: {file} has {len(content)} bytes, no multiple of the {RECORD} of a "
+            "record; it is truncated or damaged: get it again"
+        )
+    records = np.frombuffer(content, np.uint8).reshape(-1, RECORD)
+    return RawImages(
+        torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy()),
+        torch.from_numpy(records[:, 0].astype(np.int64)),
+    )

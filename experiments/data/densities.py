@@ -1,33 +1,47 @@
-"""Densities in the plane that are the usual first tests of a flow, beside the rings of Circle.
+"""Points in the plane drawn from known densities: two noisy rings ("Circle") and a few more.
 
-Every sampler is ``(generator, number of points, noise) -> points (number, 2)``; points are
-independent and of order 1, as the rings are. What ``noise`` scales is each sampler's own.
-:mod:`experiments.data.circle` turns them into a data set.
+Every sampler is ``(generator, count, noise) -> points (count, 2)``. Points are independent and of
+order 1. ``noise`` is the standard deviation of Gaussian noise in each coordinate unless the sampler
+says otherwise.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable
+from pathlib import Path
 
-Points = NDArray[np.float64]
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.base.errors import ConfigError
+from experiments.data.splits import SPLIT_NAMES, DataInfo, FloatArray, Splits, validate
+
+Sampler = Callable[[np.random.Generator, int, float], FloatArray]
+
+RADII = (1.0, 0.5)
+"""Radii of the two rings, as in Chen et al. 2018 (torchdiffeq's CNF example)."""
 
 ARMS = 5
 """Arms of the pinwheel."""
 
 
-def pinwheel(generator: np.random.Generator, count: int, noise: float) -> Points:
+def rings(generator: np.random.Generator, count: int, noise: float) -> FloatArray:
+    """Two concentric rings, equally likely, with Gaussian noise.
+
+    The density is that of ``r (cos u, sin u) + noise * e`` with r from :data:`RADII`, u uniform and
+    e standard normal. Angles are drawn, not spread evenly, so that the points are independent.
+    """
+    radius = generator.choice(np.asarray(RADII), size=count)
+    angle = generator.uniform(0.0, 2.0 * np.pi, size=count)
+    points = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return np.asarray(points + noise * generator.standard_normal((count, 2)), dtype=np.float64)
+
+
+def pinwheel(generator: np.random.Generator, count: int, noise: float) -> FloatArray:
     """Five bent arms (Johnson et al. 2016): Gaussians along the arms, turned by their radius.
 
-    Along an arm the standard deviation is 0.3 around the radius 1.
-
-    Args:
-        generator: Source of randomness.
-        count: Number of points.
-        noise: Standard deviation across an arm.
-
-    Returns:
-        Points of shape (count, 2).
+    Along an arm the standard deviation is 0.3 around the radius 1, across it ``noise``.
     """
     arm = generator.integers(ARMS, size=count)
     radius = 1.0 + 0.3 * generator.standard_normal(count)
@@ -39,34 +53,17 @@ def pinwheel(generator: np.random.Generator, count: int, noise: float) -> Points
     return np.asarray(radius[:, None] * along + across[:, None] * normal, dtype=np.float64)
 
 
-def eight_gaussians(generator: np.random.Generator, count: int, noise: float) -> Points:
-    """Eight equally likely Gaussians, evenly on a circle of radius 1.5.
-
-    Args:
-        generator: Source of randomness.
-        count: Number of points.
-        noise: Standard deviation of each Gaussian in each coordinate.
-
-    Returns:
-        Points of shape (count, 2).
-    """
+def eight_gaussians(generator: np.random.Generator, count: int, noise: float) -> FloatArray:
+    """Eight equally likely Gaussians, evenly on a circle of radius 1.5."""
     angle = 2.0 * np.pi * generator.integers(8, size=count) / 8
     centre = 1.5 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     return np.asarray(centre + noise * generator.standard_normal((count, 2)), dtype=np.float64)
 
 
-def checkerboard(generator: np.random.Generator, count: int, noise: float) -> Points:
+def checkerboard(generator: np.random.Generator, count: int, noise: float) -> FloatArray:
     """Uniform on the eight black fields of a 4 x 4 board over [-2, 2] x [-2, 2].
 
     A field is black where the sum of its column and its row is even.
-
-    Args:
-        generator: Source of randomness.
-        count: Number of points.
-        noise: Standard deviation of Gaussian noise in each coordinate, on top; 0: sharp edges.
-
-    Returns:
-        Points of shape (count, 2).
     """
     column = generator.integers(4, size=count)
     row = 2 * generator.integers(2, size=count) + column % 2
@@ -75,17 +72,8 @@ def checkerboard(generator: np.random.Generator, count: int, noise: float) -> Po
     return np.asarray(points + noise * generator.standard_normal((count, 2)), dtype=np.float64)
 
 
-def moons(generator: np.random.Generator, count: int, noise: float) -> Points:
-    """Two equally likely half circles of radius 1 that reach into each other, centred.
-
-    Args:
-        generator: Source of randomness.
-        count: Number of points.
-        noise: Standard deviation of the noise in each coordinate.
-
-    Returns:
-        Points of shape (count, 2).
-    """
+def moons(generator: np.random.Generator, count: int, noise: float) -> FloatArray:
+    """Two equally likely half circles of radius 1 that reach into each other, centred."""
     lower = generator.integers(2, size=count)
     angle = generator.uniform(0.0, np.pi, size=count)
     sign = 1.0 - 2.0 * lower
@@ -94,3 +82,71 @@ def moons(generator: np.random.Generator, count: int, noise: float) -> Points:
     y = sign * (np.sin(angle) - 0.25)
     points = np.stack([x, y], axis=1)
     return np.asarray(points + noise * generator.standard_normal((count, 2)), dtype=np.float64)
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "rings": rings,
+    "pinwheel": pinwheel,
+    "eight_gaussians": eight_gaussians,
+    "checkerboard": checkerboard,
+    "moons": moons,
+}
+"""The densities by name; a new one is a function and a line here."""
+
+
+def load(
+    *,
+    data_dir: str | Path | None = None,
+    name: str = "circle",
+    density: str = "rings",
+    noise: float = 0.06,
+    train_size: int = 20_000,
+    val_size: int = 2_000,
+    test_size: int = 2_000,
+    split_seed: int = 0,
+) -> Splits:
+    """Draw a training, a validation and a test set.
+
+    Each split has its own stream of random numbers: its points do not change when the size of
+    another split does.
+
+    Args:
+        data_dir: Not used: the data is generated.
+        name: Name of the data set in records.
+        density: A name from :data:`SAMPLERS`.
+        noise: Standard deviation of the noise; its meaning is the sampler's.
+        train_size: Number of points to train on.
+        val_size: Number of points for validation.
+        test_size: Number of points for the test.
+        split_seed: Seed of all three streams.
+
+    Returns:
+        CNF data of dimension 2.
+
+    Raises:
+        ConfigError: Unknown density, a negative noise or seed, or an empty split.
+    """
+    if density not in SAMPLERS:
+        raise ConfigError(f"{name}: unknown density '{density}', one of {', '.join(SAMPLERS)}")
+    if not noise >= 0 or split_seed < 0:
+        raise ConfigError(
+            f"{name}: noise and split_seed must not be negative, but are {noise} and {split_seed}"
+        )
+    sizes = (train_size, val_size, test_size)
+    for split, size in zip(SPLIT_NAMES, sizes, strict=True):
+        if size < 1:
+            raise ConfigError(f"{name}: {split}_size is {size}, but has to be at least 1")
+
+    def part(stream: int, size: int) -> tuple[Tensor]:
+        generator = np.random.default_rng([split_seed, stream])
+        points = SAMPLERS[density](generator, size, noise)
+        return (torch.from_numpy(points.astype(np.float32)),)
+
+    info = DataInfo(
+        name=name,
+        task="cnf",
+        input_shape=(2,),
+        num_classes=None,
+        source=f"generated: {density}, noise {noise}, split_seed {split_seed}",
+    )
+    return validate(Splits(info, *(part(stream, size) for stream, size in enumerate(sizes))))

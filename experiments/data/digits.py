@@ -8,9 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.data.splits import DataInfo, Splits
-from experiments.data.stratify import IntArray, stratified_split
-from experiments.data.validate import validate
+from experiments.data.splits import DataInfo, IntArray, Splits, stratified_split, validate
 
 MAXIMUM = 16.0
 """Pixels count the dark points of a 4 x 4 cell, so they lie in 0 ... 16."""

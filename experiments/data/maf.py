@@ -1,4 +1,9 @@
-"""The preprocessing of "Masked Autoregressive Flow" (Papamakarios et al. 2017) for four tables.
+"""POWER, GAS, HEPMASS, MINIBOONE: tables of the MAF paper (Papamakarios et al. 2017).
+
+Files are looked for in ``<data_dir>/maf/<table>/``, ``<data_dir>/<table>/`` and
+``<data_dir>/data/<table>/`` (as the archive has them), then taken out of the archive
+``<data_dir>/maf/data.tar.gz``, which is downloaded where it is missing (817 MB) and stays, since it
+has all of them.
 
 The files of Zenodo record 1161203 are partly cleaned; what was done before they were published and
 what is done here make up the published preprocessing:
@@ -12,19 +17,50 @@ HEPMASS    particles of class 1 only; features with re-occurring values left out
 MINIBOONE  outliers and features with re-occurring values left out (published that way)
 =========  =============================================================================
 
-Each returns training, validation and test rows, normalised, float64: the last 10 % are the test
-split, the last 10 % of the rest the validation split (HEPMASS has a test file of its own).
+The last 10 % of the rows are the test split, the last 10 % of the rest the validation split
+(HEPMASS has its own test file); all are normalised.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from experiments.base.errors import DataError
-from experiments.data.frame_pickle import Table
-from experiments.data.ts_files import FloatArray
+from experiments.base.errors import ConfigError, DataError
+from experiments.data.cache import cached
+from experiments.data.files import Remote, digest, read
+from experiments.data.sources import Source, recorded_sums
+from experiments.data.splits import DataInfo, FloatArray, Splits, validate
+from experiments.data.tabular import Table, check_finite, read_csv, read_frame, read_matrix
+
+ARCHIVE = Remote(
+    name="data.tar.gz",
+    urls=("https://zenodo.org/records/1161203/files/data.tar.gz?download=1",),
+    checksum="md5:9b9c9b0375315ad270eba4ce80c093ab",
+    size=817_000_000,
+)
+"""The archive, with the checksum that Zenodo publishes; the size is approximate."""
+
+FILES = {
+    "gas": ("ethylene_CO.pickle",),
+    "hepmass": ("1000_train.csv", "1000_test.csv"),
+    "miniboone": ("data.npy",),
+    "power": ("data.npy",),
+}
+"""Files of each table, in a folder of its name."""
+
+UNPACKED = {
+    "gas": 170_000_000,
+    "hepmass": 600_000_000,
+    "miniboone": 13_000_000,
+    "power": 131_000_000,
+}
+"""Bytes of the files of each table, about."""
 
 SHARE = 0.1
 """Share of the test split, and of the validation split in what remains."""
@@ -41,6 +77,123 @@ POWER_COLUMNS = 8
 POWER_LEFT_OUT = (1, 3)
 
 
+def load(
+    *,
+    table: str,
+    data_dir: str | Path | None,
+    name: str | None = None,
+    fraction: float = 1.0,
+    split_seed: int = 0,
+    download: bool = True,
+    allow_unverified: bool = False,
+) -> Splits:
+    """Load a table, preprocessed and split as published.
+
+    The result is kept, see :mod:`experiments.data.cache`.
+
+    Args:
+        table: ``gas``, ``hepmass``, ``miniboone`` or ``power``.
+        data_dir: Folder with the files; also where a download goes.
+        name: Name of the data set in records; the table's where it is ``None``.
+        fraction: Share of each split that is kept, at random; 1 keeps all rows in their order. The
+            published experiments keep 10 % of GAS, of all three splits.
+        split_seed: Decides which rows a fraction keeps; the splits themselves are fixed.
+        download: Whether missing files may be downloaded.
+        allow_unverified: Whether GAS, a pickle, may be read although it was not taken from the
+            published archive here. Its SHA-256 is then recorded.
+
+    Returns:
+        CNF data; ``info.source`` has the SHA-256 of the files.
+
+    Raises:
+        ConfigError: An option is out of range, or ``data_dir`` is not set.
+        DataError: Files are missing and cannot be downloaded, or are damaged.
+    """
+    if table not in FILES:
+        raise ConfigError(f"table is '{table}', but has to be one of {', '.join(FILES)}")
+    name = name or table
+    if not 0 < fraction <= 1 or split_seed < 0:
+        raise ConfigError(
+            f"{name}: fraction has to be in (0, 1] and split_seed not negative, but they are "
+            f"{fraction} and {split_seed}"
+        )
+    if data_dir is None:
+        raise ConfigError(f"{name}: data_dir is not set; it is the folder with {ARCHIVE.name}")
+    wanted = sources(table=table)["archive"]
+    folder = wanted.locate(Path(data_dir).expanduser(), download=download)
+    if table == "gas":
+        _admit_pickle(wanted, folder, allow_unverified)
+    wanted.verify(folder)
+    sums = {file: digest(folder / file) for file in wanted.files}
+    origin = ", ".join(f"{file} sha256 {value}" for file, value in sums.items())
+
+    def build() -> Splits:
+        parts = _read(table, folder, sums)
+        info = DataInfo(
+            name=name,
+            task="cnf",
+            input_shape=(parts.train.shape[1],),
+            num_classes=None,
+            source=f"Zenodo 1161203, {origin}; fraction {fraction}, split_seed {split_seed}",
+        )
+        kept = [_subset(part, fraction, split_seed, n, name) for n, part in enumerate(parts)]
+        return validate(Splits(info, *((x,) for x in kept)))
+
+    key = {"files": origin, "table": table, "fraction": fraction, "split_seed": split_seed}
+    return cached(name, key, build)
+
+
+def sources(*, table: str, **_: Any) -> dict[str, Source]:
+    """Where the files of a table come from, see :mod:`experiments.data.catalogue`."""
+    source = Source(
+        name=table,
+        folders=(f"maf/{table}", table, f"data/{table}", f"maf/data/{table}"),
+        files=FILES[table],
+        remotes=(ARCHIVE,),
+        members=tuple(f"{table}/{file}" for file in FILES[table]),
+        unpacked=UNPACKED[table],
+        archive_folder="maf",
+    )
+    return {"archive": source}
+
+
+def _admit_pickle(wanted: Source, folder: Path, allow_unverified: bool) -> None:
+    """Refuse a pickle that was neither unpacked from the published archive nor allowed."""
+    if all(file in recorded_sums(folder) for file in wanted.files):
+        return
+    path = folder / wanted.files[0]
+    if not allow_unverified:
+        raise DataError(
+            f"{path}: a pickle of unknown origin is not read; remove it and run "
+            "scripts/data.py gas, which takes it from the published archive, or accept it as it is "
+            "with dataset.allow_unverified=true"
+        )
+    with suppress(DataError):  # a folder that cannot be written: it has to be allowed every time
+        wanted.record(folder)
+
+
+def _subset(data: FloatArray, fraction: float, seed: int, stream: int, name: str) -> Tensor:
+    """A part of the rows as float32; each split has its own stream of random numbers."""
+    if fraction < 1:
+        count = int(fraction * len(data))
+        if count == 0:
+            raise DataError(f"{name}: {fraction} of {len(data)} rows are none")
+        data = data[np.random.default_rng([seed, stream]).permutation(len(data))[:count]]
+    return torch.from_numpy(np.ascontiguousarray(data, dtype=np.float32))
+
+
+def _read(table: str, folder: Path, sums: dict[str, str]) -> Parts:
+    """Read and preprocess a table; ``sums`` has the SHA-256 that its files were found to have."""
+    path, *_ = paths = [folder / file for file in FILES[table]]
+    checksum = f"sha256:{sums[path.name]}"
+    if table == "hepmass":
+        return hepmass(*(read_csv(path) for path in paths))
+    if table == "gas":
+        frame = read_frame(path, read(path, checksum))
+        return gas(frame._replace(values=check_finite(path, frame.values)))
+    return {"power": power, "miniboone": miniboone}[table](read_matrix(path, checksum))
+
+
 class Parts(NamedTuple):
     """Training, validation and test rows, each (rows, features)."""
 
@@ -50,14 +203,7 @@ class Parts(NamedTuple):
 
 
 def power(data: FloatArray) -> Parts:
-    """Preprocess POWER.
-
-    Args:
-        data: ``power/data.npy``, shape (N, 8).
-
-    Raises:
-        DataError: It has another number of columns, or too few rows.
-    """
+    """Preprocess ``power/data.npy``, shape (N, 8)."""
     if data.shape[1] != POWER_COLUMNS:
         raise DataError(f"power: {data.shape[1]} columns, expected {POWER_COLUMNS}")
     generator = np.random.RandomState(42)
@@ -74,16 +220,10 @@ def power(data: FloatArray) -> Parts:
 
 
 def miniboone(data: FloatArray) -> Parts:
-    """Preprocess MINIBOONE.
+    """Preprocess ``miniboone/data.npy``, shape (N, features).
 
     Outliers and discrete features are looked for although the published file has none: on it that
     changes nothing, and a table of the raw events is cleaned as it was.
-
-    Args:
-        data: ``miniboone/data.npy``, shape (N, features).
-
-    Raises:
-        DataError: Nothing remains, or there are too few rows.
     """
     data = data[~(data[:, 0] < OUTLIER)]
     data = data[:, ~_discrete("miniboone", data)]
@@ -91,14 +231,7 @@ def miniboone(data: FloatArray) -> Parts:
 
 
 def gas(table: Table) -> Parts:
-    """Preprocess GAS.
-
-    Args:
-        table: ``gas/ethylene_CO.pickle``.
-
-    Raises:
-        DataError: A column is missing or constant, or there are too few rows.
-    """
+    """Preprocess ``gas/ethylene_CO.pickle``."""
     missing = [name for name in GAS_LEFT_OUT if name not in table.columns]
     if missing:
         raise DataError(
@@ -117,15 +250,7 @@ def gas(table: Table) -> Parts:
 
 
 def hepmass(train: FloatArray, test: FloatArray) -> Parts:
-    """Preprocess HEPMASS.
-
-    Args:
-        train: ``hepmass/1000_train.csv``: label, then features.
-        test: ``hepmass/1000_test.csv``: the same and one more column, which is left out.
-
-    Raises:
-        DataError: The files do not fit, or too few rows are of class 1.
-    """
+    """Preprocess ``1000_train.csv`` (label, features) and ``1000_test.csv`` (one column more)."""
     surplus = test.shape[1] - train.shape[1]
     if train.shape[1] < 2 or surplus not in (0, 1):
         raise DataError(

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from experiments.base.errors import DataError
-from experiments.data.splits import DataInfo, Splits
-from experiments.data.stratify import IntArray, stratified_split
-from experiments.data.ts_files import FloatArray, TsFile
-from experiments.data.validate import validate
+from experiments.data.splits import (
+    DataInfo,
+    FloatArray,
+    IntArray,
+    Splits,
+    stratified_split,
+    validate,
+)
 
 
-@dataclass(frozen=True)
-class Scale:
+class Series(NamedTuple):
+    """All series of a data set.
+
+    Attributes:
+        values: One array (channels, length) for each example; NaN where a value is missing.
+        labels: Index into ``classes`` for each example, int64.
+        classes: Class names.
+    """
+
+    values: tuple[FloatArray, ...]
+    labels: IntArray
+    classes: tuple[str, ...]
+
+
+class Scale(NamedTuple):
     """Mean and standard deviation of each channel, both of shape (channels,)."""
 
     mean: FloatArray
@@ -25,12 +42,12 @@ class Scale:
 
 
 def split_series(
-    problem: TsFile, name: str, source: str, *, split_seed: int, zeros: bool = False
+    pooled: Series, name: str, source: str, *, split_seed: int, zeros: bool = False
 ) -> Splits:
     """Split pooled series 70/15/15, stratified, and standardise them by the training split.
 
     Args:
-        problem: All series of a data set.
+        pooled: All series of a data set.
         name: Name of the data set in records.
         source: Where they came from.
         split_seed: Decides which series goes into which split.
@@ -43,38 +60,31 @@ def split_series(
         DataError: A series or a channel has no value, the data is too small to split, or the
             validator refuses it.
     """
-    series = trim(problem.series, name)
+    series = trim(pooled.values, name)
     if zeros:
         series = trim_zeros(series, name)
-    index = stratified_split(problem.labels, split_seed, name)
+    index = stratified_split(pooled.labels, split_seed, name)
     scale = fit_scale([series[n] for n in index.train], name)
     length = max(values.shape[1] for values in series)
 
     def part(rows: IntArray) -> tuple[Tensor, Tensor, Tensor]:
-        return pack([series[n] for n in rows], problem.labels[rows], scale, length)
+        return pack([series[n] for n in rows], pooled.labels[rows], scale, length)
 
     info = DataInfo(
         name=name,
         task="time_series",
         input_shape=(length, 2 * len(scale.mean) + 1),
-        num_classes=len(problem.classes),
+        num_classes=len(pooled.classes),
         source=f"{source}; pooled, split_seed {split_seed}",
     )
     return validate(Splits(info, *(part(rows) for rows in index)))
 
 
 def trim(series: Sequence[FloatArray], name: str) -> list[FloatArray]:
-    """Cut every series after its last observation.
+    """Cut every series (channels, length) after its last observation.
 
     Some files of the archive pad short series with missing values; the read-out is at the last
     observation, so these steps are padding here as well.
-
-    Args:
-        series: Arrays (channels, length), NaN where missing.
-        name: Name of the data set, for the message.
-
-    Returns:
-        Arrays (channels, last observed step + 1).
 
     Raises:
         DataError: A series has no observation.
@@ -89,16 +99,9 @@ def trim(series: Sequence[FloatArray], name: str) -> list[FloatArray]:
 
 
 def trim_zeros(series: Sequence[FloatArray], name: str) -> list[FloatArray]:
-    """Cut steps at both ends at which every channel is exactly zero.
+    """Cut steps at both ends of every series (channels, length) at which all channels are zero.
 
     CharacterTrajectories is published with and without them.
-
-    Args:
-        series: Arrays (channels, length).
-        name: Name of the data set, for the message.
-
-    Returns:
-        Arrays (channels, first to last step that is not zero).
 
     Raises:
         DataError: A series is zero everywhere.

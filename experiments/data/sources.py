@@ -1,46 +1,41 @@
-"""Where the files of a data set come from, where they lie, and how they get there.
+"""The files of a data set: where they lie, how they get there, and whether they are the right ones.
 
-What is downloaded is checked before it is used: against a published checksum where there is one.
-Where there is none, a person has to allow the download (``allow_unverified``), and the SHA-256 of
-what came is written beside it into ``SHA256SUMS``: from then on it has to stay what it was.
+Files from outside are not trusted:
+
+- Files with a published checksum are compared with it. Where nothing is published, a person has to
+  allow the download (``allow_unverified``); the SHA-256 of what came is written beside it into
+  ``SHA256SUMS``, and from then on it has to stay what it was.
+- From an archive come the known files alone. One with a member that would leave its folder, or that
+  is no plain file, is refused as a whole: nobody publishes such data.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Callable, Iterator
+import gzip
+import shutil
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple, cast
 
 from experiments.base.errors import DataError, RecordError
-from experiments.base.files import write_whole
-from experiments.data.checksum import Checksum, check, digest
-from experiments.data.download import Progress, download
-from experiments.data.extract import extract
+from experiments.base.files import locked, write_whole
+from experiments.data.files import Progress, Remote, check, digest, download
 
 SUMS = "SHA256SUMS"
 """Name of the file with recorded checksums, in the format of ``sha256sum``."""
 
+LARGEST = 4 << 30
+"""Bytes beyond which a file in an archive is not unpacked (the largest known one has 0.6 GB)."""
+
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Remote:
-    """A file on the network.
-
-    Attributes:
-        name: Name of the file on this machine.
-        urls: Mirrors, in order.
-        checksum: The published one, ``None`` where none is known.
-        size: Bytes; approximate unless ``checksum`` is known; ``None`` where unknown.
-    """
-
-    name: str
-    urls: tuple[str, ...]
-    checksum: Checksum | None = None
-    size: int | None = None
+"""Told in a line what happens."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +60,14 @@ class Source:
     files: tuple[str, ...]
     remotes: tuple[Remote, ...]
     members: tuple[str, ...] = ()
-    checksums: dict[str, Checksum] | None = None
+    checksums: Mapping[str, str] = field(default_factory=dict)
     unpacked: int = 0
     archive_folder: str | None = None
 
-    def known(self) -> dict[str, Checksum]:
+    def known(self) -> dict[str, str]:
         """Published checksums by name of the file that the loader reads."""
         own = {r.name: r.checksum for r in self.remotes if r.checksum and r.name in self.files}
-        return own | (self.checksums or {})
+        return own | dict(self.checksums)
 
     def verified(self) -> bool:
         """Whether everything that is downloaded can be compared with something published."""
@@ -80,149 +75,145 @@ class Source:
         return all(r.checksum for r in self.remotes) or all(f in known for f in self.files)
 
     def find(self, data_dir: Path) -> Path | None:
-        """The first folder that has all files, or ``None``."""
+        """Return the first folder that has all files, or ``None``."""
         for relative in self.folders:
             folder = data_dir / relative
             if all((folder / file).is_file() for file in self.files):
                 return folder
         return None
 
+    def place(self, data_dir: Path) -> Path:
+        """Return the folder that downloads go into."""
+        return data_dir / (self.folders[0] if self.archive_folder is None else self.archive_folder)
 
-def locate(
-    source: Source, data_dir: Path, *, download: bool = True, allow_unverified: bool = False
-) -> Path:
-    """Return the folder with the files of a data set; get them where they are missing.
+    def missing(self, data_dir: Path) -> list[Remote]:
+        """Return what would have to be downloaded."""
+        place = self.place(data_dir)
+        return [remote for remote in self.remotes if not (place / remote.name).is_file()]
 
-    What is found is not read; that it is right, :func:`verify` says.
+    def by_hand(self, data_dir: Path) -> str:
+        """Return what a person can do without the network."""
+        *rest, last = self.files
+        files = f"{', '.join(rest)} and {last}" if rest else last
+        return f"put {files} into {data_dir / self.folders[0]}"
 
-    Args:
-        source: The data set's files.
-        data_dir: The data folder.
-        download: Whether missing files may be downloaded.
-        allow_unverified: Whether a download without a known checksum is accepted.
+    def locate(
+        self,
+        data_dir: Path,
+        *,
+        download: bool = True,
+        allow_unverified: bool = False,
+        progress: Progress | None = None,
+        say: Say = lambda _: None,
+    ) -> Path:
+        """Return the folder with the files; download, check and unpack them where they are missing.
 
-    Returns:
-        The folder.
+        Files that are there are not read: :meth:`verify` says whether they are right. An archive
+        that lies where it would be downloaded to is used, and stays. A second process that wants
+        the same waits for the first one.
 
-    Raises:
-        DataError: Files are missing and cannot or must not be downloaded.
-    """
-    folder = source.find(data_dir)
-    if folder is not None:
+        Args:
+            data_dir: The data folder.
+            download: Whether missing files may be downloaded.
+            allow_unverified: Whether a download without a known checksum is accepted.
+            progress: See :data:`experiments.data.files.Progress`.
+            say: Told in a line what happens.
+
+        Raises:
+            DataError: Files are missing and must not be downloaded, the download fails, or what
+                came is damaged.
+        """
+        folder = self.find(data_dir)
+        if folder is not None:
+            return folder
+        archive_here = bool(self.members) and not self.missing(data_dir)
+        if not download and not archive_here:
+            hint = self.by_hand(data_dir)
+            raise DataError(f"{self.name}: not found, and download=false; {hint}")
+        if not archive_here and not allow_unverified and not self.verified():
+            raise DataError(
+                f"{self.name}: not in {data_dir / self.folders[0]}, and a download could not be "
+                f"verified because no checksum is known; {self.by_hand(data_dir)}, or accept the "
+                "download as it comes with dataset.allow_unverified=true (scripts/data.py: "
+                "--allow-unverified)"
+            )
+        place = self.place(data_dir)
+        try:
+            with locked(place / ".lock"):
+                folder = self.find(data_dir)
+                if folder is None:  # else another process was faster
+                    folder = data_dir / self.folders[0]
+                    self._fill(data_dir, folder, archive_here, progress, say)
+        except OSError as error:
+            raise DataError(
+                f"cannot write to {place}: {error.strerror or error}; choose another data_dir"
+            ) from error
+        finally:
+            with suppress(OSError):
+                place.rmdir()  # where nothing came, nothing is left
         return folder
-    if not download and _archive_here(source, data_dir) is None:
-        hint = by_hand(source, data_dir)
-        raise DataError(f"{source.name}: not found, and download=false; {hint}")
-    return obtain(source, data_dir, allow_unverified=allow_unverified)
 
-
-def verify(source: Source, folder: Path) -> None:
-    """Compare the files in a folder with their published or recorded checksums.
-
-    Raises:
-        DataError: A file is not the right one.
-    """
-    known, recorded = source.known(), recorded_sums(folder)
-    for file in source.files:
-        if file in known:
-            check(folder / file, known[file])
-        elif file in recorded:
-            try:
-                check(folder / file, recorded[file])
-            except DataError as error:
-                raise DataError(
-                    f"{error} (or, if you replaced it on purpose, delete its line in "
-                    f"{folder / SUMS})"
-                ) from error
-
-
-def obtain(
-    source: Source,
-    data_dir: Path,
-    *,
-    allow_unverified: bool = False,
-    progress: Progress | None = None,
-    say: Say = lambda _: None,
-) -> Path:
-    """Download what is missing of a data set, check it, and unpack it.
-
-    An archive that lies where it would be downloaded to is used instead, and stays. A second
-    process that wants the same waits for the first one.
-
-    Args:
-        source: The data set's files.
-        data_dir: The data folder.
-        allow_unverified: Whether a download without a known checksum is accepted.
-        progress: Told how far each download is.
-        say: Told in a line what happens.
-
-    Returns:
-        The folder with the files.
-
-    Raises:
-        DataError: The download is refused or fails, or what came is damaged.
-    """
-    folder = data_dir / source.folders[0]
-    here = _archive_here(source, data_dir) is not None
-    if not here and not allow_unverified and not source.verified():
-        raise DataError(
-            f"{source.name}: not in {folder}, and a download could not be verified because no "
-            f"checksum is known; {by_hand(source, data_dir)}, or accept the download as it comes "
-            "with dataset.allow_unverified=true (scripts/data.py: --allow-unverified)"
-        )
-    with _alone(_place(source, data_dir)):
-        there = source.find(data_dir)
-        if there is None:  # else another process was faster
-            _fill(source, data_dir, progress, say)
-    return there or folder
-
-
-def _fill(source: Source, data_dir: Path, progress: Progress | None, say: Say) -> None:
-    folder = data_dir / source.folders[0]
-    hint = by_hand(source, data_dir)
-    archive = _archive_here(source, data_dir)
-    for remote in source.remotes:
-        target = _place(source, data_dir) / remote.name
-        if target.is_file():
-            if remote.checksum is not None:
+    def _fill(
+        self, data_dir: Path, folder: Path, keep_archive: bool, progress: Progress | None, say: Say
+    ) -> None:
+        place = self.place(data_dir)
+        for remote in self.remotes:
+            target = place / remote.name
+            if not target.is_file():
+                say(f"downloading {remote.urls[0]} to {target}")
+                download(remote, target, instead=self.by_hand(data_dir), progress=progress)
+            elif remote.checksum is not None:
                 say(f"checking {target}")
                 check(target, remote.checksum)
-            continue
-        say(f"downloading {remote.urls[0]} to {target}")
-        largest = None if remote.size is None else 2 * remote.size + (1 << 24)
-        wanted = (remote.urls, target, remote.checksum)
-        download(*wanted, instead=hint, largest=largest, progress=progress)
-    if source.members:
-        packed = _place(source, data_dir) / source.remotes[0].name
-        say(f"unpacking {', '.join(source.files)} into {folder}")
+        if self.members:
+            archive = place / self.remotes[0].name
+            say(f"unpacking {', '.join(self.files)} into {folder}")
+            try:
+                extract(archive, folder, self.members, self.known())
+            finally:
+                if not keep_archive and self.archive_folder is None:
+                    archive.unlink(missing_ok=True)
+        self.record(folder)
+
+    def verify(self, folder: Path) -> None:
+        """Compare the files in a folder with their published or recorded checksums.
+
+        Raises:
+            DataError: A file is not the right one.
+        """
+        known, recorded = self.known(), recorded_sums(folder)
+        for file in self.files:
+            if file in known:
+                check(folder / file, known[file])
+            elif file in recorded:
+                try:
+                    check(folder / file, recorded[file])
+                except DataError as error:
+                    raise DataError(
+                        f"{error} (or, if you replaced it on purpose, delete its line in "
+                        f"{folder / SUMS})"
+                    ) from error
+
+    def record(self, folder: Path) -> None:
+        """Write down the SHA-256 of the files that have no published checksum.
+
+        Raises:
+            DataError: The record cannot be written.
+        """
+        known = self.known()
+        files = [file for file in self.files if file not in known]
+        if not files:
+            return
+        sums = recorded_sums(folder) | {file: f"sha256:{digest(folder / file)}" for file in files}
+        lines = [f"{sums[file].removeprefix('sha256:')}  {file}\n" for file in sorted(sums)]
         try:
-            extract(packed, folder, source.members, source.known())
-        finally:
-            if archive is None and source.archive_folder is None:
-                packed.unlink(missing_ok=True)
-    record(source, folder)
+            write_whole(folder / SUMS, "".join(lines))
+        except RecordError as error:
+            raise DataError(str(error)) from error
 
 
-def record(source: Source, folder: Path) -> None:
-    """Write the SHA-256 of the files that have no published checksum of their own.
-
-    Raises:
-        DataError: The record cannot be written.
-    """
-    files = [file for file in source.files if file not in source.known()]
-    if not files:
-        return
-    sums = {file: digest(folder / file, "sha256") for file in files}
-    kept = {file: old.value for file, old in recorded_sums(folder).items()}
-    lines = [f"{value}  {file}\n" for file, value in sorted((kept | sums).items())]
-    try:
-        write_whole(folder / SUMS, "".join(lines))
-    except RecordError as error:
-        raise DataError(str(error)) from error
-
-
-def recorded_sums(folder: Path) -> dict[str, Checksum]:
-    """The checksums that an earlier download wrote into a folder, by name of the file.
+def recorded_sums(folder: Path) -> dict[str, str]:
+    """Return the checksums that an earlier download wrote into a folder, by name of the file.
 
     Raises:
         DataError: The record cannot be read.
@@ -236,46 +227,149 @@ def recorded_sums(folder: Path) -> dict[str, Checksum]:
             value, _, file = line.partition("  ")
             if len(value) != 64 or not file:
                 raise ValueError(line)
-            sums[file] = Checksum("sha256", value)
+            sums[file] = f"sha256:{value}"
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as a list of SHA-256 sums; delete it") from error
     return sums
 
 
-def by_hand(source: Source, data_dir: Path) -> str:
-    """What a person can do without the network."""
-    *rest, last = source.files
-    files = f"{', '.join(rest)} and {last}" if rest else last
-    return f"put {files} into {data_dir / source.folders[0]}"
+class _Member(NamedTuple):
+    """One entry of an archive: its name, what it is, its size, and how to read it."""
+
+    name: str
+    kind: str
+    size: int
+    open: Callable[[], IO[bytes] | None]
+
+
+# gzip.BadGzipFile is an OSError without a number; RuntimeError: an encrypted or unknown zip member.
+DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    EOFError,
+    zlib.error,
+    RuntimeError,
+)
+"""What reading a damaged archive raises."""
+
+
+def extract(
+    archive: Path, folder: Path, members: Sequence[str], checksums: Mapping[str, str]
+) -> None:
+    """Unpack some members of an archive: all of them or none.
+
+    Args:
+        archive: A zip file or a tar file, gzipped or not; told apart by content.
+        folder: Where the files go, by their names alone; it is made.
+        members: The ends of the members' paths, such as ``gas/ethylene_CO.pickle``: whole
+            components. Each has to fit exactly one member.
+        checksums: What some of them have to be, by name of the file.
+
+    Raises:
+        DataError: The archive is damaged, truncated or hostile, lacks a member, one has the wrong
+            checksum or is too large, or the disk is full.
+    """
+    found: dict[str, Path] = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".unpack-") as scratch:
+            with _members(archive) as entries:
+                for entry in entries:
+                    _refuse_hostile(archive, entry)
+                    wanted = next((end for end in members if _ends(entry.name, end)), None)
+                    if entry.kind != "file" or wanted is None:
+                        continue
+                    if wanted in found:
+                        raise DataError(f"{archive}: holds more than one {wanted}")
+                    found[wanted] = Path(scratch) / PurePosixPath(wanted).name
+                    _copy(archive, entry, found[wanted])
+            for end in members:
+                if end not in found:
+                    raise DataError(f"{end} is not in the archive {archive}")
+            for path in found.values():
+                if path.name in checksums:
+                    check(path, checksums[path.name])
+            for path in found.values():
+                path.replace(folder / path.name)
+    except DAMAGED as error:
+        raise DataError(
+            f"{archive}: the archive is damaged or truncated ({error}): delete it and get it again"
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"cannot unpack {archive} into {folder}: {error.strerror or error}; "
+            "free space or choose another data_dir"
+        ) from error
+
+
+def _refuse_hostile(archive: Path, entry: _Member) -> None:
+    path = PurePosixPath(entry.name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")):
+        raise DataError(
+            f"{archive}: holds '{entry.name}', which would lie outside its folder; "
+            "nothing was unpacked"
+        )
+    if entry.kind not in ("file", "folder"):
+        raise DataError(
+            f"{archive}: holds '{entry.name}', which is a {entry.kind}; nothing was unpacked"
+        )
+
+
+def _ends(name: str, end: str) -> bool:
+    wanted = PurePosixPath(end).parts
+    return PurePosixPath(name).parts[-len(wanted) :] == wanted
+
+
+def _copy(archive: Path, entry: _Member, target: Path) -> None:
+    if entry.size > LARGEST:
+        raise DataError(
+            f"{archive}: '{entry.name}' would unpack to {entry.size} bytes, more than {LARGEST}"
+        )
+    source = entry.open()
+    if source is None:
+        raise tarfile.ReadError(f"'{entry.name}' cannot be read")
+    with source, target.open("wb") as sink:
+        shutil.copyfileobj(source, sink, 1 << 20)  # gives no more than the size checked above
+    if target.stat().st_size != entry.size:
+        raise EOFError(f"'{entry.name}' has {target.stat().st_size} of {entry.size} bytes")
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Make a folder and lock it against other processes, which wait here."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise DataError(
-            f"cannot write to {folder}: {error.strerror or error}; choose another data_dir"
-        ) from error
-    try:
-        with suppress(OSError):  # some network file systems cannot lock a folder
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-        with suppress(OSError):
-            folder.rmdir()  # where nothing came, nothing is left
+def _members(archive: Path) -> Iterator[Iterator[_Member]]:
+    """Open an archive of whichever kind and go through its members once, in their order."""
+    if not archive.is_file():
+        raise DataError(f"{archive}: no such file")
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as packed:
+            yield (_zip_member(packed, info) for info in packed.infolist())
+        return
+    with archive.open("rb") as raw:
+        gzipped = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if gzipped else raw
+        with tarfile.open(fileobj=stream, mode="r:") as content:
+            yield (_tar_member(content, info) for info in content)
+            while stream.read(1 << 20):  # gzip compares its checksum at the very end
+                pass
 
 
-def _place(source: Source, data_dir: Path) -> Path:
-    """The folder that downloads go into."""
-    relative = source.folders[0] if source.archive_folder is None else source.archive_folder
-    return data_dir / relative
+def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
+    mode = info.external_attr >> 16
+    if info.is_dir():
+        kind = "folder"
+    elif stat.S_IFMT(mode) in (0, stat.S_IFREG):
+        kind = "file"
+    else:
+        kind = "link" if stat.S_ISLNK(mode) else "special file"
+    return _Member(info.filename, kind, info.file_size, lambda: archive.open(info))
 
 
-def _archive_here(source: Source, data_dir: Path) -> Path | None:
-    """An archive that is there already, from an earlier download or put there by hand."""
-    path = _place(source, data_dir) / source.remotes[0].name
-    return path if source.members and path.is_file() else None
+def _tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
+    if info.isdir():
+        kind = "folder"
+    elif info.isreg():
+        kind = "file"
+    else:
+        kind = "link" if info.issym() or info.islnk() else "special file"
+    return _Member(info.name, kind, info.size, lambda: archive.extractfile(info))

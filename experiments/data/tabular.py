@@ -1,172 +1,37 @@
-"""The tables of density estimation: POWER, GAS, HEPMASS, MINIBOONE, from Zenodo record 1161203.
+"""Read tables of numbers that come from outside: arrays, CSV files, and one old pickle.
 
-Files are looked for in ``<data_dir>/maf/<table>/``, ``<data_dir>/<table>/`` and
-``<data_dir>/data/<table>/`` (as the archive has them), then taken out of the archive
-``<data_dir>/maf/data.tar.gz``, which is downloaded where it is missing (817 MB) and stays, since it
-has all of them. What is done with the numbers is in :mod:`experiments.data.maf`.
+GAS is published as a pandas data frame that Python 2 pickled. Today's pandas no longer promises to
+read it, and unpickling runs whatever a file names. Here a file can name only what a frame of
+numbers consists of; pandas' classes are replaced by stand-ins that keep what they are given, and
+the frame is put together from that. The layout is the one that pandas 0.14.1 introduced and kept
+until 1.2: a block manager with axes, and blocks of columns of one type.
 """
 
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from experiments.base.errors import ConfigError, DataError
-from experiments.data import maf
-from experiments.data.cache import Option, cached
-from experiments.data.checksum import Checksum, digest, verified_bytes
-from experiments.data.frame_pickle import read_frame
-from experiments.data.sources import Remote, Source, locate, record, recorded_sums, verify
-from experiments.data.splits import DataInfo, Splits
-from experiments.data.ts_files import FloatArray
-from experiments.data.validate import validate
+from experiments.base.errors import DataError
+from experiments.data.files import read
+from experiments.data.splits import FloatArray
 
-ARCHIVE = Remote(
-    name="data.tar.gz",
-    urls=("https://zenodo.org/records/1161203/files/data.tar.gz?download=1",),
-    checksum=Checksum("md5", "9b9c9b0375315ad270eba4ce80c093ab"),
-    size=817_000_000,
-)
-"""The archive, with the checksum that Zenodo publishes; the size is approximate."""
-
-FILES = {
-    "gas": ("ethylene_CO.pickle",),
-    "hepmass": ("1000_train.csv", "1000_test.csv"),
-    "miniboone": ("data.npy",),
-    "power": ("data.npy",),
-}
-"""Files of each table, in a folder of its name."""
-
-UNPACKED = {
-    "gas": 170_000_000,
-    "hepmass": 600_000_000,
-    "miniboone": 13_000_000,
-    "power": 131_000_000,
-}
-"""Bytes of the files of each table, about."""
+LAYOUT = "0.14.1"
+"""The version under which a block manager's state keeps axes and blocks."""
 
 
-def load(
-    *,
-    table: str,
-    data_dir: str | Path | None,
-    name: str | None = None,
-    fraction: float = 1.0,
-    split_seed: int = 0,
-    download: bool = True,
-    allow_unverified: bool = False,
-) -> Splits:
-    """Load a table, preprocessed and split as published.
-
-    The result is kept, see :mod:`experiments.data.cache`.
-
-    Args:
-        table: ``gas``, ``hepmass``, ``miniboone`` or ``power``.
-        data_dir: Folder with the files; also where a download goes.
-        name: Name of the data set in records; the table's where it is ``None``.
-        fraction: Share of each split that is kept, at random; 1 keeps all rows in their order. The
-            published experiments keep 10 % of GAS, of all three splits.
-        split_seed: Decides which rows a fraction keeps; the splits themselves are fixed.
-        download: Whether missing files may be downloaded.
-        allow_unverified: Whether GAS, a pickle, may be read although it was not taken from the
-            published archive here. Its SHA-256 is then recorded.
-
-    Returns:
-        CNF data; ``info.source`` has the SHA-256 of the files.
+def read_matrix(path: Path, checksum: str) -> FloatArray:
+    """Read an ``.npy`` file of numbers, shape (rows, features).
 
     Raises:
-        ConfigError: An option is out of range, or ``data_dir`` is not set.
-        DataError: Files are missing and cannot be downloaded, or are damaged.
+        DataError: It has another checksum, is damaged, or holds anything else.
     """
-    if table not in FILES:
-        raise ConfigError(f"table is '{table}', but has to be one of {', '.join(FILES)}")
-    name = name or table
-    if not 0 < fraction <= 1 or split_seed < 0:
-        raise ConfigError(
-            f"{name}: fraction has to be in (0, 1] and split_seed not negative, but they are "
-            f"{fraction} and {split_seed}"
-        )
-    if data_dir is None:
-        raise ConfigError(f"{name}: data_dir is not set; it is the folder with {ARCHIVE.name}")
-    wanted = source(table)
-    folder = locate(wanted, Path(data_dir).expanduser(), download=download)
-    if table == "gas":
-        _admit_pickle(wanted, folder, allow_unverified)
-    verify(wanted, folder)
-    sums = {file: digest(folder / file, "sha256") for file in wanted.files}
-    origin = ", ".join(f"{file} sha256 {value}" for file, value in sums.items())
-
-    def build() -> Splits:
-        parts = READERS[table](folder, sums)
-        info = DataInfo(
-            name=name,
-            task="cnf",
-            input_shape=(parts.train.shape[1],),
-            num_classes=None,
-            source=f"Zenodo 1161203, {origin}; fraction {fraction}, split_seed {split_seed}",
-        )
-        tensors = [
-            (_subset(part, fraction, split_seed, stream, name),)
-            for stream, part in enumerate(parts)
-        ]
-        return validate(Splits(info, *tensors))
-
-    key: dict[str, Option] = {"table": table, "fraction": fraction, "split_seed": split_seed}
-    return cached(name, key | {"files": origin}, build)
-
-
-def source(table: str) -> Source:
-    """Where the files of a table come from.
-
-    Args:
-        table: A name from :data:`FILES`.
-    """
-    return Source(
-        name=table,
-        folders=(f"maf/{table}", table, f"data/{table}", f"maf/data/{table}"),
-        files=FILES[table],
-        remotes=(ARCHIVE,),
-        members=tuple(f"{table}/{file}" for file in FILES[table]),
-        unpacked=UNPACKED[table],
-        archive_folder="maf",
-    )
-
-
-def _admit_pickle(wanted: Source, folder: Path, allow_unverified: bool) -> None:
-    """Refuse a pickle that was neither unpacked from the published archive nor allowed."""
-    if all(file in recorded_sums(folder) for file in wanted.files):
-        return
-    path = folder / wanted.files[0]
-    if not allow_unverified:
-        raise DataError(
-            f"{path}: a pickle of unknown origin is not read; remove it and run "
-            "scripts/data.py gas, which takes it from the published archive, or accept it as it is "
-            "with dataset.allow_unverified=true"
-        )
-    with suppress(DataError):  # a folder that cannot be written: it has to be allowed every time
-        record(wanted, folder)
-
-
-def _subset(data: FloatArray, fraction: float, seed: int, stream: int, name: str) -> Tensor:
-    """A part of the rows as float32; each split has its own stream of random numbers."""
-    if fraction < 1:
-        count = int(fraction * len(data))
-        if count == 0:
-            raise DataError(f"{name}: {fraction} of {len(data)} rows are none")
-        data = data[np.random.default_rng([seed, stream]).permutation(len(data))[:count]]
-    return torch.from_numpy(np.ascontiguousarray(data, dtype=np.float32))
-
-
-def _matrix(folder: Path, sums: dict[str, str]) -> FloatArray:
-    """Read ``data.npy``: numbers of shape (rows, features)."""
-    path = folder / "data.npy"
-    content = verified_bytes(path, Checksum("sha256", sums[path.name]))
+    content = read(path, checksum)
     try:
         data = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
@@ -174,21 +39,31 @@ def _matrix(folder: Path, sums: dict[str, str]) -> FloatArray:
     if not isinstance(data, np.ndarray) or data.ndim != 2 or data.dtype.kind not in "fiu":
         kind = f"{getattr(data, 'dtype', '?')} of shape {getattr(data, 'shape', '?')}"
         raise DataError(f"{path}: holds {kind}, not a table of numbers")
-    return _finite(path, np.asarray(data, dtype=np.float64))
+    return check_finite(path, np.asarray(data, dtype=np.float64))
 
 
-def _csv(path: Path) -> FloatArray:
-    """Read a table with a header line; what a row has beyond the header is left out."""
+def read_csv(path: Path) -> FloatArray:
+    """Read a table with a header line; what a row has beyond the header is left out.
+
+    Raises:
+        DataError: It is no table of finite numbers.
+    """
     import pandas
 
     try:
         frame = pandas.read_csv(path, index_col=False)
-        return _finite(path, frame.to_numpy(dtype=np.float64))
+        data = frame.to_numpy(dtype=np.float64)
     except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
         raise DataError(f"{path}: cannot be read as a table of numbers: {error}") from error
+    return check_finite(path, data)
 
 
-def _finite(path: Path, data: FloatArray) -> FloatArray:
+def check_finite(path: Path, data: FloatArray) -> FloatArray:
+    """Return a table whose values are all finite.
+
+    Raises:
+        DataError: One is not; the message names the first.
+    """
     bad = ~np.isfinite(data)
     if bad.any():
         row, column = np.argwhere(bad)[0]
@@ -199,17 +74,172 @@ def _finite(path: Path, data: FloatArray) -> FloatArray:
     return data
 
 
-def _read_gas(folder: Path, sums: dict[str, str]) -> maf.Parts:
-    path = folder / FILES["gas"][0]
-    content = verified_bytes(path, Checksum("sha256", sums[path.name]))
-    frame = read_frame(path, content)
-    return maf.gas(frame._replace(values=_finite(path, frame.values)))
+class Table(NamedTuple):
+    """Columns by name, and their values of shape (rows, columns)."""
+
+    columns: tuple[str, ...]
+    values: FloatArray
 
 
-READERS: dict[str, Callable[[Path, dict[str, str]], maf.Parts]] = {
-    "gas": _read_gas,
-    "hepmass": lambda folder, _: maf.hepmass(*(_csv(folder / file) for file in FILES["hepmass"])),
-    "miniboone": lambda folder, sums: maf.miniboone(_matrix(folder, sums)),
-    "power": lambda folder, sums: maf.power(_matrix(folder, sums)),
+class _Record:
+    """Stands in for a class of pandas: keeps its arguments and state, does nothing."""
+
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Frame(_Record):
+    """A data frame."""
+
+
+class _Manager(_Record):
+    """A block manager."""
+
+
+class _Index(_Record):
+    """An index, of columns or rows."""
+
+
+def _new_index(kind: Any, parts: Any) -> _Index:
+    """What pandas calls to make an index of a class from a dict."""
+    return _Index(kind, parts)
+
+
+def _reconstruct(kind: Any, shape: Any, code: Any) -> np.ndarray[Any, Any]:
+    """What numpy calls to make an empty array; its content follows as state."""
+    if kind is not np.ndarray or shape != (0,):
+        raise pickle.UnpicklingError("an array of an unknown class")
+    return np.ndarray((0,), np.int8)
+
+
+def _new_object(kind: Any, base: Any, state: Any) -> _Record:
+    """What protocols 0 and 1 call to make an object of a class."""
+    if not (isinstance(kind, type) and issubclass(kind, _Record)):
+        raise pickle.UnpicklingError("an object of an unknown class")
+    return kind()
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """How Python 3 writes bytes into protocols that have none."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes in the encoding {encoding}")
+    return text.encode("latin1")
+
+
+_INDEX_MODULES = (
+    "pandas.core.index",
+    "pandas.indexes.base",
+    "pandas.indexes.numeric",
+    "pandas.indexes.range",
+    "pandas.core.indexes.base",
+    "pandas.core.indexes.numeric",
+    "pandas.core.indexes.range",
+)
+
+_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
+    ("pandas.core.frame", "DataFrame"): _Frame,
+    ("pandas.core.internals", "BlockManager"): _Manager,
+    ("pandas.core.internals.managers", "BlockManager"): _Manager,
+    **{
+        (module, kind): _Index
+        for module in _INDEX_MODULES
+        for kind in ("Index", "Int64Index", "Float64Index", "RangeIndex")
+    },
+    **{(module, "_new_Index"): _new_index for module in _INDEX_MODULES},
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("copy_reg", "_reconstructor"): _new_object,
+    ("copyreg", "_reconstructor"): _new_object,
+    ("_codecs", "encode"): _encode,
+    **{(module, "slice"): slice for module in ("__builtin__", "builtins")},
+    **{(module, "object"): object for module in ("__builtin__", "builtins")},
 }
-"""What reads and preprocesses each table: (folder, SHA-256 by file) -> parts."""
+"""All that a file may name."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the names of :data:`_ALLOWED` and no others."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(
+                f"it names {module}.{name}, which a table of numbers does not need"
+            ) from None
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError("it refers to something outside the file")
+
+
+def read_frame(path: Path, content: bytes) -> Table:
+    """Read a pickled data frame of numbers.
+
+    Args:
+        path: The file, for messages.
+        content: Its bytes.
+
+    Returns:
+        Its columns as float64.
+
+    Raises:
+        DataError: It is no such pickle, is truncated, names anything but the parts of a data frame,
+            or a column is not numeric.
+    """
+    try:
+        frame = _Unpickler(io.BytesIO(content), encoding="latin1").load()
+    except Exception as error:  # damaged bytes are commands, too, and fail in any way
+        raise DataError(
+            f"{path}: not read as a pickled data frame: {error or type(error).__name__}"
+        ) from error
+    try:
+        return _assemble(frame)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise DataError(
+            f"{path}: a pickle, but no data frame of numbers in the layout of pandas {LAYOUT} to "
+            f"1.2 ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _assemble(frame: Any) -> Table:
+    """Put the columns of all blocks into their places."""
+    if not isinstance(frame, _Frame):
+        raise TypeError(f"the object is {type(frame).__name__}")
+    state = frame.state
+    manager = state["_data"] if "_data" in state else state["_mgr"]
+    if not isinstance(manager, _Manager):
+        raise TypeError("the frame has no block manager")
+    layout = manager.state[-1][LAYOUT]
+    columns, rows = (_labels(axis) for axis in layout["axes"])
+    values = np.full((len(rows), len(columns)), np.nan)
+    filled = np.zeros(len(columns), dtype=bool)
+    for block in layout["blocks"]:
+        numbers = np.asarray(block["values"])
+        if numbers.dtype.kind not in "fiu":
+            raise TypeError(f"a column of type {numbers.dtype}")
+        where = np.arange(len(columns))[block["mgr_locs"]]
+        if numbers.shape != (len(where), len(rows)):
+            raise ValueError(f"a block of shape {numbers.shape}, not {(len(where), len(rows))}")
+        values[:, where] = numbers.T
+        filled[where] = True
+    if not filled.all():
+        raise ValueError("columns without a block")
+    return Table(tuple(str(column) for column in columns), values)
+
+
+def _labels(axis: Any) -> Any:
+    """The labels of an index: an array, or the range of row numbers."""
+    if not isinstance(axis, _Index):
+        raise TypeError(f"an axis of type {type(axis).__name__}")
+    parts = axis.arguments[1]
+    if "data" in parts:
+        return np.asarray(parts["data"])
+    return range(*(int(parts[key]) for key in ("start", "stop", "step")))

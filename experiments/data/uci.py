@@ -18,10 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from experiments.base.errors import DataError
-from experiments.data.mat_files import read_mat
-from experiments.data.sources import Remote, Source
-from experiments.data.stratify import IntArray
-from experiments.data.ts_files import FloatArray, TsFile
+from experiments.data.files import Remote, numbers, read_mat, read_text
+from experiments.data.series import Series
+from experiments.data.sources import Source
+from experiments.data.splits import FloatArray, IntArray
+
+URL = "https://archive.ics.uci.edu/static/public"
 
 COEFFICIENTS = 13
 DIGITS = 10
@@ -30,8 +32,6 @@ BLOCKS = {"Train_Arabic_Digit.txt": 6_600, "Test_Arabic_Digit.txt": 2_200}
 
 MAT = "mixoutALL_shifted.mat"
 PEN_CHANNELS = 3
-
-_UCI = "https://archive.ics.uci.edu/static/public"
 
 
 def source(uea_name: str) -> Source:
@@ -44,7 +44,7 @@ def source(uea_name: str) -> Source:
         "SpokenArabicDigits": (tuple(BLOCKS), "195/spoken+arabic+digit", 50_000_000),
         "CharacterTrajectories": ((MAT,), "175/character+trajectories", 8_000_000),
     }[uea_name]
-    archive = Remote(f"{page.rpartition('/')[2]}.zip", (f"{_UCI}/{page}.zip",))
+    archive = Remote(f"{page.rpartition('/')[2]}.zip", (f"{URL}/{page}.zip",))
     return Source(
         name=uea_name,
         folders=(f"uci/{uea_name}", uea_name, f"uea/{uea_name}", "uci", "."),
@@ -55,7 +55,7 @@ def source(uea_name: str) -> Source:
     )
 
 
-def read_arabic_digits(folder: Path) -> TsFile:
+def read_arabic_digits(folder: Path) -> Series:
     """Read both text files and pool them, training part first.
 
     Args:
@@ -84,57 +84,34 @@ def read_arabic_digits(folder: Path) -> TsFile:
             stacklevel=2,
         )
     labels = [np.repeat(np.arange(DIGITS), len(blocks) // DIGITS) for blocks in parts.values()]
-    series = tuple(block for blocks in parts.values() for block in blocks)
-    return TsFile(series, np.concatenate(labels), tuple(str(digit) for digit in range(DIGITS)))
+    values = tuple(block for blocks in parts.values() for block in blocks)
+    return Series(values, np.concatenate(labels), tuple(str(digit) for digit in range(DIGITS)))
 
 
 def _read_blocks(path: Path) -> list[FloatArray]:
     """The blocks of a text file, each (13, length)."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text file (byte {error.start} is not UTF-8)") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    numbers: list[str] = []
-    starts: list[int] = []
+    lines = read_text(path).split("\n")
+    blocks: list[list[list[float]]] = []
     blank = True
     for number, line in enumerate(lines, start=1):
         entries = line.split()
-        if entries and len(entries) != COEFFICIENTS:
+        if entries and blank:
+            blocks.append([])
+        blank = not entries
+        if not entries:
+            continue
+        if len(entries) != COEFFICIENTS:
             last = " (the last line: is the file truncated?)" if number == len(lines) else ""
             raise DataError(
                 f"{path}, line {number}: {len(entries)} numbers, expected {COEFFICIENTS}{last}"
             )
-        if entries and blank:
-            starts.append(len(numbers) // COEFFICIENTS)
-        blank = not entries
-        numbers += entries
-    if not starts:
+        blocks[-1].append(numbers(f"{path}, line {number}", entries))
+    if not blocks:
         raise DataError(f"{path}: the file is empty")
-    try:
-        values = np.fromiter(map(float, numbers), np.float64, len(numbers))
-    except ValueError as error:
-        raise DataError(f"{path}: {_first_bad(lines)} is not a number") from error
-    if not np.isfinite(values).all():
-        raise DataError(f"{path}: {_first_bad(lines)} is not a finite number")
-    return [block.T for block in np.split(values.reshape(-1, COEFFICIENTS), starts[1:])]
+    return [np.array(block).T for block in blocks]
 
 
-def _first_bad(lines: list[str]) -> str:
-    """Where the first entry stands that is no finite number."""
-    for number, line in enumerate(lines, start=1):
-        for entry in line.split():
-            try:
-                good = bool(np.isfinite(float(entry)))
-            except ValueError:
-                good = False
-            if not good:
-                return f"line {number}: '{entry[:40]}'"
-    return "an entry"
-
-
-def read_character_trajectories(folder: Path) -> TsFile:
+def read_character_trajectories(folder: Path) -> Series:
     """Read the ``.mat`` file.
 
     Args:
@@ -147,8 +124,8 @@ def read_character_trajectories(folder: Path) -> TsFile:
         DataError: The file is missing or damaged, or its variables are not as published.
     """
     path = folder / MAT
-    values = read_mat(path, ("mixout", "consts"))
-    consts = values["consts"]
+    variables = read_mat(path, ("mixout", "consts"))
+    consts = variables["consts"]
     fields = consts.dtype.names or ()
     if consts.size != 1 or "charlabels" not in fields or "key" not in fields:
         raise DataError(
@@ -160,7 +137,7 @@ def read_character_trajectories(folder: Path) -> TsFile:
     labels: IntArray = (
         np.asarray(record["charlabels"], dtype=np.float64).reshape(-1).astype(np.int64)
     )
-    cells = values["mixout"].reshape(-1)
+    cells = variables["mixout"].reshape(-1)
     if len(cells) != len(labels):
         raise DataError(
             f"{path}: {len(cells)} series in mixout, {len(labels)} in consts.charlabels"
@@ -169,7 +146,7 @@ def read_character_trajectories(folder: Path) -> TsFile:
         raise DataError(
             f"{path}: consts.charlabels is not in 1 ... {len(classes)}, as consts.key has"
         )
-    series = []
+    values = []
     for n, cell in enumerate(cells):
         good = isinstance(cell, np.ndarray) and np.issubdtype(cell.dtype, np.number)
         if not good or cell.ndim != 2 or cell.shape[0] != PEN_CHANNELS or cell.shape[1] == 0:
@@ -177,11 +154,11 @@ def read_character_trajectories(folder: Path) -> TsFile:
             raise DataError(f"{path}: mixout[{n}] is {shape}, not numbers ({PEN_CHANNELS}, length)")
         if not np.isfinite(cell).all():
             raise DataError(f"{path}: mixout[{n}] holds a value that is not finite")
-        series.append(np.asarray(cell, dtype=np.float64))
-    return TsFile(tuple(series), labels - 1, classes)
+        values.append(np.asarray(cell, dtype=np.float64))
+    return Series(tuple(values), labels - 1, classes)
 
 
-READERS: dict[str, Callable[[Path], TsFile]] = {
+READERS: dict[str, Callable[[Path], Series]] = {
     "SpokenArabicDigits": read_arabic_digits,
     "CharacterTrajectories": read_character_trajectories,
 }

@@ -48,7 +48,7 @@ class Panel:
     Attributes:
         dataset: data set name in records.
         title: what the figure calls it.
-        experiments: folder below ``configs/experiment`` with ``<dataset>-<optimizer>.yaml``; empty:
+        experiments: table in ``configs/tuned``; empty:
             the figure's own.
     """
 

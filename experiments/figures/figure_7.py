@@ -4,7 +4,7 @@ One row a data set. Runtime: medians and quartiles over pairs of steps that were
 one another, of the average step (one refresh in ``update_freq`` steps) and of the refresh step
 alone. Memory: of the whole process, and without what it held at the start, before any step. Both
 optimizers take their steps at the same weights.
-The figure is drawn from ``data.csv`` alone; :mod:`experiments.measure.relative` measures.
+The figure is drawn from ``data.csv`` alone; :mod:`experiments.measure.step_cost` measures.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from experiments.base.errors import ConfigError, DataError, RecordError
 from experiments.base.files import write_whole
 from experiments.figures.figure_1 import Panel
 from experiments.figures.relative_cost import Row, csv_of, read_table, rows, table
-from experiments.measure.origin import in_words
-from experiments.measure.plotting import OURS, duration
-from experiments.measure.relative import ROUNDS, Measurement, plan
-from experiments.measure.scoring import Spread
+from experiments.measure.harness import Spread, in_words
+from experiments.measure.pictures import OURS, duration
+from experiments.measure.step_cost import ROUNDS, Measurement, plan
 from experiments.publish.provenance import caption_of, git_state, processor, versions, write_origin
 from experiments.publish.style import RC, WIDTH_IN, finish
 from experiments.run.config import options
@@ -95,7 +94,7 @@ def reproduce(
     reasons = []
     for panel in PROFILES[profile]:
         if f"{NAME}/{panel.dataset}" not in options("experiment"):
-            reasons.append(f"{panel.dataset}: this version has no configs/experiment/{NAME} for it")
+            reasons.append(f"{panel.dataset}: configs/tuned/{NAME}.yaml does not have it")
             continue
         todo = plan(NAME, panel.dataset, seeds, overrides, where, output_dir, rounds)
         try:

@@ -19,7 +19,7 @@ import torch
 from experiments.base.files import write_whole
 from experiments.figures.factor_panels import ALONG, COLUMNS, NODES, TIME, draw
 from experiments.figures.node_runs import TARGET, NodeRun, obtain, plan
-from experiments.measure.along_path import Settings, along_path, node_errors, smooth
+from experiments.measure.path_factors import Settings, along_path, node_errors, smooth
 from experiments.measure.snapshots import EXPERIMENT, snapshots
 from experiments.publish.provenance import caption_of, devices, machine
 from experiments.publish.style import RC, finish

@@ -24,7 +24,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.base.files import write_whole
-from experiments.measure.lanczos import density
 from experiments.measure.snapshots import EXPERIMENT, snapshots
 from experiments.measure.spectrum import (
     ADJOINT,
@@ -35,6 +34,7 @@ from experiments.measure.spectrum import (
     HESSIAN,
     MOMENT,
     Settings,
+    density,
     measure,
 )
 from experiments.publish.provenance import devices

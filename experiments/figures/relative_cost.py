@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.base.errors import RecordError
-from experiments.measure.relative import Measurement
-from experiments.measure.scoring import Spread, averaged, pair_ratio, spread
+from experiments.measure.harness import Spread, averaged, pair_ratio, spread
+from experiments.measure.step_cost import Measurement
 from experiments.publish.tables import Cells, read_csv, to_csv
 
 COLUMNS = ("dataset", "optimizer", "quantity", "seed", "sample", "value", "unit")

@@ -19,16 +19,20 @@ import torch
 from torch import Tensor
 
 from experiments.base.errors import ConfigError
-from experiments.measure.derivative_systems import DIGITS, SMALL, System, digits_batch, small
-from experiments.measure.derivative_ways import (
+from experiments.measure.derivatives import (
+    DIGITS,
+    SMALL,
     SOLVERS,
     Exact,
     Solver,
+    System,
+    digits_batch,
     error,
     first_order,
     proposition_2,
     recursion,
     reference,
+    small,
     theorem_1,
 )
 from experiments.publish.tables import Table, csv_text, write_table

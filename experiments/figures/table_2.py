@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from experiments.figures.table_1 import check_request
-from experiments.measure.derivative_memory import BATCH, LIMIT_MB, WAYS, measure, sizes
-from experiments.measure.origin import in_words, origin
+from experiments.measure.derivatives import BATCH, LIMIT_MB, WAYS, measure_memory, sizes
+from experiments.measure.harness import in_words, origin
 from experiments.publish.tables import Table, csv_text, write_table
 
 NAME = "table-2"
@@ -60,7 +60,7 @@ def reproduce(
     rows: list[dict[str, Any]] = []
     for way in WAYS:
         say(f"{NAME}: {way.label}")
-        rows += measure(way, widths, seeds)
+        rows += measure_memory(way, widths, seeds)
     write_table(
         folder,
         as_table(rows),

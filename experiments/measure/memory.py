@@ -2,37 +2,215 @@
 
 Two questions: what SNOpt needs beyond SGD and Adam, and how each gradient mode grows with the
 number of solver steps.
+
+The peak, on the CPU: the largest resident size (what the operating system counts) less the resident
+size at the start, after imports, building, an eigendecomposition of each kind and two steps of Adam
+and of SNOpt on a small Neural ODE: the linear-algebra library loads some 10 MB of its code at those
+calls, which is no memory of an optimizer. Both are there before the start, whichever is measured.
+Other code that is loaded on the way counts, in ``extra_mb``; ``code_mb`` says how much of it there
+was (the growth of file-backed pages), and ``data_mb`` is what remains. On CUDA: the same of the
+allocator's bytes, which hold no code. MB are 2**20 bytes.
+
+The C library keeps freed memory for later, more or less of it by chance. :data:`ALLOCATOR` makes
+glibc return every tensor above 64 KiB at once, so that the resident size is what is held: a
+repetition then differs by some 0.1 MB instead of several. What was freed before the start is
+returned there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import ctypes
+import gc
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.special import stdtrit
+from torch import Tensor, nn
+from torch.optim import Adam
 
-from experiments.measure.counting import count, run_once
-from experiments.measure.process import call
-from experiments.measure.resident import ALLOCATOR, peak_of
-from experiments.measure.scoring import Spread, fit_line, spread
-from experiments.measure.stepping import MEASURED_FOR_MEMORY, MEMORY_STEPS, stepper
-from experiments.measure.workloads import (
-    GRADIENT_MODES,
-    TRAINING,
-    Case,
-    Workload,
-    engine_name,
-    field_case,
-)
+from experiments.base.device import peak_memory_mb, reset_peak_memory
+from experiments.base.errors import RecordError
+from experiments.measure.engine import count, run_once
+from experiments.measure.harness import Spread, call, spread
+from experiments.measure.steps import MEASURED_FOR_MEMORY, plain_step
+from experiments.measure.workloads import GRADIENT_MODES, TRAINING, Case, Workload, field_case
 from experiments.models.fields import MLPField
 from experiments.models.solver import SolverSettings
+from snopt import ODEBlock, SNOpt
+from snopt.curvature.factors import THIN_FROM
+
+# --- the peak of some work -----------------------------------------------------------------------
+
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+"""Environment of processes whose memory is measured."""
+
+CODE_OF = (16, 64, 256)  # sizes of eigendecompositions: the library has other code for each
+
+STEPS_TAKEN = 4
+"""Steps of an optimizer; with ``update_freq=2`` SNOpt refreshes twice in them."""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """MB at the start, the most during some work, and of library code that the work loaded."""
+
+    start_mb: float
+    peak_mb: float
+    code_mb: float = 0.0
+
+    def as_json(self) -> dict[str, float]:
+        """Return the fields, what was needed beyond the start, and the same without code."""
+        extra = self.peak_mb - self.start_mb
+        return {**asdict(self), "extra_mb": extra, "data_mb": extra - self.code_mb}
+
+
+def peak_of(work: Callable[[], object], device: torch.device) -> Peak:
+    """Run ``work`` and return its memory; call it once in a process, after building everything.
+
+    Raises:
+        RecordError: the operating system does not tell (no ``/proc``).
+    """
+    for size in CODE_OF:
+        i = torch.arange(size, device=device, dtype=torch.float32)
+        torch.linalg.eigh(torch.cos(torch.outer(i, i)))
+    _take_small_steps(device)
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        reset_peak_memory(device)
+        start = torch.cuda.memory_allocated(device) / 2**20
+        work()
+        return Peak(start, peak_memory_mb(device))
+    reset_peak_memory(device)
+    start, before = _status("VmRSS"), _status("RssFile")
+    work()
+    return Peak(start, peak_memory_mb(device), _status("RssFile") - before)
+
+
+def peak_of_steps(step: Callable[[], None], device: torch.device) -> Peak:
+    """Return the memory of :data:`STEPS_TAKEN` steps; see :func:`peak_of`."""
+
+    def work() -> None:
+        for _ in range(STEPS_TAKEN):
+            step()
+
+    return peak_of(work, device)
+
+
+def _status(field: str) -> float:
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) / 2**10
+    raise RecordError(f"{field} is read from /proc/self/status, which this system lacks")
+
+
+class _SmallField(nn.Module):
+    """A vector field with a layer that sees the state and a wide one that sees the time alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 32), nn.Linear(32, 2)
+        self.gate = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 4 * THIN_FROM))
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        dz: Tensor = self.second(torch.tanh(self.first(z)))
+        return dz * torch.sin(4 * self.gate(t.reshape(1, 1).to(z))).mean()
+
+
+def _take_small_steps(device: torch.device) -> None:
+    """Let both optimizers take a refresh step and an ordinary one on a small Neural ODE."""
+    with torch.random.fork_rng(devices=[]):
+        model = ODEBlock(_SmallField()).to(device)
+    for optimizer in (Adam(model.parameters(), lr=0.0), SNOpt(model, lr=0.0, momentum=0.9)):
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.ones(4, 2, device=device)).square().mean().backward()
+            optimizer.step()
+
+
+# --- optimizers ----------------------------------------------------------------------------------
+
+
+def measure_memory(workload: Workload, device: torch.device, repeats: int) -> dict[str, Any]:
+    """Return the entry of one of :data:`TRAINING` in ``memory.json``, without its origin.
+
+    There are ``repeats`` processes for each optimizer, in turn.
+    """
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in MEASURED_FOR_MEMORY}
+    of_this = {"workload": workload.name, "shape": dict(workload.shape)}
+    for _ in range(repeats):
+        for optimizer, found in results.items():
+            found.append(_ask("optimizer_peak", device, optimizer=optimizer, **of_this))
+    return {
+        **workload.facts,
+        "steps": STEPS_TAKEN,
+        "allocator": ALLOCATOR,
+        **score_optimizers(results),
+    }
+
+
+def optimizer_peak(
+    workload: str, shape: Mapping[str, int], optimizer: str, device: str
+) -> dict[str, Any]:
+    """Return the memory of a few steps of one optimizer on a workload of :data:`TRAINING`."""
+    on = torch.device(device)
+    case = replace({w.name: w for w in TRAINING}[workload], shape=shape).build(on)
+    return peak_of_steps(plain_step(case, MEASURED_FOR_MEMORY[optimizer](case.model)), on).as_json()
+
+
+def _ask(function: str, device: torch.device, **arguments: Any) -> dict[str, Any]:
+    """Call one of this module's functions in a process."""
+    everything = {**arguments, "device": str(device)}
+    result: dict[str, Any] = call(f"{__name__}:{function}", everything, environment=ALLOCATOR)
+    return result
+
+
+def score_optimizers(results: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
+    """Return memory by optimizer, and SNOpt's relative to the others (medians over processes).
+
+    ``ratios`` compare what the steps needed beyond the start, ``process_ratios`` the peaks of the
+    whole processes, interpreter and libraries included.
+    """
+    extra = {name: spread([r["extra_mb"] for r in found]) for name, found in results.items()}
+    peak = {name: spread([r["peak_mb"] for r in found]) for name, found in results.items()}
+    return {
+        "optimizers": {
+            name: {
+                "extra_mb": extra[name].as_json(),
+                "peak_mb": peak[name].as_json(),
+                "processes": [dict(r) for r in found],
+            }
+            for name, found in results.items()
+        },
+        "ratios": _ratios(extra),
+        "process_ratios": _ratios(peak),
+    }
+
+
+def _ratios(found: Mapping[str, Spread]) -> dict[str, float | None]:
+    """Return ratios of medians; None where nothing was needed beyond the start."""
+    ratios: dict[str, float | None] = {}
+    for name in (name for name in found if name.startswith("snopt")):
+        for base in (base for base in ("sgd", "adam") if base in found):
+            below = found[base].median
+            ratios[f"{name}/{base}"] = found[name].median / below if below > 0 else None
+    return ratios
+
+
+# --- gradient modes against the number of steps --------------------------------------------------
 
 STEPS = "steps"
 """Name of the second question in ``memory.json``."""
-
-BASELINES = ("sgd", "adam")
 
 TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 
@@ -60,23 +238,20 @@ STIFFENING = Workload(
 )
 
 
-# --- measured in the child -----------------------------------------------------------------------
-
-
-def optimizer_peak(
-    workload: str, optimizer: str, device: str, shape: Mapping[str, int] | None = None
-) -> dict[str, Any]:
-    """Return the memory of a few steps of one optimizer; ``shape`` overrides the workload's."""
-    chosen = {w.name: w for w in TRAINING}[workload]
-    chosen = replace(chosen, shape=shape or chosen.shape)
-    on = torch.device(device)
-    one = stepper(chosen, on, MEASURED_FOR_MEMORY[optimizer])
-
-    def work() -> None:
-        for _ in range(MEMORY_STEPS):
-            one.step()
-
-    return peak_of(work, on).as_json()
+def measure_steps(device: torch.device, repeats: int) -> dict[str, Any]:
+    """Return the entry on memory against the number of steps, without its origin."""
+    points: dict[str, list[dict[str, Any]]] = {mode.name: [] for mode in GRADIENT_MODES}
+    for tolerance in TOLERANCES:
+        for _ in range(repeats):
+            for name, found in points.items():
+                result = _ask("gradient_peak", device, variant=name, tolerance=tolerance)
+                found.append({"tolerance": tolerance, **result})
+    return {
+        **STIFFENING.facts,
+        "allocator": ALLOCATOR,
+        "unavailable": [],
+        **score_steps(points, {mode.name: mode.label for mode in GRADIENT_MODES}),
+    }
 
 
 def gradient_peak(
@@ -93,96 +268,8 @@ def gradient_peak(
         **result,
         "steps_forward": counts.steps_forward,
         "steps_backward": counts.steps_backward,
-        "evaluations": counts.as_json(),
+        "evaluations": asdict(counts),
         "state_mb": 8 * torch.Size(case.state_shape).numel() / 2**20,
-    }
-
-
-# --- asked for by the parent ---------------------------------------------------------------------
-
-
-def _ask(function: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    target = f"experiments.measure.memory:{function}"
-    result: dict[str, Any] = call(target, arguments, environment=ALLOCATOR)
-    return result
-
-
-def measure_memory(
-    workload: Workload, device: torch.device, repeats: int, **shape: int
-) -> dict[str, Any]:
-    """Return a training workload's entry of ``memory.json`` without its origin.
-
-    Args:
-        workload: what is trained; one of :data:`TRAINING`.
-        device: where.
-        repeats: processes for each optimizer, in turn.
-        **shape: other sizes than the workload's.
-    """
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in MEASURED_FOR_MEMORY}
-    for _ in range(repeats):
-        for optimizer, found in results.items():
-            arguments = {"workload": workload.name, "optimizer": optimizer, "device": str(device)}
-            found.append(_ask("optimizer_peak", {**arguments, "shape": shape or None}))
-    return {
-        "title": workload.title,
-        "description": workload.description,
-        "engine": engine_name(),
-        "steps": MEMORY_STEPS,
-        "allocator": ALLOCATOR,
-        **score_optimizers(results),
-    }
-
-
-def score_optimizers(results: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
-    """Return memory by optimizer, and SNOpt's relative to the others (medians over processes).
-
-    ``ratios`` compare what the steps needed beyond the start, ``process_ratios`` the peaks of the
-    whole processes, interpreter and libraries included.
-    """
-    extra = {name: spread([r["extra_mb"] for r in found]) for name, found in results.items()}
-    peak = {name: spread([r["peak_mb"] for r in found]) for name, found in results.items()}
-    ours = [name for name in results if name.startswith("snopt")]
-    pairs = [(name, base) for name in ours for base in BASELINES if base in results]
-    return {
-        "optimizers": {
-            name: {
-                "extra_mb": extra[name].as_json(),
-                "peak_mb": peak[name].as_json(),
-                "processes": [dict(r) for r in found],
-            }
-            for name, found in results.items()
-        },
-        "ratios": {f"{name}/{base}": _ratio(extra[name], extra[base]) for name, base in pairs},
-        "process_ratios": {
-            f"{name}/{base}": _ratio(peak[name], peak[base]) for name, base in pairs
-        },
-    }
-
-
-def _ratio(one: Spread, other: Spread) -> float | None:
-    """Return the ratio of medians; None where nothing was needed beyond the start."""
-    return one.median / other.median if other.median > 0 else None
-
-
-def measure_steps(
-    device: torch.device, repeats: int, tolerances: Sequence[float] = TOLERANCES, **shape: int
-) -> dict[str, Any]:
-    """Return the entry on memory against the number of steps, without its origin."""
-    modes = [mode for mode in GRADIENT_MODES if mode.available]
-    points: dict[str, list[dict[str, Any]]] = {mode.name: [] for mode in modes}
-    for tolerance in tolerances:
-        for _ in range(repeats):
-            for name, found in points.items():
-                arguments = {"variant": name, "tolerance": tolerance, "device": str(device)}
-                result = _ask("gradient_peak", {**arguments, "shape": shape or None})
-                found.append({"tolerance": tolerance, **result})
-    return {
-        "title": STIFFENING.title,
-        "description": STIFFENING.description,
-        "engine": engine_name(),
-        "allocator": ALLOCATOR,
-        "unavailable": [mode.name for mode in GRADIENT_MODES if not mode.available],
-        **score_steps(points, {mode.name: mode.label for mode in modes}),
     }
 
 
@@ -192,14 +279,49 @@ def score_steps(
     """Return points and the least-squares line of memory (MB) against forward steps, by mode."""
     modes = {}
     for name, found in points.items():
-        steps = [float(point["steps_forward"]) for point in found]
+        steps = [point["steps_forward"] for point in found]
         line = fit_line(steps, [point["extra_mb"] for point in found])
+        # Student's t: whether 0 lies in the 95 % confidence interval of the slope.
+        quantile = float(stdtrit(line["points"] - 2, 0.975))
         modes[name] = {
             "label": labels[name],
-            "mb_per_step": line.as_json(),
-            "states_per_step": line.slope / found[0]["state_mb"],
-            "within_noise": line.flat,
-            "growth_mb": line.slope * (max(steps) - min(steps)),
+            "mb_per_step": line,
+            "states_per_step": line["slope"] / found[0]["state_mb"],
+            "within_noise": abs(line["slope"]) <= quantile * line["slope_stderr"],
+            "growth_mb": line["slope"] * (max(steps) - min(steps)),
             "points": [dict(point) for point in found],
         }
     return {"state_mb": next(iter(points.values()))[0]["state_mb"], "modes": modes}
+
+
+def fit_line(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
+    """Return the least-squares line through at least three points.
+
+    Returns:
+        ``slope``, ``intercept``, ``slope_stderr`` and ``points``.
+
+    Raises:
+        ValueError: fewer than three points, or all at the same x.
+    """
+    if len(x) < 3 or len(set(x)) < 2:
+        raise ValueError(f"a line needs three points at different places, got x = {list(x)}")
+    dx, dy = np.asarray(x) - np.mean(x), np.asarray(y) - np.mean(y)
+    slope = float(dx @ dy / (dx @ dx))
+    variance = float(np.sum((dy - slope * dx) ** 2) / (len(x) - 2))
+    return {
+        "slope": slope,
+        "intercept": float(np.mean(y) - slope * np.mean(x)),
+        "slope_stderr": math.sqrt(variance / float(dx @ dx)),
+        "points": len(x),
+    }
+
+
+def headline(entry: Mapping[str, Any]) -> str:
+    """Return the one line that a person wants to see of either entry."""
+    if "ratios" in entry:
+        ratio = entry["ratios"]["snopt/adam"]
+        return "no memory beyond the start" if ratio is None else f"{ratio:.2f} times Adam's"
+    lines = {name: mode["mb_per_step"] for name, mode in entry["modes"].items()}
+    return "MB a step: " + ", ".join(
+        f"{name} {line['slope']:+.3f} ± {line['slope_stderr']:.3f}" for name, line in lines.items()
+    )

@@ -2,47 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from experiments.base.errors import ConfigError, RecordError
-from experiments.measure import (
-    plot_engine,
-    plot_memory,
-    plot_optimizer,
-    plot_step_cost,
-    step_cost,
-    store,
-    workloads,
-)
-from experiments.measure.engine import measure_engine
-from experiments.measure.memory import STEPS, measure_memory, measure_steps
-from experiments.measure.optimizers import measure_optimizers
-from experiments.measure.origin import origin
+from experiments.measure import engine, harness, memory, pictures, scaling, step_cost
+from experiments.measure.workloads import ENGINE, TRAINING, Workload
 from snopt import SolverError
-
-Measure = Callable[[], dict[str, Any]]
 
 Say = Callable[[str], None]
 
-REPEATS = 9
-
-PROCESSES = 2
-
-MAX_SECONDS = 60.0
-
-DRAW: dict[str, Callable[[Path], None]] = {
-    "engine": plot_engine.draw,
-    "optimizer": plot_optimizer.draw,
-    "memory": plot_memory.draw,
-    "optimizers": plot_step_cost.draw,
-}
-"""Draws a benchmark's picture from its JSON in a folder; the keys are the benchmarks."""
+REPEATS, PROCESSES, MAX_SECONDS = 9, 2, 60.0
 
 
 @dataclass(frozen=True)
@@ -50,8 +24,8 @@ class Plan:
     """What to measure, and how.
 
     Attributes:
-        benchmarks: names in :data:`DRAW`.
-        only: workloads; empty means all.
+        benchmarks: names in :data:`BENCHMARKS`.
+        only: workloads; empty means all that the benchmark takes unasked.
         device: where.
         repeats: rounds of every timing.
         processes: processes for every measurement of memory.
@@ -68,40 +42,91 @@ class Plan:
     folder: Path = Path("results/benchmarks")
 
 
-def measurements(plan: Plan) -> list[tuple[str, str, Measure]]:
-    """Return benchmark, workload and measurement, in order.
+@dataclass(frozen=True)
+class Benchmark:
+    """How one result file is made.
+
+    Attributes:
+        workloads: what it can be measured on.
+        measure: returns the entry of a workload.
+        headline: the one line that a person wants to see of an entry.
+        draw: draws pictures and tables from the result file in a folder; returns their files.
+        unasked: workloads that are measured where none is chosen; None means all.
+    """
+
+    workloads: Sequence[Workload]
+    measure: Callable[[Workload, Plan], dict[str, Any]]
+    headline: Callable[[Mapping[str, Any]], str]
+    draw: Callable[[Path], list[Path]]
+    unasked: Sequence[str] | None = None
+
+
+BENCHMARKS = {
+    "engine": Benchmark(
+        ENGINE,
+        lambda w, plan: engine.measure_engine(w, plan.device, plan.repeats, plan.max_seconds),
+        engine.headline,
+        pictures.draw_engine,
+    ),
+    "optimizer": Benchmark(
+        TRAINING,
+        lambda w, plan: step_cost.measure_optimizer(w, plan.device, plan.repeats, plan.max_seconds),
+        step_cost.headline_optimizer,
+        pictures.draw_optimizer,
+    ),
+    "memory": Benchmark(
+        (*TRAINING, memory.STIFFENING),
+        lambda w, plan: (
+            memory.measure_steps(plan.device, plan.processes)
+            if w is memory.STIFFENING
+            else memory.measure_memory(w, plan.device, plan.processes)
+        ),
+        memory.headline,
+        pictures.draw_memory,
+    ),
+    "optimizers": Benchmark(
+        TRAINING[:1],
+        lambda _, plan: step_cost.measure_optimizers(plan.device, plan.repeats),
+        step_cost.headline_optimizers,
+        pictures.draw_optimizers,
+    ),
+    "scaling": Benchmark(
+        TRAINING,
+        lambda w, plan: scaling.measure_scaling(w, plan.repeats),
+        scaling.headline,
+        scaling.write_tables,
+        unasked=("digits", "mnist"),
+    ),
+}
+
+ALL = ("engine", "optimizer", "memory", "optimizers")
+"""The benchmarks that run together; ``scaling`` wants one thread and two idle cores."""
+
+FINISHED = ("deferral",)
+"""Benchmarks that are no longer measured, and whose results are kept."""
+
+
+def measurements(plan: Plan) -> list[tuple[str, Workload]]:
+    """Return benchmark and workload of every measurement, in order.
 
     Raises:
         ConfigError: an unknown benchmark, or a workload that none of them has.
     """
-    found: list[tuple[str, str, Measure]] = []
-    for benchmark in plan.benchmarks:
-        if benchmark not in DRAW:
-            raise ConfigError(f"unknown benchmark {benchmark!r}; valid: {', '.join(DRAW)}, all")
-        found += [(benchmark, name, measure) for name, measure in _table(plan, benchmark).items()]
-    known = list(dict.fromkeys(name for _, name, _ in found))
-    for name in plan.only:
-        if name not in known:
-            raise ConfigError(f"unknown workload {name!r}; valid: {', '.join(known)}")
-    return [entry for entry in found if not plan.only or entry[1] in plan.only]
-
-
-def _table(plan: Plan, benchmark: str) -> dict[str, Measure]:
-    device, repeats = plan.device, plan.repeats
-    table: dict[str, Measure] = {}
-    if benchmark == "engine":
-        for w in workloads.ENGINE:
-            table[w.name] = partial(measure_engine, w, device, repeats, plan.max_seconds)
-    elif benchmark == "optimizer":
-        for w in workloads.TRAINING:
-            table[w.name] = partial(measure_optimizers, w, device, repeats, plan.max_seconds)
-    elif benchmark == "optimizers":
-        table["digits"] = partial(step_cost.measure_step_cost, device, repeats)
-    else:
-        for w in workloads.TRAINING:
-            table[w.name] = partial(measure_memory, w, device, plan.processes)
-        table[STEPS] = partial(measure_steps, device, plan.processes)
-    return table
+    found: list[tuple[str, Workload]] = []
+    known: list[str] = []
+    for name in plan.benchmarks:
+        if name not in BENCHMARKS:
+            raise ConfigError(f"unknown benchmark {name!r}; valid: {', '.join(BENCHMARKS)}, all")
+        names = [w.name for w in BENCHMARKS[name].workloads]
+        known += names
+        chosen = plan.only or BENCHMARKS[name].unasked or names
+        found += [(name, w) for w in BENCHMARKS[name].workloads if w.name in chosen]
+    for only in plan.only:
+        if only not in known:
+            raise ConfigError(
+                f"unknown workload {only!r}; valid: {', '.join(dict.fromkeys(known))}"
+            )
+    return found
 
 
 def run(plan: Plan, say: Say) -> list[Path]:
@@ -114,58 +139,31 @@ def run(plan: Plan, say: Say) -> list[Path]:
         RecordError: a workload failed (all of them are named), or a file cannot be written.
         KeyboardInterrupt: stopped; finished workloads are in their files.
     """
-    failures, written = [], []
+    failures: list[str] = []
+    finished: list[str] = []
     planned = measurements(plan)
-    for place, (benchmark, name, measure) in enumerate(planned, start=1):
+    for place, (benchmark, workload) in enumerate(planned, start=1):
+        name = workload.name
         say(f"[{place}/{len(planned)}] {benchmark}: {name}")
-        started = origin(plan.device, plan.repeats)
+        started = harness.origin(plan.device, plan.repeats)
         try:
-            entry = {"origin": started, **measure()}
+            entry = {"origin": started, **BENCHMARKS[benchmark].measure(workload, plan)}
         except (RuntimeError, ValueError, SolverError, RecordError) as error:
             failures.append(f"{benchmark} {name}: {error}")
             say(f"    failed: {error}")
             continue
-        store.save(plan.folder, benchmark, name, entry)
-        say(f"    {headline(benchmark, entry)}")
-        written.append(store.path_of(plan.folder, benchmark))
+        harness.save(plan.folder, benchmark, name, entry)
+        say(f"    {BENCHMARKS[benchmark].headline(entry)}")
+        finished.append(benchmark)
         for part, reason in entry.get("failed", {}).items():
             failures.append(f"{benchmark} {name}, {part}: {reason}")
             say(f"    failed: {part}: {reason}")
-    for benchmark in plan.benchmarks:
-        if store.path_of(plan.folder, benchmark) in written:
-            DRAW[benchmark](plan.folder)
-            written.append(plan.folder / f"{benchmark}.png")
+    written: list[Path] = []
+    for benchmark in dict.fromkeys(finished):
+        written.append(plan.folder / f"{benchmark}.json")
+        written += BENCHMARKS[benchmark].draw(plan.folder)
     if written:
-        written.append(store.write_provenance(plan.folder, list(DRAW)))
+        written.append(harness.write_provenance(plan.folder, [*BENCHMARKS, *FINISHED]))
     if failures:
         raise RecordError(f"{len(failures)} workloads failed:\n  " + "\n  ".join(failures))
-    return list(dict.fromkeys(written))
-
-
-def headline(benchmark: str, entry: dict[str, Any]) -> str:
-    """Return the one line that a person wants to see of a finished workload."""
-    if benchmark == "engine":
-        parts = [
-            f"{name} {variant['over_floor']['median']:.2f}"
-            for name, variant in entry["variants"].items()
-        ]
-        floor = entry["floor"]["seconds"]["median"]
-        return f"floor {floor * 1e3:.1f} ms; times the floor: {', '.join(parts)}"
-    if benchmark == "optimizers":
-        return step_cost.headline(entry)
-    if benchmark == "optimizer":
-        refresh = entry["refresh"]
-        average = entry["average"]["all"]["100"]["over_sgd"]["median"]
-        return (
-            f"refresh step {refresh['all']['over_ordinary']['median']:.2f} ordinary ones"
-            f" (scope ode: {refresh['ode']['over_ordinary']['median']:.2f});"
-            f" at update_freq 100 {average:.3f} times SGD"
-        )
-    if "ratios" in entry:
-        ratio = entry["ratios"]["snopt/adam"]
-        return "no memory beyond the start" if ratio is None else f"{ratio:.2f} times Adam's"
-    slopes = (
-        f"{name} {mode['mb_per_step']['slope']:+.3f} ± {mode['mb_per_step']['slope_stderr']:.3f}"
-        for name, mode in entry["modes"].items()
-    )
-    return f"MB a step: {', '.join(slopes)}"
+    return written

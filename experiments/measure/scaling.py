@@ -3,14 +3,26 @@
 Each rank is a process with one thread. The same batch shared by the ranks (*strong*) and a batch
 of its own for each (*weak*) are compared with one rank on the batch. All times are medians over the
 steps of rank 0; a step ends when all ranks have its result, so it is everybody's.
+
+The model: with N ranks of b rows each, P parameters, the factors' entries F = Σ (d_A² + d_B²) and
+those of their bases E = Σ (d_A² + d_A + d_B² + d_B), in float32 over links of β bytes/s and α
+seconds a message:
+
+    step(N)     = C + ring(4 P)
+    refresh(N)  = K + ring(4 F) + D ρ(N) + relay(4 E)
+    ring(x)     = 2 (N - 1) (x / (N β) + α)        sum of all ranks by a ring
+    relay(x)    = (N - 1) (x / (N β) + α)          every rank sends its part to all others
+
+C is the ordinary step of one rank, K what a refresh adds to it without the decompositions, D the
+seconds of those, and ρ(N) the largest rank's share of them: at least that of the largest matrix.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +30,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from experiments.measure.interleave import interleaved
-from experiments.measure.process import call
-from experiments.measure.scaling_model import LINKS, Compute, Volume, efficiency, volume
-from experiments.measure.scoring import spread
-from experiments.measure.stepping import NEVER
+from experiments.base.files import write_whole
+from experiments.measure.harness import call, entries, interleaved, machines, spread
+from experiments.measure.steps import NEVER, Step, plain_step
 from experiments.measure.workloads import TRAINING, Workload
 from snopt import SNOpt, average_gradients
 from snopt.curvature.factors import Factors
 from snopt.linalg import eigenbases
-from snopt.precondition.ranks import Ranks
+from snopt.precondition.ranks import Ranks, assign
 
 RANKS = 2
-
 MODELLED = (2, 4, 8, 16, 64)
+
+# --- measured ------------------------------------------------------------------------------------
 
 
 def measure_scaling(workload: Workload, repeats: int) -> dict[str, Any]:
-    """Measure one workload on one process and on :data:`RANKS`.
+    """Measure one workload on one process and on :data:`RANKS`, one thread each.
 
     Returns:
         The entry of ``scaling.json``, without its origin.
@@ -51,39 +62,28 @@ def measure_scaling(workload: Workload, repeats: int) -> dict[str, Any]:
     }
     one = runs["one"]
     sent = volume(one["parameters"], [tuple(shape) for shape in one["shapes"]])
+    seconds = {key: one["seconds"][key]["median"] for key in ("ordinary", "refresh", "bases")}
+    collect = max(seconds["refresh"] - seconds["ordinary"] - seconds["bases"], 0.0)
+    compute = Compute(seconds["ordinary"], collect, seconds["bases"])
     return {
         "title": workload.title,
         "description": workload.description,
         "ranks": RANKS,
         "runs": runs,
         "sent": {"gradients": sent.gradients, "factors": sent.factors, "bases": sent.bases},
-        "modelled": modelled(one, sent),
-    }
-
-
-def modelled(one: dict[str, Any], sent: Volume) -> dict[str, Any]:
-    """Return the efficiency by link and number of ranks, and the largest shares of the bases."""
-    seconds = {key: one["seconds"][key]["median"] for key in ("ordinary", "refresh", "bases")}
-    collect = max(seconds["refresh"] - seconds["ordinary"] - seconds["bases"], 0.0)
-    compute = Compute(seconds["ordinary"], collect, seconds["bases"])
-    return {
-        "compute": asdict(compute),
-        "largest_share": {str(n): sent.largest_share(n) for n in MODELLED},
-        "efficiency": {
-            link.name: {str(n): efficiency(compute, sent, link, n) for n in MODELLED}
-            for link in LINKS
+        "modelled": {
+            "compute": asdict(compute),
+            "largest_share": {str(n): sent.largest_share(n) for n in MODELLED},
+            "efficiency": {
+                name: {str(n): efficiency(compute, sent, link, n) for n in MODELLED}
+                for name, link in LINKS.items()
+            },
         },
     }
 
 
 def measure_ranks(name: str, size: int, rows: int, repeats: int) -> dict[str, Any]:
-    """Return what rank 0 of ``size`` processes measured.
-
-    Args:
-        name: workload in :data:`experiments.measure.workloads.TRAINING`.
-        size: number of processes.
-        rows: batch of each.
-        repeats: steps of each kind.
+    """Return what rank 0 of ``size`` processes, each with a batch of ``rows``, measured.
 
     Raises:
         RecordError: a process failed.
@@ -91,8 +91,8 @@ def measure_ranks(name: str, size: int, rows: int, repeats: int) -> dict[str, An
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(size) as pool:
         meeting = str(Path(folder) / "meeting")
         common = {"name": name, "size": size, "rows": rows, "repeats": repeats, "meeting": meeting}
-        target = "experiments.measure.scaling:measure_rank"
         ranks = [{**common, "rank": rank} for rank in range(size)]
+        target = f"{__name__}:measure_rank"
         found: list[dict[str, Any]] = list(pool.map(lambda one: call(target, one), ranks))
         return found[0]
 
@@ -111,60 +111,200 @@ def measure_rank(
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
     workload = next(w for w in TRAINING if w.name == name)
     workload = replace(workload, shape={**workload.shape, "batch": rows})
-    kinds = {"ordinary": NEVER, "refresh": 1}
-    steps = {kind: _Step(workload, frequency, size) for kind, frequency in kinds.items()}
-    for step in steps.values():
-        step()  # the first step refreshes in any case
-    refreshing = steps["refresh"]
-    work: dict[str, Callable[[], object]] = {**steps, **refreshing.parts()}
-    samples = interleaved(work, repeats)
+    (ordinary, _), (refresh, optimizer) = (_step(workload, freq, size) for freq in (NEVER, 1))
+    ordinary()  # the first step refreshes in any case
+    refresh()
+    states = list(optimizer.curvature.values())
+    work: dict[str, Callable[[], object]] = {"ordinary": ordinary, "refresh": refresh}
+    samples = interleaved({**work, **_parts(refresh.params, states, size)}, repeats)
     if size > 1:
         dist.destroy_process_group()
     return {
         "ranks": size,
         "rows": rows,
-        "parameters": sum(p.numel() for p in refreshing.params),
-        "shapes": [list(state.shape) for state in refreshing.optimizer.curvature.values()],
+        "parameters": sum(p.numel() for p in refresh.params),
+        "shapes": [list(state.shape) for state in states],
         "seconds": {kind: spread(times).as_json() for kind, times in samples.items()},
     }
 
 
-class _Step:
-    """A step of SNOpt, of one rank or among several; the learning rate is 0."""
+def _step(workload: Workload, update_freq: int, size: int) -> tuple[Step, SNOpt]:
+    case = workload.build(torch.device("cpu"))
+    optimizer = SNOpt(case.model, lr=0.0, momentum=0.9, update_freq=update_freq)
+    if size == 1:
+        return plain_step(case, optimizer), optimizer
+    optimizer.distribute()
+    params = list(case.model.parameters())
+    return plain_step(case, optimizer, lambda: average_gradients(params)), optimizer
 
-    def __init__(self, workload: Workload, update_freq: int, size: int) -> None:
-        self.case = workload.build(torch.device("cpu"))
-        self.params = list(self.case.model.parameters())
-        self.optimizer = SNOpt(self.case.model, lr=0.0, momentum=0.9, update_freq=update_freq)
-        self.ranks: Ranks | None = None
-        if size > 1:
-            self.optimizer.distribute()
-            self.ranks = Ranks()
 
-    def __call__(self) -> None:
-        self.optimizer.zero_grad()
-        self.case.loss().backward()
-        if self.ranks is not None:
-            average_gradients(self.params)
-        self.optimizer.step()
-
-    def parts(self) -> dict[str, Callable[[], object]]:
-        """Return the parts of a refresh that depend on the number of ranks; call it after one."""
-        states = {str(i): state for i, state in enumerate(self.optimizer.curvature.values())}
-        factors = {
-            name: Factors(_grouped(s.A), _grouped(s.B), s.weight, s.batch)
-            for name, s in states.items()
-        }
-        matrices = [M for f in factors.values() for M in (f.A, f.B)]
-        if self.ranks is None:
-            return {"bases": lambda: eigenbases(matrices)}
-        ranks = self.ranks
-        return {
-            "gradients": lambda: average_gradients(self.params),
-            "factors": lambda: ranks.factors(factors, {name: f.A for name, f in factors.items()}),
-            "bases": lambda: ranks.eigenbases(matrices),
-        }
+def _parts(
+    params: Sequence[Tensor], states: Sequence[Any], size: int
+) -> dict[str, Callable[[], object]]:
+    """Return the parts of a refresh that depend on the number of ranks; call it after one."""
+    factors = {
+        str(i): Factors(_grouped(s.A), _grouped(s.B), s.weight, s.batch)
+        for i, s in enumerate(states)
+    }
+    matrices = [M for f in factors.values() for M in (f.A, f.B)]
+    if size == 1:
+        return {"bases": lambda: eigenbases(matrices)}
+    ranks = Ranks()
+    return {
+        "gradients": lambda: average_gradients(params),
+        "factors": lambda: ranks.factors(factors, {name: f.A for name, f in factors.items()}),
+        "bases": lambda: ranks.eigenbases(matrices),
+    }
 
 
 def _grouped(M: Tensor) -> Tensor:
     return M if M.dim() == 3 else M[None]
+
+
+# --- modelled ------------------------------------------------------------------------------------
+
+BYTES = 4
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Bytes that ranks send (4 P, 4 F and 4 E), and d³ of each matrix to decompose."""
+
+    gradients: int
+    factors: int
+    bases: int
+    costs: tuple[float, ...]
+
+    def largest_share(self, ranks: int) -> float:
+        """Return ρ(N), in (0, 1]."""
+        loads = [0.0] * ranks
+        for cost, owner in zip(self.costs, assign(self.costs, ranks), strict=True):
+            loads[owner] += cost
+        return max(loads) / sum(loads)
+
+
+def volume(parameters: int, shapes: Sequence[tuple[int, int, int]]) -> Volume:
+    """Return what is sent for a model of P parameters.
+
+    ``shapes`` are (groups, out / groups, features) of every preconditioned layer.
+    """
+    sides = [(groups, d) for groups, *both in shapes for d in both]
+    return Volume(
+        gradients=BYTES * parameters,
+        factors=BYTES * sum(g * d * d for g, d in sides),
+        bases=BYTES * sum(g * d * (d + 1) for g, d in sides),
+        costs=tuple(float(g * d**3) for g, d in sides),
+    )
+
+
+@dataclass(frozen=True)
+class Link:
+    """What connects the ranks: bytes per second, and seconds of one message."""
+
+    bandwidth: float
+    latency: float
+
+    def ring(self, size: float, ranks: int) -> float:
+        """Return the seconds of a sum of ``size`` bytes over all ranks."""
+        return 2 * self.relay(size, ranks)
+
+    def relay(self, size: float, ranks: int) -> float:
+        """Return the seconds in which every rank gives its part of ``size`` bytes to all."""
+        return (ranks - 1) * (size / (ranks * self.bandwidth) + self.latency)
+
+
+LINKS = {
+    "1 Gbit/s": Link(1e9 / 8, 50e-6),
+    "10 Gbit/s": Link(1e10 / 8, 30e-6),
+    "100 Gbit/s": Link(1e11 / 8, 5e-6),
+}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Seconds of one rank with its own rows: C, K and D."""
+
+    step: float
+    collect: float
+    decompose: float
+
+
+def efficiency(
+    compute: Compute, sent: Volume, link: Link, ranks: int, update_freq: int = 100
+) -> float:
+    """Return the time of one rank over that of N with as many rows each; 1 is perfect."""
+    alone = compute.step + (compute.collect + compute.decompose) / update_freq
+    refresh = (
+        compute.collect
+        + link.ring(sent.factors, ranks)
+        + compute.decompose * sent.largest_share(ranks)
+        + link.relay(sent.bases, ranks)
+    )
+    together = compute.step + link.ring(sent.gradients, ranks) + refresh / update_freq
+    return alone / together
+
+
+# --- scaling.md ----------------------------------------------------------------------------------
+
+_HEAD = (
+    "| net | ranks × rows | ordinary step | refresh step | efficiency, ordinary step |"
+    " refresh step | mean of gradients | mean of factors | eigenbases |"
+)
+
+
+def write_tables(folder: Path) -> list[Path]:
+    """Write ``scaling.md`` beside ``scaling.json`` and return the file.
+
+    Raises:
+        RecordError: there are no results, or they are damaged.
+    """
+    found = entries(folder, "scaling").values()
+    lines = [
+        "Measured: medians in ms; efficiency is rows a second over those of one rank, times"
+        f" their number. One thread a rank. {machines(found)}",
+        "",
+        _HEAD,
+        "|" + " --- |" * 9,
+        *(_row(cells) for entry in found for cells in measured_cells(entry)),
+        "",
+        "Modelled from one rank's seconds, as many rows for each rank, a refresh every 100 steps:",
+        "",
+        _row(["net", "links", *(f"{n} ranks" for n in MODELLED)]),
+        "|" + " --- |" * (2 + len(MODELLED)),
+        *(
+            _row([entry["title"], link, *(f"{100 * values[str(n)]:.1f} %" for n in MODELLED)])
+            for entry in found
+            for link, values in entry["modelled"]["efficiency"].items()
+        ),
+    ]
+    path = folder / "scaling.md"
+    write_whole(path, "\n".join(lines) + "\n")
+    return [path]
+
+
+def measured_cells(entry: Mapping[str, Any]) -> list[list[str]]:
+    """Return a row for each way to share the batch."""
+    one, steps, rows = entry["runs"]["one"], ("ordinary", "refresh"), []
+    for run in entry["runs"].values():
+        times = {kind: found["median"] for kind, found in run["seconds"].items()}
+        cells = [entry["title"], f"{run['ranks']} × {run['rows']}"]
+        cells += [f"{1e3 * times[kind]:.1f}" for kind in steps]
+        for kind in steps:
+            relative = one["seconds"][kind]["median"] / times[kind]
+            cells.append(f"{100 * run['rows'] / one['rows'] * relative:.0f} %")
+        for part in ("gradients", "factors", "bases"):
+            cells.append(f"{1e3 * times[part]:.2f}" if part in times else "–")
+        rows.append(cells)
+    return rows
+
+
+def headline(entry: Mapping[str, Any]) -> str:
+    """Return the one line that a person wants to see."""
+    return "; ".join(
+        f"{name}: ordinary {ordinary}, refresh {refresh}"
+        for _, name, _, _, ordinary, refresh, *_ in measured_cells(entry)
+    )
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -12,12 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from experiments.base.errors import ConfigError
-from experiments.base.seeds import epoch_order
+from experiments.measure.steps import batch_at, configuration, train
 from experiments.models.conv_ode import ConvODE
-from experiments.optimizers.evaluation import Evaluation
-from experiments.optimizers.protocol import may_repeat, protocol_of, take_step
 from experiments.run.build import Parts, build
-from experiments.run.config import check_config, load_config, places, resolve
+from experiments.run.config import places
 from snopt import SNOpt
 from snopt.curvature.likelihood import loss_vectors
 
@@ -68,22 +66,19 @@ class Snapshot:
         logits: Tensor = self.net.readout(torch.relu(z).mean(dim=(2, 3)))
         return logits
 
-    def rows(self, z: Tensor, curvature: str, y: Tensor | None = None) -> Tensor:
+    def rows(self, z: Tensor, curvature: str) -> Tensor:
         """Return the rows of every sample's own loss at the state ``z``, (R, N, …).
 
         Args:
-            z: final states of samples.
+            z: final states of the samples; of any, for ``"ggn"``.
             curvature: ``"ggn"`` (R = classes) or ``"empirical"`` (R = 1).
-            y: labels of the samples, for ``"empirical"``; None means those of the snapshot.
         """
         with torch.enable_grad():
             z = z.detach().requires_grad_(True)
             out = self.head(z)
             if curvature == "empirical":
-                labels = self.y if y is None else y
-                vectors = [
-                    torch.softmax(out.detach(), 1) - nn.functional.one_hot(labels, out.shape[1])
-                ]
+                labels = nn.functional.one_hot(self.y, out.shape[1])
+                vectors = [torch.softmax(out.detach(), 1) - labels]
             else:
                 vectors = loss_vectors(out, "categorical", curvature)
             return torch.stack(
@@ -131,15 +126,14 @@ def snapshots(
     if list(steps) != sorted(set(steps)) or not steps or steps[0] < 0:
         raise ConfigError(f"steps must be ascending whole numbers from 0 on, got {list(steps)}")
     where = places(data_dir, Path("outputs"))
-    config = resolve(load_config([f"experiment={EXPERIMENT}", *overrides, f"seed={seed}", *where]))
-    check_config(config)
+    config = configuration([f"experiment={EXPERIMENT}", *overrides, f"seed={seed}", *where])
     parts = build(config, torch.device("cpu"))
     if not isinstance(parts.model, ConvODE):
         raise ConfigError(f"the model must be a ConvODE, got {type(parts.model).__name__}")
     size = int(config["trainer"]["batch_size"])
     if not 1 <= samples <= size:
         raise ConfigError(f"samples must lie in 1 … batch_size = {size}, got {samples}")
-    x, y = (part[:samples] for part in batch(parts, seed, 0, size))
+    x, y = (part[:samples] for part in batch_at(parts, config))
     damping = float(parts.optimizer.param_groups[0].get("damping", float("nan")))
     found = []
     for step in range(steps[-1] + 1):
@@ -147,12 +141,7 @@ def snapshots(
             net = copy.deepcopy(parts.model).requires_grad_(True)
             found.append(Snapshot(seed, step, net, x, y, damping, moment_of(parts)))
         if step < steps[-1]:
-            evaluation = Evaluation(
-                *(parts.task, parts.model, batch(parts, seed, step, size), parts.optimizer),
-                step=step + 1,
-                repeatable=may_repeat(parts.optimizer),
-            )
-            take_step(protocol_of(parts.optimizer), parts.optimizer, evaluation)
+            train(parts, batch_at(parts, config, step), step + 1)
     return found
 
 
@@ -164,11 +153,3 @@ def moment_of(parts: Parts) -> Tensor | None:
     states = parts.optimizer.preconditioner.curvature.items()
     found = [state.S.reshape(-1).double() for layer, state in states if layer in inside]
     return torch.cat(found).sort(descending=True).values if found else None
-
-
-def batch(parts: Parts, seed: int, step: int, size: int) -> tuple[Tensor, Tensor]:
-    """Return the batch that training with this seed takes at a step."""
-    x, y = parts.data.train
-    epoch, position = divmod(step, -(-len(x) // size))
-    chosen = epoch_order(seed, epoch, len(x))[position * size : (position + 1) * size]
-    return x[chosen], y[chosen]

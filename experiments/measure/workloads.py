@@ -1,10 +1,8 @@
-"""The ways to get the gradient of a solve that are compared.
+"""What is solved in the benchmarks, and the ways to get its gradient that are compared.
 
 A variant is an ODE block and its settings. Models take their blocks from a
 :class:`~experiments.models.solver.SolverSettings`; :class:`BlockSettings` makes blocks of another
 class, so the same model runs on torchdiffeq's own functions.
-
-What is solved in the benchmarks: a table of workloads, each with its source.
 
 Inputs are random numbers of the published shapes: what a solve costs depends on the shapes and on
 the number of evaluations, not on where the numbers come from. Weights are torch's initial ones.
@@ -12,7 +10,6 @@ the number of evaluations, not on where the numbers come from. Weights are torch
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,14 +20,13 @@ from torch import Tensor, nn
 
 from experiments.data.splits import DataInfo
 from experiments.models.conv_ode import ConvODE
-from experiments.models.fields import ConvField, MLPField
+from experiments.models.fields import ConvField, MLPField, with_time_channel
 from experiments.models.ode_rnn import ODERNN
 from experiments.models.solver import SolverSettings
 from experiments.tasks import ImageTask, TimeSeriesTask
 from snopt import ODEBlock
-from snopt.solve.ode_block import GRADIENTS
 
-SEMINORM = {"norm": "seminorm"}
+# --- ways to get the gradient --------------------------------------------------------------------
 
 
 class StockBlock(ODEBlock):
@@ -53,11 +49,7 @@ class StockBlock(ODEBlock):
 
 @dataclass(frozen=True)
 class BlockSettings(SolverSettings):
-    """Solver settings that make blocks of a given class.
-
-    Attributes:
-        block_class: :class:`ODEBlock` or a subclass of it.
-    """
+    """Solver settings that make blocks of ``block_class``."""
 
     block_class: type[ODEBlock] = ODEBlock
 
@@ -83,19 +75,14 @@ class Variant:
         label: name in pictures.
         gradient: ``gradient`` of the block.
         seminorm: whether the backward solve leaves the parameter adjoints out of its error norm.
-        stock: whether it runs torchdiffeq's own function.
+        block_class: what solves: this library's block or :class:`StockBlock`.
     """
 
     name: str
     label: str
     gradient: str
     seminorm: bool = False
-    stock: bool = False
-
-    @property
-    def available(self) -> bool:
-        """Whether this version of the library has it."""
-        return self.stock or self.gradient in GRADIENTS
+    block_class: type[ODEBlock] = ODEBlock
 
     def settings(self, rtol: float, atol: float) -> BlockSettings:
         """Return solver settings at the given tolerances (dopri5)."""
@@ -103,25 +90,22 @@ class Variant:
             gradient=self.gradient,
             rtol=rtol,
             atol=atol,
-            adjoint_options=SEMINORM if self.seminorm else None,
-            block_class=StockBlock if self.stock else ODEBlock,
+            adjoint_options={"norm": "seminorm"} if self.seminorm else None,
+            block_class=self.block_class,
         )
 
 
 ADJOINT = Variant("snopt_adjoint", "snopt adjoint", "adjoint", seminorm=True)
-
 DIRECT = Variant("snopt_direct", "snopt direct", "direct")
-
 CHECKPOINT = Variant("snopt_checkpoint", "snopt checkpoint", "checkpoint")
-
 STOCK_SEMINORM = Variant(
-    "torchdiffeq_seminorm", "torchdiffeq adjoint, seminorm", "adjoint", seminorm=True, stock=True
+    "torchdiffeq_seminorm", "torchdiffeq adjoint, seminorm", "adjoint", True, StockBlock
 )
-
-STOCK_ADJOINT = Variant("torchdiffeq_adjoint", "torchdiffeq adjoint", "adjoint", stock=True)
-
+STOCK_ADJOINT = Variant(
+    "torchdiffeq_adjoint", "torchdiffeq adjoint", "adjoint", block_class=StockBlock
+)
 STOCK_DIRECT = Variant(
-    "torchdiffeq_direct", "backpropagation through torchdiffeq", "direct", stock=True
+    "torchdiffeq_direct", "backpropagation through torchdiffeq", "direct", block_class=StockBlock
 )
 
 ENGINE_VARIANTS = (ADJOINT, CHECKPOINT, STOCK_SEMINORM, STOCK_ADJOINT, STOCK_DIRECT)
@@ -130,12 +114,7 @@ ENGINE_VARIANTS = (ADJOINT, CHECKPOINT, STOCK_SEMINORM, STOCK_ADJOINT, STOCK_DIR
 GRADIENT_MODES = (ADJOINT, CHECKPOINT, DIRECT)
 """What ``memory.json`` compares against the number of steps."""
 
-
-def engine_name() -> str:
-    """Return which solver the library's own variants run on, in this version."""
-    has_engine = "engine" in inspect.signature(ODEBlock.__init__).parameters
-    return "snopt" if has_engine else "torchdiffeq"
-
+# --- what is solved ------------------------------------------------------------------------------
 
 SEED = 0
 
@@ -146,20 +125,20 @@ class Case:
 
     Attributes:
         model: everything that has parameters.
-        field: the vector field inside it.
-        block: the ODE block around the field.
+        block: the ODE block in it.
         loss: runs the forward pass and returns the scalar to differentiate.
         state_shape: shape of the ODE's state.
     """
 
     model: nn.Module
-    field: nn.Module
-    block: nn.Module
+    block: ODEBlock
     loss: Callable[[], Tensor]
     state_shape: tuple[int, ...]
 
-
-Make = Callable[..., Case]
+    @property
+    def field(self) -> nn.Module:
+        """The vector field."""
+        return self.block.func
 
 
 @dataclass(frozen=True)
@@ -180,11 +159,16 @@ class Workload:
     name: str
     title: str
     description: str
-    make: Make
+    make: Callable[..., Case]
     shape: Mapping[str, int]
     rtol: float = 1e-3
     atol: float = 1e-3
     repeat_factor: int = 1
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Start of an entry in a result file."""
+        return {"title": self.title, "description": self.description, "engine": "snopt"}
 
     def build(self, device: torch.device, solver: SolverSettings | None = None) -> Case:
         """Build model and input, the same numbers each time; global random state is kept.
@@ -220,6 +204,21 @@ class SoftplusField(nn.Module):
         return out
 
 
+class SmoothConvField(nn.Module):
+    """The conv field with a smooth activation for ReLU, on the same convolutions."""
+
+    def __init__(self, relu: ConvField, activation: Callable[[Tensor], Tensor]) -> None:
+        """Share the convolutions of a :class:`ConvField`."""
+        super().__init__()
+        self.conv1, self.conv2, self.activation = relu.conv1, relu.conv2, activation
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        """Return dz/dt, shape (batch, C, H, W)."""
+        h = self.activation(self.conv1(with_time_channel(t, z)))
+        out: Tensor = self.conv2(with_time_channel(t, h))
+        return out
+
+
 def field_case(
     field: nn.Module, state: tuple[int, ...], solver: SolverSettings, device: torch.device
 ) -> Case:
@@ -231,28 +230,7 @@ def field_case(
     y0 = torch.randn(state, dtype=dtype).to(device).requires_grad_()
     gradient = torch.randn(state, dtype=dtype).to(device) / state[0]
     block = solver.block(field.to(device), (0.0, 1.0)).to(device)
-    return Case(block, field, block, lambda: (block(y0) * gradient).sum(), state)
-
-
-def make_conv(
-    solver: SolverSettings, device: torch.device, *, batch: int, channels: int, size: int
-) -> Case:
-    """Two 3×3 convolutions on [t, z]: the field of the published image net."""
-    return field_case(ConvField(channels), (batch, channels, size, size), solver, device)
-
-
-def make_mlp(
-    solver: SolverSettings, device: torch.device, *, batch: int, dim: int, layers: int
-) -> Case:
-    """Linear layers with tanh: the field of the published ODE-RNN."""
-    return field_case(MLPField(dim, layers), (batch, dim), solver, device)
-
-
-def make_softplus(
-    solver: SolverSettings, device: torch.device, *, batch: int, dim: int, width: int
-) -> Case:
-    """Wide layers with softplus: the sizes of the published MINIBOONE flow, without the trace."""
-    return field_case(SoftplusField(dim, width), (batch, dim), solver, device)
+    return Case(block, block, lambda: (block(y0) * gradient).sum(), state)
 
 
 def make_image_net(
@@ -268,12 +246,11 @@ def make_image_net(
     """The published image net with its loss, on noise."""
     info = DataInfo("noise", "image", (channels, size, size), classes, "random numbers")
     model = ConvODE(info, solver, width=width).to(device)
-    data = (torch.randn(batch, channels, size, size), torch.randint(classes, (batch,)))
-    task = ImageTask()
-    on_device = tuple(part.to(device) for part in data)
+    x, y = torch.randn(batch, channels, size, size), torch.randint(classes, (batch,))
+    data = (x.to(device), y.to(device))
     with torch.no_grad():
-        state = (batch, *model.stem(on_device[0][:1]).shape[1:])
-    return Case(model, model.ode.func, model.ode, lambda: task.loss(model, on_device), state)
+        state = (batch, *model.stem(data[0][:1]).shape[1:])
+    return Case(model, model.ode, lambda: ImageTask().loss(model, data), state)
 
 
 def make_ode_rnn(
@@ -293,16 +270,13 @@ def make_ode_rnn(
     """
     info = DataInfo("noise", "time_series", (steps, 2 * channels + 1), classes, "random numbers")
     model = ODERNN(info, solver, hidden=hidden).to(device)
-    shortest = steps if min_steps is None else min_steps
-    lengths = torch.randint(shortest, steps + 1, (batch,))
+    lengths = torch.randint(min_steps or steps, steps + 1, (batch,))
     lengths[0] = steps
-    x = torch.zeros(batch, steps, 2 * channels + 1)
+    x = torch.ones(batch, steps, 2 * channels + 1)
     x[..., 0] = torch.arange(steps)
     x[..., 1 : channels + 1] = torch.randn(batch, steps, channels)
-    x[..., channels + 1 :] = 1.0
     data = tuple(part.to(device) for part in (x, lengths, torch.randint(classes, (batch,))))
-    task = TimeSeriesTask()
-    return Case(model, model.ode.func, model.ode, lambda: task.loss(model, data), (batch, hidden))
+    return Case(model, model.ode, lambda: TimeSeriesTask().loss(model, data), (batch, hidden))
 
 
 MNIST = Workload(
@@ -318,14 +292,18 @@ ENGINE = (
         "conv",
         "two 3×3 convolutions",
         "two 3×3 convolutions on [t, z], ReLU, state (128, 64, 6, 6), tolerance 1e-3",
-        make_conv,
+        lambda solver, device, batch, channels, size: field_case(
+            ConvField(channels), (batch, channels, size, size), solver, device
+        ),
         {"batch": 128, "channels": 64, "size": 6},
     ),
     Workload(
         "linear",
         "four linear layers",
         "four linear layers of 64, tanh, batch 256, tolerance 1e-3",
-        make_mlp,
+        lambda solver, device, batch, dim, layers: field_case(
+            MLPField(dim, layers), (batch, dim), solver, device
+        ),
         {"batch": 256, "dim": 64, "layers": 4},
         repeat_factor=3,
     ),
@@ -333,7 +311,9 @@ ENGINE = (
         "softplus",
         "43-860-860-43",
         "linear layers 43-860-860-43, softplus, batch 128, rtol 1e-6, atol 1e-8",
-        make_softplus,
+        lambda solver, device, batch, dim, width: field_case(
+            SoftplusField(dim, width), (batch, dim), solver, device
+        ),
         {"batch": 128, "dim": 43, "width": 860},
         rtol=1e-6,
         atol=1e-8,
@@ -364,14 +344,7 @@ TRAINING = (
         "JapaneseVowels",
         "ODE-RNN at the shapes of JapaneseVowels: batch 128, 12 channels, hidden 32, 7 to 29 steps",
         make_ode_rnn,
-        {
-            "batch": 128,
-            "steps": 29,
-            "min_steps": 7,
-            "channels": 12,
-            "hidden": 32,
-            "classes": 9,
-        },
+        {"batch": 128, "steps": 29, "min_steps": 7, "channels": 12, "hidden": 32, "classes": 9},
     ),
 )
 """Workloads of ``optimizer.json`` and of the optimizers' part of ``memory.json``."""

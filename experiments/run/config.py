@@ -1,16 +1,8 @@
-"""Composing configurations, and saying in one sentence why one cannot be composed.
+"""From names and values to the checked configuration of one run, and to the folder of its record.
 
-Hydra's own messages name what it could not find; a person also needs what there is instead.
-
-Checks of the groups ``optimizer`` and ``dataset`` that need neither data nor model.
-
-What a class refuses, it says itself when it is built; checked here is what it would accept, or
-refuse in words that do not name the key.
-
-From a composed configuration to checked settings and to the folder of the run.
-
-The root configuration is ``configs/train.yaml``; every value that reaches a run passes through
-here, so that a wrong one is named before anything is built or written.
+The root configuration is ``configs/train.yaml``. Every value that reaches a run passes through
+here, so that a wrong one is named before anything is built or written: Hydra's own messages say
+what it could not find, a person also needs what there is instead.
 """
 
 from __future__ import annotations
@@ -28,6 +20,7 @@ from typing import Any, Final
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -40,7 +33,7 @@ from experiments.base.checks import (
     check_number,
     check_whole,
 )
-from experiments.base.errors import ConfigError, suggestion
+from experiments.base.errors import ConfigError, one_line, suggestion
 from experiments.data.splits import TASKS
 from experiments.run.averaging import NONE, check_averaging
 from experiments.run.integration_time import check_horizon
@@ -49,21 +42,196 @@ CONFIGS: Final = Path(__file__).resolve().parents[2] / "configs"
 
 ROOT: Final = "train"
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 # Groups that take keys which no file of configs/ has; what they take, the solver says.
 _OPEN = ("solver.options", "solver.adjoint_options")
 
+Config = dict[str, Any]
 
-def compose(overrides: Sequence[str] = ()) -> DictConfig:
-    """Return the root configuration with overrides; Hydra's own exceptions pass through."""
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra_compose(ROOT, list(overrides))
+DESCRIPTIONS: Final = {
+    "optimizer": ("label", "search"),
+    "dataset": ("title", "published", "budget"),
+}
+"""Keys that say what an optimizer or a data set is called, and what others do with it."""
+
+Space = dict[str, dict[str, Any]]
 
 
 def options(group: str, configs: Path = CONFIGS) -> list[str]:
     """Return the names that can be chosen in a group, such as ``adam`` in ``optimizer``."""
     folder = configs / group
     found = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.yaml"))
-    return sorted(path.as_posix() for path in found)
+    names = {path.as_posix() for path in found}
+    return sorted(names.union(tuned_experiments() if group == "experiment" else ()))
+
+
+def search_space_of(optimizer: str, configs: Path = CONFIGS) -> Space:
+    """Return what a search may choose for an optimizer: the key ``search`` of its file.
+
+    Args:
+        optimizer: name of a file in ``configs/optimizer``.
+        configs: the folder of the configuration groups.
+
+    Returns:
+        By key below ``optimizer``, ``{"log_uniform": [low, high]}`` or ``{"choice": [...]}``.
+
+    Raises:
+        ConfigError: there is no such optimizer, it has no space, or a dimension is neither.
+    """
+    known, path = options("optimizer", configs), configs / "optimizer" / f"{optimizer}.yaml"
+    if optimizer not in known:
+        raise ConfigError(
+            f"there is no optimizer {optimizer!r}{suggestion(optimizer, known)}; "
+            f"there are {', '.join(known)}"
+        )
+    space = description_of("optimizer", optimizer, configs).get("search")
+    if not isinstance(space, dict) or not space:
+        raise ConfigError(f"{path} has no search space: it lacks the key search")
+    for key, dimension in space.items():
+        if not _is_dimension(dimension):
+            raise ConfigError(
+                f"{path}: search.{key} must be {{log_uniform: [low, high]}} with 0 < low < high, "
+                f"or {{choice: [...]}}, got {dimension}"
+            )
+    return space
+
+
+def searched(configs: Path = CONFIGS) -> list[str]:
+    """Return the names of the optimizers that have a search space."""
+    names = options("optimizer", configs)
+    return [name for name in names if "search" in description_of("optimizer", name, configs)]
+
+
+def description_of(group: str, name: str, configs: Path = CONFIGS) -> dict[str, Any]:
+    """Return the file of an option as it stands, nothing merged or filled in; {} without a file.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    path = configs / group / f"{name}.yaml"
+    try:
+        content = yaml.load(path.read_bytes(), _LOADER)  # noqa: S506 (both loaders are safe)
+    except FileNotFoundError:
+        return {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is empty or no mapping")
+    return content
+
+
+def _is_dimension(value: Any) -> bool:
+    match value:
+        case {"choice": [_, *_]}:
+            return len(value) == 1
+        case {"log_uniform": [float() | int() as low, float() | int() as high]}:
+            return len(value) == 1 and 0 < low < high
+    return False
+
+
+@cache
+def tuned_experiments() -> tuple[str, ...]:
+    """Give Hydra the experiments that ``configs/tuned/`` describes and return their names.
+
+    A table there has, by data set, ``trainer`` and ``optimizers``: by optimizer, what is set below
+    ``optimizer``, or ``trainer.…``. ``like`` starts from another table's entry. The experiment is
+    called ``<table>/<data set>-<name of the optimizer>``, or ``<table>/<data set>`` where no
+    optimizer is chosen, and builds on ``configs/experiment/<data set>.yaml``.
+
+    Raises:
+        ConfigError: a table names something that there is not.
+    """
+    tables = {path.stem: description_of("tuned", path.stem) for path in CONFIGS.glob("tuned/*")}
+    store, names = ConfigStore.instance(), []
+    for table, datasets in tables.items():
+        for dataset, entry in datasets.items():
+            try:
+                trainer, optimizers = _tuned(tables, entry)
+            except (KeyError, TypeError, AttributeError) as error:
+                where = CONFIGS / "tuned" / f"{table}.yaml"
+                raise ConfigError(f"{where}: {dataset}: {one_line(error)}") from error
+            for suffix, (optimizer, settings) in (optimizers or {"": ("", {})}).items():
+                chosen = [{"override /optimizer": optimizer}] if optimizer else []
+                defaults = [f"/experiment/{dataset}@_global_", *chosen, "_self_"]
+                node = OmegaConf.create({"defaults": defaults, "trainer": dict(trainer)})
+                for key, value in settings.items():
+                    full = key if key.startswith("trainer.") else f"optimizer.{key}"
+                    OmegaConf.update(node, full, value)
+                name = f"{dataset}-{suffix}" if suffix else dataset
+                store.store(name, node, group=f"experiment/{table}", package="_global_")
+                names.append(f"{table}/{name}")
+    return tuple(names)
+
+
+def _tuned(
+    tables: Mapping[str, Any], entry: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Mapping[str, tuple[str, Mapping[str, Any]]]]:
+    """Return ``trainer`` of an entry and, by name of an optimizer, its file and settings."""
+    trainer: Mapping[str, Any] = {}
+    optimizers: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    if "like" in entry:
+        table, _, dataset = entry["like"].partition("/")
+        trainer, found = _tuned(tables, tables[table][dataset])
+        optimizers.update(found)
+    for optimizer, settings in entry.get("optimizers", {}).items():
+        name = description_of("optimizer", optimizer)["name"]
+        _, before = optimizers.get(name, (None, {}))
+        optimizers[name] = optimizer, {**before, **settings}
+    return {**trainer, **entry.get("trainer", {})}, optimizers
+
+
+def write_tuned(
+    table: str, dataset: str, optimizer: str, settings: Mapping[str, Any], configs: Path = CONFIGS
+) -> None:
+    """Write chosen settings into their line of a table in ``configs/tuned/``; all else stays.
+
+    Raises:
+        ConfigError: there is no such line.
+    """
+    path, lines, place = tuned_line(table, dataset, optimizer, configs)
+    name = lines[place].partition(":")[0]
+    flow = yaml.safe_dump(dict(settings), default_flow_style=True, sort_keys=False, width=math.inf)
+    lines[place] = f"{name}: {flow.strip()}"
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def tuned_line(
+    table: str, dataset: str, optimizer: str, configs: Path = CONFIGS
+) -> tuple[Path, list[str], int]:
+    """Return the file of a table, its lines, and the place of the line with some settings.
+
+    Raises:
+        ConfigError: there is no such table or line.
+    """
+    path, inside = configs / "tuned" / f"{table}.yaml", False
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    for place, line in enumerate(lines):
+        if re.match(r"\w", line):
+            inside = line.startswith(f"{dataset}:")
+        found = re.fullmatch(r" {4}(\w+): \{.*\}", line)
+        if inside and found and description_of("optimizer", found[1]).get("name") == optimizer:
+            return path, lines, place
+    raise ConfigError(f"{path} has no line for {optimizer} on {dataset}")
+
+
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """Return the root configuration with overrides; Hydra's own exceptions pass through."""
+    tuned_experiments()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra_compose(ROOT, list(overrides))
+
+
+def load_config(overrides: Sequence[str] = ()) -> DictConfig:
+    """Return ``configs/train.yaml`` with overrides as on the command line.
+
+    Raises:
+        ConfigError: an override names something unknown; the message lists what is known.
+    """
+    try:
+        return compose(overrides)
+    except Exception as error:
+        raise explain(error, overrides) from error
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
@@ -261,16 +429,6 @@ def check_dataset(group: Mapping[str, Any]) -> None:
             check_flag(where, value)
 
 
-Config = dict[str, Any]
-
-Space = dict[str, dict[str, Any]]
-
-DESCRIPTIONS: Final = {
-    "optimizer": ("label", "search"),
-    "dataset": ("title", "published", "budget"),
-}
-"""Keys that say what an optimizer or a data set is called, and what others do with it."""
-
 # What does not change a record's result, and so is no part of a run's identity.
 _NOT_IDENTITY = ("seed", "output_dir", "data_dir", "tracking", "device")
 
@@ -279,8 +437,6 @@ _NOT_IDENTITY_TRAINER = ("progress", "threads", "checkpoint_every", "restart")
 _NOT_IDENTITY_DATASET = ("data_dir", "download", "allow_unverified")
 
 _HINTS = {"dataset.uea_name": ", a name in the UEA archive such as CharacterTrajectories"}
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _PARTS = ("task", "dataset", "model", "optimizer", "solver")
 
@@ -368,18 +524,6 @@ class TrainerSettings:
         return per_epoch, min((n for n in limits if n is not None), default=None)
 
 
-def load_config(overrides: Sequence[str] = ()) -> DictConfig:
-    """Return ``configs/train.yaml`` with overrides as on the command line.
-
-    Raises:
-        ConfigError: an override names something unknown; the message lists what is known.
-    """
-    try:
-        return compose(overrides)
-    except Exception as error:
-        raise explain(error, overrides) from error
-
-
 def resolve(config: DictConfig | Mapping[str, Any]) -> Config:
     """Return the configuration as plain containers, interpolations filled in.
 
@@ -415,70 +559,6 @@ def _without_descriptions(config: Config) -> Config:
             if isinstance(optimizer.get(part), dict):
                 optimizer[part] = _without(optimizer[part], DESCRIPTIONS["optimizer"])
     return kept
-
-
-def search_space_of(optimizer: str, configs: Path = CONFIGS) -> Space:
-    """Return what a search may choose for an optimizer: the key ``search`` of its file.
-
-    Args:
-        optimizer: name of a file in ``configs/optimizer``.
-        configs: the folder of the configuration groups.
-
-    Returns:
-        By key below ``optimizer``, ``{"log_uniform": [low, high]}`` or ``{"choice": [...]}``.
-
-    Raises:
-        ConfigError: there is no such optimizer, it has no space, or a dimension is neither.
-    """
-    known, path = options("optimizer", configs), configs / "optimizer" / f"{optimizer}.yaml"
-    if optimizer not in known:
-        raise ConfigError(
-            f"there is no optimizer {optimizer!r}{suggestion(optimizer, known)}; "
-            f"there are {', '.join(known)}"
-        )
-    space = description_of("optimizer", optimizer, configs).get("search")
-    if not isinstance(space, dict) or not space:
-        raise ConfigError(f"{path} has no search space: it lacks the key search")
-    for key, dimension in space.items():
-        if not _is_dimension(dimension):
-            raise ConfigError(
-                f"{path}: search.{key} must be {{log_uniform: [low, high]}} with 0 < low < high, "
-                f"or {{choice: [...]}}, got {dimension}"
-            )
-    return space
-
-
-def searched(configs: Path = CONFIGS) -> list[str]:
-    """Return the names of the optimizers that have a search space."""
-    names = options("optimizer", configs)
-    return [name for name in names if "search" in description_of("optimizer", name, configs)]
-
-
-def description_of(group: str, name: str, configs: Path = CONFIGS) -> dict[str, Any]:
-    """Return the file of an option as it stands, nothing merged or filled in; {} without a file.
-
-    Raises:
-        ConfigError: the file cannot be read.
-    """
-    path = configs / group / f"{name}.yaml"
-    try:
-        content = yaml.load(path.read_bytes(), _LOADER)  # noqa: S506 (both loaders are safe)
-    except FileNotFoundError:
-        return {}
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} is empty or no mapping")
-    return content
-
-
-def _is_dimension(value: Any) -> bool:
-    match value:
-        case {"choice": [_, *_]}:
-            return len(value) == 1
-        case {"log_uniform": [float() | int() as low, float() | int() as high]}:
-            return len(value) == 1 and 0 < low < high
-    return False
 
 
 def check_config(config: Config) -> None:

@@ -75,10 +75,10 @@ def planned(
     overrides: Sequence[str],
     where: Sequence[str],
 ) -> list[PlannedRun]:
-    """Return the runs of one experiment file for several seeds; it is composed only once.
+    """Return the runs of one experiment for several seeds; it is composed only once.
 
     Args:
-        experiment: name of the file below ``configs/experiment``; empty: none.
+        experiment: its name; empty: none.
         dataset: data set name, for messages.
         optimizer: optimizer name, for messages.
         seeds: seeds of the runs.

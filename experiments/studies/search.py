@@ -1,4 +1,4 @@
-"""What a search found: scores, the record, and the winner in its experiment file.
+"""What a search found: scores, the record, and the winner in ``configs/tuned/``.
 
 The small, equal search behind a figure's settings.
 
@@ -8,7 +8,7 @@ A trial is scored by a validation value at a fixed number of training seconds, t
 best few are repeated with further seeds and judged by their worst: one lucky seed of a setting at
 the edge of stability must not win.
 Trials are ordinary run records, so a search that was stopped goes on where it was; what it found is
-written to ``results/search/`` and the winner into the experiment file.
+written to ``results/search/`` and the winner into ``configs/tuned/``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from experiments.base.environment import git_commit, git_dirty, versions
-from experiments.base.errors import ConfigError, RecordError
-from experiments.run.config import CONFIGS, Space, places, search_space_of
+from experiments.base.errors import RecordError
+from experiments.run.config import (
+    CONFIGS,
+    Space,
+    places,
+    search_space_of,
+    tuned_line,
+    write_tuned,
+)
 from experiments.run.records import Summary, summarise
 from experiments.studies.execute import PlannedRun, Say, execute_all, interleave, planned
 from experiments.studies.search_space import (
@@ -33,9 +38,6 @@ from experiments.studies.search_space import (
     load_protocol,
     sample,
 )
-
-MARK = "# Optimizer settings"
-"""The line of an experiment file from which on a search rewrites it."""
 
 
 @dataclass(frozen=True)
@@ -166,29 +168,6 @@ def _final_entry(values: Sequence[float] | None, first: float) -> dict[str, Any]
     }
 
 
-def write_choice(path: Path, params: Mapping[str, Any], record: str) -> None:
-    """Write chosen settings into an experiment file, below :data:`MARK`; what is above stays.
-
-    A key with dots is a setting of a nested group.
-
-    Raises:
-        ConfigError: the file has no such line.
-    """
-    text = path.read_text(encoding="utf-8")
-    above, mark, _ = text.partition(MARK)
-    if not mark:
-        raise ConfigError(f"{path} has no line that starts with {MARK!r}")
-    settings: dict[str, Any] = {}
-    for key, value in params.items():
-        *parents, last = key.split(".")
-        group = settings
-        for parent in parents:
-            group = group.setdefault(parent, {})
-        group[last] = value
-    block = yaml.safe_dump({"optimizer": settings}, sort_keys=False)
-    path.write_text(f"{above}{MARK}: chosen by `make search`, see {record}\n{block}", "utf-8")
-
-
 @dataclass(frozen=True)
 class Request:
     """What to search, and where everything lies.
@@ -216,7 +195,7 @@ def plan(request: Request, protocol: Protocol) -> list[Trials]:
     """Return all trials, data set by data set and optimizer by optimizer.
 
     Raises:
-        ConfigError: a space or an experiment file is missing or damaged.
+        ConfigError: a space or an experiment is missing or damaged.
     """
     where = (*places(request.data_dir, request.output_dir), "tracking=none")
     trials = []
@@ -246,14 +225,15 @@ def search(request: Request, say: Say, train: Sequence[str] | None = None) -> li
         train: the training command; see :func:`experiments.studies.execute.execute`.
 
     Raises:
-        ConfigError: protocol, space or experiment file is missing or damaged.
+        ConfigError: protocol, space or experiment is missing or damaged.
         RecordError: a trial failed, or all trials of an optimizer diverged.
         KeyboardInterrupt: stopped; finished trials are kept.
     """
     protocol = load_protocol(request.configs_dir / "search" / f"{request.target}.yaml")
     all_trials = plan(request, protocol)
     for trials in all_trials:
-        _experiment_file(request, trials)  # missing files are named before hours of training
+        # What is missing is named before hours of training.
+        tuned_line(request.target, trials.dataset, trials.optimizer, request.configs_dir)
     ordered = []
     for dataset in protocol.max_seconds:
         ordered += interleave([t.runs for t in all_trials if t.dataset == dataset])
@@ -267,9 +247,9 @@ def search(request: Request, say: Say, train: Sequence[str] | None = None) -> li
         path = request.results_dir / "search" / trials.dataset / f"{trials.optimizer}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(outcome, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        record = f"results/search/{trials.dataset}/{trials.optimizer}.json"
         chosen = outcome["chosen"]
-        write_choice(_experiment_file(request, trials), chosen["params"], record)
+        which = (request.target, trials.dataset, trials.optimizer)
+        write_tuned(*which, chosen["params"], request.configs_dir)
         say(f"{trials.dataset} · {trials.optimizer}: {chosen['params']}, {chosen['score']:.4g}")
         written.append(path)
     return written
@@ -307,11 +287,3 @@ def trial_overrides(request: Request, protocol: Protocol, dataset: str, point: P
     limits = [f"trainer.max_seconds={protocol.max_seconds[dataset]}"]
     limits += ["trainer.epochs=null", "trainer.max_steps=null"]
     return [*limits, *(f"optimizer.{k}={v}" for k, v in point.items()), *request.overrides]
-
-
-def _experiment_file(request: Request, trials: Trials) -> Path:
-    name = f"{trials.dataset}-{trials.optimizer}.yaml"
-    path = request.configs_dir / "experiment" / request.target / name
-    if not path.is_file():
-        raise ConfigError(f"the experiment file {path} is missing")
-    return path

@@ -154,7 +154,7 @@ def search_trials(
             seed = protocol.search_seed + study
             for number, settings in enumerate(sample(chosen.space, protocol.trials, seed)):
                 [run] = planned(
-                    workload.setup,
+                    workload.dataset,
                     workload.dataset,
                     f"{optimizer}, study {study}, trial {number}",
                     [seed],
@@ -189,7 +189,7 @@ def fresh_trials(
     study, number = best
     settings = sample(chosen.space, protocol.trials, protocol.search_seed + study)[number]
     runs = planned(
-        workload.setup,
+        workload.dataset,
         workload.dataset,
         f"{optimizer}, best setting",
         protocol.fresh_seeds,
@@ -206,7 +206,7 @@ def target_runs(
     """Return the runs that set the target of a data set, by optimizer.
 
     Raises:
-        ConfigError: there is no experiment file with tuned settings.
+        ConfigError: there are no tuned settings.
     """
     rule = protocol.targets
     return {

@@ -1,4 +1,4 @@
-"""What is compared, on what, and for how long: ``configs/protocol/``."""
+"""What is compared, on what, and for how long: ``configs/protocol/`` and the data sets' budgets."""
 
 from __future__ import annotations
 
@@ -11,37 +11,38 @@ import yaml
 
 from experiments.base.checks import check_number, check_whole
 from experiments.base.errors import ConfigError, suggestion
-from experiments.run.config import CONFIGS
+from experiments.run.config import CONFIGS, description_of
 from experiments.studies.goals import GREATER
+from experiments.tasks import METRICS
 
 FOLDER = CONFIGS / "protocol"
-
-WORKLOADS = "workloads"
 
 
 @dataclass(frozen=True)
 class Workload:
     """One data set with its network, its budget and how it is judged.
 
+    Network, solver and batches are those of ``experiment=<data set>``; the other attributes are
+    ``budget`` in ``configs/dataset/<data set>.yaml``.
+
     Attributes:
         dataset: data set name.
-        setup: experiment file that chooses task, data, model and solver, but no optimizer.
-        tuned: folder of experiment files with tuned settings, which the target comes from.
-        metric: validation metric, such as ``accuracy``.
+        metric: validation metric, that of the task.
+        split: the optimizer under test trains the ODE and Adam the rest, as published for time
+            series.
+        tuned: table in ``configs/tuned`` with the settings that the target comes from.
         seconds: budget of a run, in seconds of the training clock.
         eval_every_s: seconds of the training clock between validations.
-        split: the optimizer under test trains the ODE and Adam the rest, as published.
         overrides: further changes to every run.
-        spaces: name of the search space by optimizer, where it is not the optimizer's own.
+        spaces: by optimizer, the optimizer whose search space it has, where it is another one.
     """
 
     dataset: str
-    setup: str
-    tuned: str
     metric: str
+    split: bool
+    tuned: str
     seconds: float
     eval_every_s: float
-    split: bool = False
     overrides: tuple[str, ...] = ()
     spaces: Mapping[str, str] = field(default_factory=dict)
 
@@ -53,7 +54,10 @@ class Workload:
 
 @dataclass(frozen=True)
 class TargetRule:
-    """Who sets the targets.
+    """Who sets the targets: not SNOpt, and with a larger budget than the comparison.
+
+    A target is the median, over these optimizers and seeds, of a run's best validation value. Tuned
+    Adam should get there well within the budget, or the budget decides and not the optimizer.
 
     Attributes:
         optimizers: run at their tuned settings.
@@ -61,9 +65,9 @@ class TargetRule:
         seeds: seeds of their runs.
     """
 
-    optimizers: tuple[str, ...]
-    more_seconds: float
-    seeds: tuple[int, ...]
+    optimizers: tuple[str, ...] = ("adam", "sgd")
+    more_seconds: float = 1.2
+    seeds: tuple[int, ...] = (500, 501, 502)
 
 
 @dataclass(frozen=True)
@@ -108,32 +112,26 @@ class Protocol:
 
 
 def load(budget: str, folder: Path = FOLDER) -> Protocol:
-    """Read a description: ``<budget>.yaml`` and the ``workloads.yaml`` beside it.
+    """Read a description: ``<budget>.yaml``.
+
+    It may have ``targets`` for another :class:`TargetRule`, and ``workloads`` for another budget of
+    some of its data sets.
 
     Raises:
-        ConfigError: a file is missing, lacks a key, or has a value out of range.
+        ConfigError: the file is missing, lacks a key, or has a value out of range.
     """
     path = folder / f"{budget}.yaml"
-    content, shared = _read(path), _read(folder / f"{WORKLOADS}.yaml")
-    try:
-        rule = shared["targets"]
-        targets = TargetRule(tuple(rule["optimizers"]), rule["more_seconds"], tuple(rule["seeds"]))
-        known = {name: _workload(name, spec) for name, spec in shared["workloads"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{folder / WORKLOADS}.yaml: {error!r}") from None
-    named = _only(path, content)
-    unknown = [name for name in named["datasets"] if name not in known]
-    if unknown:
-        raise ConfigError(f"{path}: there is no workload {unknown[0]!r} in {WORKLOADS}.yaml")
+    content = _only(path, _read(path))
+    changed = content.get("workloads", {})
     protocol = Protocol(
         budget=budget,
-        studies=named["studies"],
-        trials=named["trials"],
-        search_seed=named["search_seed"],
-        fresh_seeds=tuple(named["fresh_seeds"]),
-        optimizers=tuple(named["optimizers"]),
-        workloads={name: known[name] for name in named["datasets"]},
-        targets=targets,
+        studies=content["studies"],
+        trials=content["trials"],
+        search_seed=content["search_seed"],
+        fresh_seeds=tuple(content["fresh_seeds"]),
+        optimizers=tuple(content["optimizers"]),
+        workloads={name: _workload(path, name, changed) for name in content["datasets"]},
+        targets=_rule(content.get("targets", {})),
         folder=folder,
     )
     _check(path, protocol)
@@ -142,29 +140,49 @@ def load(budget: str, folder: Path = FOLDER) -> Protocol:
 
 _KEYS = ("studies", "trials", "search_seed", "fresh_seeds", "optimizers", "datasets")
 
+_OPTIONAL = ("targets", "workloads")
+
 
 def _only(path: Path, content: Mapping[str, Any]) -> Mapping[str, Any]:
     for key in content:
-        if key not in _KEYS:
+        if key not in (*_KEYS, *_OPTIONAL):
             raise ConfigError(f"{path}: {key} is unknown{suggestion(str(key), _KEYS)}")
     for key in _KEYS:
         if key not in content:
             raise ConfigError(f"{path} lacks {key}")
         if key in ("fresh_seeds", "optimizers", "datasets") and not isinstance(content[key], list):
             raise ConfigError(f"{path}: {key} must be a list, got {content[key]!r}")
+    for key in _OPTIONAL:
+        if not isinstance(content.get(key, {}), dict):
+            raise ConfigError(f"{path}: {key} must be a mapping, got {content[key]!r}")
     return content
 
 
-def _workload(dataset: str, spec: Mapping[str, Any]) -> Workload:
-    known = [one.name for one in fields(Workload)][1:]
+def _rule(changed: Mapping[str, Any]) -> TargetRule:
+    rule: dict[str, Any] = {**vars(TargetRule()), **changed}
+    return TargetRule(tuple(rule["optimizers"]), rule["more_seconds"], tuple(rule["seeds"]))
+
+
+def _workload(path: Path, dataset: str, changed: Mapping[str, Any]) -> Workload:
+    described = description_of("dataset", dataset)
+    if "budget" not in described:
+        raise ConfigError(
+            f"{path}: there is no workload {dataset!r}: no file configs/dataset/{dataset}.yaml with"
+            " a budget"
+        )
+    spec = {**described["budget"], **changed.get(dataset, {})}
+    known = [one.name for one in fields(Workload)][3:]
     for key in spec:
         if key not in known:
             raise ConfigError(f"workload {dataset}: {key} is unknown{suggestion(key, known)}")
-    workload = Workload(dataset, **{**spec, "overrides": tuple(spec.get("overrides", ()))})
+    workload = Workload(
+        dataset,
+        METRICS[described["task"]],
+        described["task"] == "time_series",
+        **{**spec, "overrides": tuple(spec.get("overrides", ()))},
+    )
     check_number(f"{dataset}: seconds", workload.seconds, positive=True)
     check_number(f"{dataset}: eval_every_s", workload.eval_every_s, positive=True)
-    if workload.metric not in GREATER:
-        raise ConfigError(f"{dataset}: metric must be {' or '.join(GREATER)}: {workload.metric!r}")
     return workload
 
 
@@ -189,7 +207,7 @@ def _read(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         names = sorted(file.stem for file in path.parent.glob("*.yaml"))
-        valid = [name for name in names if name not in (WORKLOADS, "targets")]
+        valid = [name for name in names if name != "targets"]
         raise ConfigError(f"{path} is missing; budgets are: {', '.join(valid) or 'none'}") from None
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error

@@ -82,4 +82,4 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Downloads that break are tried again at once."""
-    monkeypatch.setattr("experiments.data.download.PAUSE", 0.0)
+    monkeypatch.setattr("experiments.data.files.PAUSE", 0.0)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,23 +17,25 @@ from experiments.data import uea
 from experiments.data.cache import cache_folder, cached
 from experiments.data.splits import DataInfo, Splits
 
-
-def made(offset: float = 0.0) -> Splits:
-    info = DataInfo("made", "time_series", (2, 3), 2, "a test")
-    x = torch.arange(12).reshape(2, 2, 3) + offset
-    part = (x, torch.tensor([2, 1]), torch.tensor([0, 1]))
-    return Splits(info, part, part, part)
+KEY = {"files": ["a"], "seed": 0}
 
 
 class Builder:
-    """Counts how often it is asked to build."""
+    """Builds a small data set, and counts how often it is asked to."""
 
     def __init__(self) -> None:
         self.calls = 0
 
     def __call__(self) -> Splits:
         self.calls += 1
-        return made()
+        x = torch.arange(12.0).reshape(2, 2, 3)
+        part = (x, torch.tensor([2, 1]), torch.tensor([0, 1]))
+        return Splits(DataInfo("made", "time_series", (2, 3), 2, "a test"), part, part, part)
+
+
+@pytest.fixture
+def build() -> Builder:
+    return Builder()
 
 
 def same(a: Splits, b: Splits) -> bool:
@@ -43,28 +47,26 @@ def same(a: Splits, b: Splits) -> bool:
     )
 
 
-def test_built_once_and_given_back_exactly(cache: Path) -> None:
-    build = Builder()
-    first, second = (cached("made", {"files": ["a"], "seed": 0}, build) for _ in range(2))
+def test_built_once_and_given_back_exactly(cache: Path, build: Builder) -> None:
+    first, second = (cached("made", KEY, build) for _ in range(2))
     assert build.calls == 1
-    assert same(first, made())
-    assert same(second, made())
+    assert same(first, build())
+    assert same(second, first)
     assert len(list(cache.iterdir())) == 1
 
 
 @pytest.mark.parametrize(
     ("name", "key"), [("made", {"files": ["b"]}), ("made", {"seed": 1}), ("other", {})]
 )
-def test_other_sources_options_or_names_are_other_data(name: str, key: dict) -> None:
-    build = Builder()
-    usual = {"files": ["a"], "seed": 0}
-    cached("made", usual, build)
-    cached(name, usual | key, build)
+def test_other_sources_options_or_names_are_other_data(
+    build: Builder, name: str, key: dict[str, object]
+) -> None:
+    cached("made", KEY, build)
+    cached(name, KEY | key, build)
     assert build.calls == 2
 
 
-def test_other_code_is_other_data(monkeypatch) -> None:
-    build = Builder()
+def test_other_code_is_other_data(monkeypatch, build: Builder) -> None:
     cached("made", {}, build)
     with monkeypatch.context() as patch:
         patch.setattr(module, "version", lambda package: "0")
@@ -76,32 +78,29 @@ def test_other_code_is_other_data(monkeypatch) -> None:
     assert build.calls == 2
 
 
-@pytest.mark.parametrize("damage", ["truncated", "bit", "empty", "garbage", "folder"])
-def test_a_damaged_file_is_made_again(cache: Path, damage: str) -> None:
-    build = Builder()
-    cached("made", {}, build)
+def flip(content: bytes) -> bytes:
+    """Half a tensor's bytes are as good as any others to a reader that does not check."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damaged", [flip, lambda content: content[:-9], lambda _: b"", lambda _: b"x\ny"]
+)
+def test_a_damaged_file_is_made_again(
+    cache: Path, build: Builder, damaged: Callable[[bytes], bytes]
+) -> None:
+    whole = cached("made", {}, build)
     (path,) = cache.iterdir()
     content = path.read_bytes()
-    if damage == "folder":
-        path.unlink()
-        path.mkdir()
-    else:
-        # Half a tensor's bytes are as good as any others to a reader that does not check.
-        bit = bytearray(content)
-        bit[len(content) // 2] ^= 1
-        path.write_bytes(
-            {"truncated": content[:-9], "bit": bytes(bit), "empty": b"", "garbage": b"x\ny"}[damage]
-        )
-    assert same(cached("made", {}, build), made())
+    path.write_bytes(damaged(content))
+    assert same(cached("made", {}, build), whole)
+    assert path.read_bytes() == content
+    cached("made", {}, build)
     assert build.calls == 2
-    if damage != "folder":
-        assert path.read_bytes() == content
-        cached("made", {}, build)
-        assert build.calls == 2
 
 
-def test_the_file_of_another_key_is_not_believed(cache: Path) -> None:
-    build = Builder()
+def test_the_file_of_another_key_is_not_believed(cache: Path, build: Builder) -> None:
     cached("made", {"seed": 0}, build)
     (first,) = cache.iterdir()
     cached("made", {"seed": 1}, build)
@@ -111,25 +110,31 @@ def test_the_file_of_another_key_is_not_believed(cache: Path) -> None:
     assert build.calls == 3
 
 
-def test_a_full_disk_costs_time_only(monkeypatch, cache: Path) -> None:
-    def full(path: Path, content: bytes) -> None:
-        raise RecordError(f"cannot write {path}: No space left on device")
+def refuse(error: Exception) -> Callable[..., None]:
+    def call(*_: object, **__: object) -> None:
+        raise error
 
-    build = Builder()
-    monkeypatch.setattr(module, "write_whole", full)
-    assert same(cached("made", {}, build), made())
+    return call
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(
+    monkeypatch, cache: Path, build: Builder
+) -> None:
+    whole = cached("made", {}, build)
+    (path,) = cache.iterdir()
+    path.unlink()
+    path.mkdir()
+    assert same(cached("made", {}, build), whole)
+    path.rmdir()
+    monkeypatch.setattr(module, "write_whole", refuse(RecordError("No space left on device")))
+    assert same(cached("made", {}, build), whole)
     assert list(cache.iterdir()) == []
-
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    assert same(cached("made", {}, build), made())
+    monkeypatch.setattr(Path, "mkdir", refuse(PermissionError(errno.EACCES, "no permission")))
+    assert same(cached("made", {}, build), whole)
 
 
-def test_where_it_lies(monkeypatch, tmp_path: Path) -> None:
+def test_where_it_lies(monkeypatch, tmp_path: Path, build: Builder) -> None:
     monkeypatch.setenv("SNOPT_CACHE_DIR", "")
-    build = Builder()
     for _ in range(2):
         cached("made", {}, build)
     assert (build.calls, cache_folder()) == (2, None)
@@ -142,19 +147,11 @@ def test_where_it_lies(monkeypatch, tmp_path: Path) -> None:
 
 
 def test_a_loader_uses_it_and_notices_a_changed_file(monkeypatch, write_problem) -> None:
-    import numpy as np
-
-    generator = np.random.default_rng(0)
-    series = [generator.normal(size=(2, 4)) for _ in range(40)]
-    labels = ["ab"[n % 2] for n in range(40)]
-    folder = write_problem("Made", series, labels)
+    series = list(np.random.default_rng(0).normal(size=(40, 2, 4)))
+    folder = write_problem("Made", series, ["ab"[n % 2] for n in range(40)])
     first = uea.load(uea_name="Made", data_dir=folder)
-
-    def fail(*_: object, **__: object) -> None:
-        raise AssertionError("parsed again")
-
     with monkeypatch.context() as patch:
-        patch.setattr(uea, "read_ts", fail)
+        patch.setattr(uea, "read_ts", refuse(AssertionError("parsed again")))
         assert same(uea.load(uea_name="Made", data_dir=folder), first)
         with pytest.raises(AssertionError, match="parsed again"):
             uea.load(uea_name="Made", data_dir=folder, split_seed=1)

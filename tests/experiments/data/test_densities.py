@@ -6,8 +6,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-from experiments.data import circle
+from experiments.base.errors import ConfigError
+from experiments.data import densities
 from experiments.data.densities import ARMS, checkerboard, eight_gaussians, moons, pinwheel
 
 N = 40_000
@@ -15,20 +17,72 @@ N = 40_000
 FAIR = 4 * 0.5 / math.sqrt(N)
 
 
-def draw(sampler: circle.Sampler, noise: float) -> np.ndarray:
+def draw(sampler: densities.Sampler, noise: float) -> np.ndarray:
     return sampler(np.random.default_rng(0), N, noise)
+
+
+def test_sizes_and_description() -> None:
+    data = densities.load()
+    assert data.sizes() == {"train": 20_000, "val": 2_000, "test": 2_000}
+    assert data.info.input_shape == (2,)
+    assert (data.info.task, data.info.num_classes) == ("cnf", None)
+    assert data.train[0].dtype == torch.float32
+
+
+def test_without_noise_every_point_is_on_a_ring_and_rings_are_equally_likely() -> None:
+    (x,) = densities.load(noise=0.0).train
+    radius = x.norm(dim=1)
+    outer = (radius - 1.0).abs() < 1e-6
+    assert bool((outer | ((radius - 0.5).abs() < 1e-6)).all())
+    # Binomial: four standard deviations of a fair coin thrown 20000 times.
+    assert abs(float(outer.double().mean()) - 0.5) < 4 * 0.5 / math.sqrt(20_000)
+
+
+def test_moments() -> None:
+    """E[x] = 0 and Cov[x] = (E[r^2] / 2 + noise^2) I, from the density's definition."""
+    noise, n = 0.3, 200_000
+    (x,) = densities.load(noise=noise, train_size=n).train
+    variance = (1.0**2 + 0.5**2) / 4 + noise**2
+    covariance = torch.cov(x.double().T)
+    assert float(x.double().mean(dim=0).abs().max()) < 4 * math.sqrt(variance / n)
+    torch.testing.assert_close(
+        covariance, variance * torch.eye(2, dtype=torch.float64), atol=5e-3, rtol=0
+    )
+
+
+def test_splits_are_independent_of_each_others_size_and_different() -> None:
+    small, large = densities.load(train_size=10), densities.load(train_size=100)
+    assert torch.equal(small.test[0], large.test[0])
+    assert torch.equal(small.val[0], densities.load(train_size=10).val[0])
+    assert not torch.equal(small.val[0], small.test[0])
+    assert not torch.equal(small.val[0], densities.load(split_seed=1).val[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"density": "square"}, "unknown density 'square', one of rings"),
+        ({"noise": -0.1}, "must not be negative"),
+        ({"noise": float("nan")}, "must not be negative"),
+        ({"split_seed": -1}, "must not be negative"),
+        ({"val_size": 0}, "val_size is 0"),
+    ],
+)
+def test_bad_options(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        densities.load(**options)
 
 
 @pytest.mark.parametrize("name", ["pinwheel", "eight_gaussians", "checkerboard", "moons"])
 def test_loads_as_a_data_set(name: str) -> None:
-    data = circle.load(density=name, name=name, train_size=100, val_size=10, test_size=10)
+    data = densities.load(density=name, name=name, train_size=100, val_size=10, test_size=10)
     assert data.sizes() == {"train": 100, "val": 10, "test": 10}
     assert data.info.input_shape == (2,)
     assert not np.allclose(data.val[0], data.test[0])
 
 
 @pytest.mark.parametrize("sampler", [pinwheel, eight_gaussians, checkerboard, moons])
-def test_is_centred(sampler: circle.Sampler) -> None:
+def test_is_centred(sampler: densities.Sampler) -> None:
     x = draw(sampler, 0.05)
     assert np.abs(x.mean(axis=0)).max() < 5 * x.std() / math.sqrt(N)
 

@@ -1,18 +1,24 @@
-"""The published preprocessing, against restatements with other tools."""
+"""The four tables: files found, unpacked, read, refused; the preprocessing against other tools."""
 
 from __future__ import annotations
 
 import io
 from collections import Counter
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pandas
 import pytest
-from maf_files import gas_values, hepmass_values, miniboone, power
+import torch
+from data_files import md5, put
+from maf_files import csv, gas_values, hepmass_values, miniboone, npy, packed, power, tables
+from old_pickle import dump, frame
 
-from experiments.base.errors import DataError
+from experiments.base.errors import ConfigError, DataError
 from experiments.data import maf
-from experiments.data.frame_pickle import Table
+from experiments.data.tabular import Table
 
 
 def sizes(count: int) -> tuple[int, int, int]:
@@ -21,16 +27,18 @@ def sizes(count: int) -> tuple[int, int, int]:
     return count - test - val, val, test
 
 
-def check_sizes(parts: maf.Parts, count: int, columns: int) -> None:
-    assert tuple(len(part) for part in parts) == sizes(count)
+def check(parts: maf.Parts, columns: int, expected: np.ndarray, *, normalised: bool = True) -> None:
+    """Compare 400 rows with an independent restatement.
+
+    Training and validation rows together have mean 0 and deviation 1.
+    """
+    assert tuple(len(part) for part in parts) == sizes(400)
     assert {part.shape[1] for part in parts} == {columns}
-
-
-def check_normalised(parts: maf.Parts) -> None:
-    """Training and validation rows together have mean 0 and deviation 1."""
-    known = np.vstack(parts[:2])
-    np.testing.assert_allclose(known.mean(axis=0), 0, atol=1e-12)
-    np.testing.assert_allclose(known.std(axis=0), 1, rtol=1e-12)
+    if normalised:
+        known = np.vstack(parts[:2])
+        np.testing.assert_allclose(known.mean(axis=0), 0, atol=1e-12)
+        np.testing.assert_allclose(known.std(axis=0), 1, rtol=1e-12)
+    np.testing.assert_allclose(np.vstack(parts), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_the_published_sizes_follow_from_the_published_numbers_of_rows() -> None:
@@ -41,12 +49,8 @@ def test_the_published_sizes_follow_from_the_published_numbers_of_rows() -> None
 
 def test_miniboone_is_split_in_order_and_normalised() -> None:
     raw = np.load(io.BytesIO(miniboone()))
-    parts = maf.miniboone(raw)
-    check_sizes(parts, 400, 43)
-    check_normalised(parts)
-    pooled = np.vstack(parts)
     known = raw[:360]
-    np.testing.assert_allclose(pooled, (raw - known.mean(0)) / known.std(0), rtol=1e-9, atol=1e-12)
+    check(maf.miniboone(raw), 43, (raw - known.mean(0)) / known.std(0))
 
 
 def test_outliers_and_discrete_features_of_raw_events_go() -> None:
@@ -67,8 +71,6 @@ def test_outliers_and_discrete_features_of_raw_events_go() -> None:
 def test_power_is_shuffled_trimmed_and_blurred() -> None:
     raw = np.load(io.BytesIO(power()))
     parts = maf.power(raw)
-    check_sizes(parts, 400, 6)
-    check_normalised(parts)
     # The same stream of random numbers, from a shuffled list of row numbers.
     stream = np.random.RandomState(42)
     order = np.arange(400)
@@ -80,8 +82,7 @@ def test_power_is_shuffled_trimmed_and_blurred() -> None:
         kept[:, column] += values
     kept[:, 2:5] += meters
     known = kept[:360]
-    expected = (kept - known.mean(0)) / known.std(0)
-    np.testing.assert_allclose(np.vstack(parts), expected, rtol=1e-9, atol=1e-12)
+    check(parts, 6, (kept - known.mean(0)) / known.std(0))
     assert np.load(io.BytesIO(power())).tolist() == raw.tolist()  # the argument is not shuffled
 
 
@@ -94,9 +95,7 @@ def test_gas_loses_sensors_that_repeat_others() -> None:
         dropped.append(counts.index[counts > 1][0])
         table = table.drop(columns=dropped[-1])
     assert dropped == ["s0", "s1", "s2"]
-    check_sizes(parts, 400, 3)
-    expected = (table - table.mean()) / table.std()
-    np.testing.assert_allclose(np.vstack(parts), expected.to_numpy(), rtol=1e-9, atol=1e-12)
+    check(parts, 3, ((table - table.mean()) / table.std()).to_numpy(), normalised=False)
 
 
 def test_hepmass_keeps_class_1_and_continuous_features() -> None:
@@ -137,3 +136,161 @@ def test_tables_of_another_kind(case: str) -> None:
     run, message = BAD[case]
     with pytest.raises(DataError, match=message):
         run()
+
+
+DIMENSIONS = {"gas": 3, "hepmass": 3, "miniboone": 43, "power": 6}
+
+
+@pytest.fixture
+def files() -> dict[str, bytes]:
+    return tables()
+
+
+def publish(monkeypatch, content: bytes, url: str = "http://127.0.0.1:9/no") -> None:
+    """Make the archive with this content the published one."""
+    changed = replace(maf.ARCHIVE, urls=(url,), checksum=md5(content))
+    monkeypatch.setattr(maf, "ARCHIVE", changed)
+
+
+@pytest.mark.parametrize("table", DIMENSIONS)
+def test_one_download_serves_all_tables(
+    tmp_path: Path, monkeypatch, server, files, cache: Path, table: str
+) -> None:
+    server.bodies["/data.tar.gz"] = packed(files)
+    server.cut["/data.tar.gz"] = 20_000
+    server.ranges.add("/data.tar.gz")
+    publish(monkeypatch, server.bodies["/data.tar.gz"], f"{server.url}/data.tar.gz")
+    data = maf.load(table=table, data_dir=tmp_path)
+    assert data.info.input_shape == (DIMENSIONS[table],)
+    assert (data.info.task, data.info.num_classes, data.info.name) == ("cnf", None, table)
+    for file in maf.FILES[table]:
+        assert sha256(files[f"{table}/{file}"]).hexdigest() in data.info.source
+    hits = server.hits.total()
+    other = "power" if table != "power" else "miniboone"
+    maf.load(table=other, data_dir=tmp_path)
+    again = maf.load(table=table, data_dir=tmp_path, download=False)
+    assert server.hits.total() == hits
+    assert torch.equal(again.train[0], data.train[0])
+    assert len(list(cache.iterdir())) == 2
+    assert {p.name for p in (tmp_path / "maf").iterdir()} == {"data.tar.gz", table, other}
+
+
+def test_values_are_those_of_the_preprocessing(tmp_path: Path, files) -> None:
+    put(tmp_path / "maf", files)
+    expected = {
+        "gas": maf.gas(Table(*gas_values())),
+        "hepmass": maf.hepmass(hepmass_values(600, 6, 0), hepmass_values(300, 7, 1)),
+    }
+    for table, parts in expected.items():
+        data = maf.load(table=table, data_dir=tmp_path, allow_unverified=True)
+        for (_, (x,)), part in zip(data.items(), parts, strict=True):
+            assert x.dtype == torch.float32
+            np.testing.assert_array_equal(x.numpy(), part.astype(np.float32))
+
+
+@pytest.mark.parametrize("place", ["maf/power", "power", "data/power", "maf/data/power"])
+def test_places(tmp_path: Path, files, place: str) -> None:
+    put(tmp_path / place, {"data.npy": files["power/data.npy"]})
+    data = maf.load(table="power", data_dir=tmp_path, download=False)
+    assert data.sizes() == {"train": 324, "val": 36, "test": 40}
+
+
+def test_a_fraction_keeps_that_share_of_every_split(tmp_path: Path, files) -> None:
+    put(tmp_path / "maf/power", {"data.npy": files["power/data.npy"]})
+    full = maf.load(table="power", data_dir=tmp_path)
+    tenth, again = (maf.load(table="power", data_dir=tmp_path, fraction=0.1) for _ in range(2))
+    other = maf.load(table="power", data_dir=tmp_path, fraction=0.1, split_seed=1)
+    assert tenth.sizes() == {"train": 32, "val": 3, "test": 4}
+    assert torch.equal(tenth.train[0], again.train[0])
+    assert not torch.equal(tenth.train[0], other.train[0])
+    for (_, (x,)), (_, (whole,)) in zip(tenth.items(), full.items(), strict=True):
+        rows = {tuple(row) for row in whole.tolist()}
+        kept = {tuple(row) for row in x.tolist()}
+        assert len(kept) == len(x)
+        assert kept <= rows
+    with pytest.raises(DataError, match=r"power: 0\.01 of 36 rows are none"):
+        maf.load(table="power", data_dir=tmp_path, fraction=0.01)
+
+
+def test_a_pickle_of_unknown_origin_is_not_opened(tmp_path: Path, files, monkeypatch) -> None:
+    put(tmp_path / "maf", {"gas/ethylene_CO.pickle": files["gas/ethylene_CO.pickle"]})
+
+    def fail(*_: object) -> None:
+        raise AssertionError("opened")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(maf, "read_frame", fail)
+        with pytest.raises(DataError, match=r"unknown origin .*dataset\.allow_unverified=true"):
+            maf.load(table="gas", data_dir=tmp_path)
+    first = maf.load(table="gas", data_dir=tmp_path, allow_unverified=True)
+    assert maf.load(table="gas", data_dir=tmp_path).info == first.info  # recorded
+    (tmp_path / "maf/gas/ethylene_CO.pickle").write_bytes(files["gas/ethylene_CO.pickle"] + b"\0")
+    with pytest.raises(DataError, match="wrong sha256 checksum"):
+        maf.load(table="gas", data_dir=tmp_path, allow_unverified=True)
+
+
+def test_an_archive_that_is_not_the_published_one_is_not_opened(
+    tmp_path: Path, files, monkeypatch
+) -> None:
+    publish(monkeypatch, packed(files))
+    put(tmp_path / "maf", {"data.tar.gz": packed(files)[:-1]})
+    with pytest.raises(DataError, match=r"data\.tar\.gz: wrong md5 checksum"):
+        maf.load(table="miniboone", data_dir=tmp_path)
+    assert [p.name for p in (tmp_path / "maf").iterdir()] == ["data.tar.gz"]
+
+
+GAS, POWER, TRAIN = "gas/ethylene_CO.pickle", "power/data.npy", "hepmass/1000_train.csv"
+GAP = frame(("a",), [(slice(0, 1), np.array([[1, np.nan]]))])
+NO_TABLE = "cannot be read as a table of numbers"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (POWER, npy(np.array([[{}]], dtype=object)), r"read as an array: .*allow_pickle=False"),
+        (POWER, npy(np.ones((50, 8)))[:-9], "cannot be read as an array"),
+        (POWER, b"text", "cannot be read as an array"),
+        (POWER, b"", r"data\.npy: cannot be read as an array"),
+        (POWER, npy(np.ones(50)), r"float64 of shape \(50,\), not a table"),
+        (
+            POWER,
+            npy(np.full((50, 8), np.nan)),
+            r"row 0, column 0 .* not finite \(400 such values\)",
+        ),
+        (POWER, npy(np.ones((50, 9))), "9 columns, expected 8"),
+        (TRAIN, csv(hepmass_values(60, 6, 0))[:-30], r"1000_train\.csv: row 59, column 3 is miss"),
+        (TRAIN, b"a,b\n1,x\n", rf"1000_train\.csv: {NO_TABLE}: could not convert"),
+        (TRAIN, b"", rf"1000_train\.csv: {NO_TABLE}: No columns"),
+        (GAS, b"text", "not read as a pickled data frame"),
+        (GAS, dump(GAP), "row 1, column 0 is missing"),
+    ],
+)
+def test_damaged_files(
+    tmp_path: Path, cache: Path, files, file: str, content: bytes, message: str
+) -> None:
+    put(tmp_path / "maf", files | {file: content})
+    with pytest.raises(DataError, match=message):
+        maf.load(table=file.partition("/")[0], data_dir=tmp_path, allow_unverified=True)
+    assert list(cache.iterdir()) == []
+
+
+def test_missing_files_and_options(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"put 1000_train\.csv and 1000_test\.csv into .*maf.hepmass"
+    ):
+        maf.load(table="hepmass", data_dir=tmp_path, download=False)
+    for options, message in (
+        ({"table": "bsds300"}, "table is 'bsds300', but has to be one of gas, hepmass"),
+        ({"fraction": 0.0}, r"fraction has to be in \(0, 1\]"),
+        ({"fraction": 1.5}, r"fraction has to be in \(0, 1\]"),
+        ({"fraction": float("nan")}, "fraction has to be"),
+        ({"split_seed": -1}, "split_seed not negative"),
+        ({"data_dir": None}, "data_dir is not set"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            maf.load(**({"table": "power", "data_dir": tmp_path} | options))
+
+
+def test_the_source_is_the_published_record() -> None:
+    assert maf.ARCHIVE.checksum == "md5:9b9c9b0375315ad270eba4ce80c093ab"
+    assert "zenodo.org/records/1161203/" in maf.ARCHIVE.urls[0]

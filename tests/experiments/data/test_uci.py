@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from data_files import check_series, zipped
 from uci_files import LETTERS, as_digits, make_digits, make_strokes, write_digits, write_strokes
 
 from experiments.base.errors import ConfigError, DataError
-from experiments.data import uci, uea, uea_archive
-from experiments.data.stratify import stratified_split
+from experiments.data import uci, uea
+from experiments.run.config import load_config
+from experiments.run.records import Record
+from experiments.run.run import run
 
 DIGITS = "SpokenArabicDigits"
 STROKES = "CharacterTrajectories"
@@ -31,22 +31,14 @@ def test_digits_have_the_values_and_classes_of_the_files(tmp_path: Path, few, pl
     problem = uci.read_arabic_digits(tmp_path / place)
     assert problem.classes == tuple("0123456789")
     assert problem.labels.tolist() == [n // 6 for n in range(60)] + [n // 2 for n in range(20)]
-    for ours, block in zip(problem.series, train + test, strict=True):
+    for ours, block in zip(problem.values, train + test, strict=True):
         np.testing.assert_array_equal(ours, block.T)
     data = uea.load(uea_name=DIGITS, data_dir=tmp_path, download=False)
     assert data.info.input_shape == (9, 27)
     assert data.info.num_classes == 10
     assert data.info.source.startswith("UCI original, Train_Arabic_Digit.txt sha256")
     assert data.sizes() == {"train": 56, "val": 12, "test": 12}
-    index = stratified_split(problem.labels, 0, DIGITS)
-    pooled = np.concatenate([(train + test)[n] for n in index.train])
-    mean, deviation = pooled.mean(axis=0), pooled.std(axis=0)
-    for rows, (_, (x, lengths, y)) in zip(index, data.items(), strict=True):
-        assert y.tolist() == problem.labels[rows].tolist()
-        for n, row in enumerate(rows):
-            expected = ((train + test)[row] - mean) / deviation
-            assert int(lengths[n]) == len(expected)
-            np.testing.assert_allclose(x[n, : lengths[n], 1:14].numpy(), expected, atol=1e-5)
+    check_series(data, [block.T for block in train + test], problem.labels.tolist())
 
 
 def test_another_number_of_series_is_said_but_taken(tmp_path: Path) -> None:
@@ -68,9 +60,9 @@ def test_a_file_with_blocks_missing_is_refused(tmp_path: Path, few, train: int, 
     ("old", "new", "message"),
     [
         (-3, None, r"line \d+: 12 numbers, expected 13 \(the last line: is the file truncated"),
-        ("0.", "0,", r"line \d+: '-?0,\d+' is not a number"),
+        ("0.", "0,", r"line \d+, entry \d+: '-?0,\d+' is not a number"),
         ("0.", "nan ", r"line \d+: 14 numbers"),
-        ("0.1", "nan", r"line \d+: '-?nan\d*' is not a (finite )?number"),
+        ("0.1", "nan", r"line \d+, entry \d+: ('-?nan\d*'|nan) is not a (finite )?number"),
         (0, "\x80", "not a text file"),
         (0, "", "the file is empty"),
     ],
@@ -95,18 +87,17 @@ def test_strokes_have_the_values_and_classes_of_the_file(tmp_path: Path) -> None
     problem = uci.read_character_trajectories(tmp_path / "uci" / STROKES)
     assert problem.classes == tuple(LETTERS)
     assert problem.labels.tolist() == [n % 20 for n in range(200)]
-    for ours, stroke in zip(problem.series, strokes, strict=True):
+    for ours, stroke in zip(problem.values, strokes, strict=True):
         np.testing.assert_array_equal(ours, stroke)
     data = uea.load(uea_name=STROKES, data_dir=tmp_path, trim_zeros=True, download=False)
     assert (data.info.input_shape, data.info.num_classes) == ((8, 7), 20)
     whole = uea.load(uea_name=STROKES, data_dir=tmp_path, download=False)
     assert whole.info.input_shape[0] == max(stroke.shape[1] for stroke in strokes) > 8
     # Cut at the ends, and nowhere else.
-    rows = stratified_split(problem.labels, 0, STROKES).train
-    for n, row in enumerate(rows):
-        moving = np.flatnonzero(strokes[row].any(axis=0))
-        assert int(data.train[1][n]) == moving[-1] - moving[0] + 1
-    assert torch.equal(data.train[2], whole.train[2])
+    ends = [np.flatnonzero(stroke.any(axis=0))[[0, -1]] for stroke in strokes]
+    cut = [stroke[:, a : b + 1] for stroke, (a, b) in zip(strokes, ends, strict=True)]
+    check_series(data, cut, problem.labels.tolist())
+    check_series(whole, strokes, problem.labels.tolist())
 
 
 @pytest.mark.parametrize(
@@ -180,13 +171,9 @@ def test_missing_files_name_both_forms(tmp_path: Path) -> None:
 
 def test_a_download_of_the_original(tmp_path: Path, monkeypatch, server, few) -> None:
     write_digits(tmp_path / "made", 6, 2)
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("documentation.html", "no")
-        for name in uci.BLOCKS:
-            archive.write(tmp_path / "made" / name, name)
-    server.bodies["/195/spoken+arabic+digit.zip"] = buffer.getvalue()
-    monkeypatch.setattr(uci, "_UCI", server.url)
+    made = {name: (tmp_path / "made" / name).read_bytes() for name in uci.BLOCKS}
+    server.bodies["/195/spoken+arabic+digit.zip"] = zipped({"documentation.html": b"no", **made})
+    monkeypatch.setattr(uci, "URL", server.url)
     data_dir = tmp_path / "data"
     options = {"uea_name": DIGITS, "data_dir": data_dir, "form": "uci"}
     with pytest.raises(DataError, match="no checksum is known"):
@@ -203,7 +190,30 @@ def test_a_download_of_the_original(tmp_path: Path, monkeypatch, server, few) ->
 
 
 def test_sources_are_the_known_pages() -> None:
-    assert uci.source(STROKES).remotes[0].urls == (
+    assert uea.sources(uea_name=STROKES)["uci"].remotes[0].urls == (
         "https://archive.ics.uci.edu/static/public/175/character+trajectories.zip",
     )
-    assert uea_archive.source(STROKES).verified() is False
+
+
+OVERRIDES = (
+    "task=time_series optimizer=snopt_ode tracking=none device=cpu trainer.batch_size=32"
+    " trainer.max_steps=2 trainer.epochs=null trainer.eval_every=1000 solver=rk4"
+    " solver.method=euler solver.gradient=direct solver.options.step_size=1.0"
+)
+
+
+@pytest.mark.parametrize("dataset", ["spoken_arabic_digits", "character_trajectories"])
+def test_files_put_there_by_hand_train_as_they_are(tmp_path: Path, dataset: str) -> None:
+    data_dir = tmp_path / "data"
+    if dataset == "spoken_arabic_digits":
+        # As many series as published: 660 and 220 for each digit.
+        write_digits(data_dir / "uci" / "SpokenArabicDigits", 660, 220)
+    else:
+        write_strokes(data_dir / "uci" / "CharacterTrajectories" / uci.MAT, make_strokes(400))
+    places = [f"dataset={dataset}", f"data_dir={data_dir}", f"output_dir={tmp_path / 'out'}"]
+    config = load_config([*OVERRIDES.split(), *places])
+    result = run(config)
+    assert result.state == "done"
+    rows = [row for row in Record(result.folder).rows() if "train/loss" in row]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(0 < row["train/loss"] < 20 for row in rows)

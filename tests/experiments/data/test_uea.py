@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import time
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from data_files import check_series
 
 from experiments.base.errors import ConfigError, DataError
-from experiments.data import uea, uea_archive
-from experiments.data.checksum import Checksum
-from experiments.data.stratify import stratified_split
+from experiments.data import uea
+from experiments.data.series import Series
+from experiments.data.uea import read_ts
 
 
 def made(count: int = 40, gap: bool = True) -> tuple[list[np.ndarray], list[str]]:
@@ -26,82 +28,37 @@ def made(count: int = 40, gap: bool = True) -> tuple[list[np.ndarray], list[str]
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes", "shape", "classes", "shortest"),
+    ("name", "sizes", "shape", "classes"),
     [
-        ("JapaneseVowels", (448, 96, 96), (29, 25), 9, 7),
-        ("BasicMotions", (56, 12, 12), (100, 13), 4, 100),
+        ("JapaneseVowels", (448, 96, 96), (29, 25), "1 2 3 4 5 6 7 8 9"),
+        ("BasicMotions", (56, 12, 12), (100, 13), "standing running walking badminton"),
     ],
 )
-def test_what_sktime_carries(
-    name: str, sizes: tuple[int, ...], shape: tuple[int, int], classes: int, shortest: int
+def test_what_sktime_carries_has_the_values_of_its_own_reader(
+    name: str, sizes: tuple[int, ...], shape: tuple[int, int], classes: str
 ) -> None:
-    start = time.perf_counter()
+    from sktime import datasets
+
+    load = {"JapaneseVowels": "load_japanese_vowels", "BasicMotions": "load_basic_motions"}[name]
+    frame, labels = getattr(datasets, load)()
     data = uea.load(uea_name=name)
-    assert time.perf_counter() - start < 20  # imports of sktime included
     assert tuple(data.sizes().values()) == sizes
-    assert (data.info.input_shape, data.info.num_classes) == (shape, classes)
-    lengths = torch.cat([part[1] for _, part in data.items()])
-    assert (int(lengths.min()), int(lengths.max())) == (shortest, shape[0])
+    assert (data.info.input_shape, data.info.num_classes) == (shape, len(classes.split()))
     assert data.info.source.count("sha256") == 2
-    channels = shape[1] // 2
-    for _, (x, length, y) in data.items():
-        inside = torch.arange(shape[0]) < length[:, None]
-        mask = x[..., 1 + channels :]
-        assert torch.equal(mask, inside[..., None].expand_as(mask).float())  # nothing is missing
-        assert set(y.tolist()) == set(range(classes))  # stratified: every class in every split
-        assert torch.equal(x[..., 0], inside * torch.arange(shape[0]).float())
-    values = data.train[0][..., 1 : 1 + channels][data.train[0][..., 1 + channels :] == 1]
-    assert abs(float(values.double().mean())) < 1e-5
-
-
-def test_values_are_sktimes_own_standardised_by_the_training_split() -> None:
-    from sktime.datasets import load_japanese_vowels
-
-    data = uea.load(uea_name="JapaneseVowels")
-    frame, labels = load_japanese_vowels()
     series = [np.stack([channel.to_numpy() for channel in row]) for row in frame.to_numpy()]
-    classes = labels.astype(int) - 1
-    index = stratified_split(classes, 0, "JapaneseVowels")
-    pooled = np.concatenate([series[n] for n in index.train], axis=1)
-    mean, deviation = pooled.mean(axis=1), pooled.std(axis=1)
-    for rows, (x, lengths, y) in zip(index, (data.train, data.val, data.test), strict=True):
-        assert y.tolist() == classes[rows].tolist()
-        for n, row in enumerate(rows):
-            expected = ((series[row].T - mean) / deviation).astype(np.float32)
-            assert int(lengths[n]) == len(expected)
-            np.testing.assert_allclose(x[n, : lengths[n], 1:13].numpy(), expected, atol=1e-6)
+    check_series(data, series, [classes.split().index(label.lower()) for label in labels])
+    for _, (_, _, y) in data.items():
+        assert set(y.tolist()) == set(
+            range(data.info.num_classes)
+        )  # stratified: every class in every split
 
 
 @pytest.mark.parametrize("folder", ["uea", "."])
-def test_statistics_gaps_and_values_of_a_made_problem(write_problem, folder: str) -> None:
+def test_a_made_problem_with_gaps(write_problem, folder: str) -> None:
     series, labels = made()
     data = uea.load(uea_name="Made", data_dir=write_problem("Made", series, labels, folder))
     assert data.info.input_shape == (6, 5)
-    x, lengths, _ = (
-        torch.cat(tensors) for tensors in zip(data.train, data.val, data.test, strict=True)
-    )
-    train_x = data.train[0].double()
-    for channel in range(2):
-        seen = train_x[..., 1 + channel][train_x[..., 3 + channel] == 1]
-        assert abs(float(seen.mean())) < 1e-6
-        assert abs(float(seen.std(correction=0)) - 1) < 1e-6
-    # The splits are the pooled series in the order of the split, in one affine map per channel.
-    index = np.concatenate(stratified_split(np.array(["ab".index(c) for c in labels]), 0, "m"))
-    pairs: list[list[tuple[float, float]]] = [[], []]
-    for n, row in enumerate(index):
-        values = series[row]
-        assert int(lengths[n]) == values.shape[1]
-        observed = ~np.isnan(values.T)
-        np.testing.assert_array_equal(x[n, : lengths[n], 3:].numpy(), observed.astype(np.float32))
-        for channel in range(2):
-            rows = observed[:, channel]
-            ours = x[n, : lengths[n], 1 + channel].double().numpy()[rows]
-            pairs[channel] += list(zip(values[channel][rows], ours, strict=True))
-    for channel in range(2):
-        raw, ours = np.array(pairs[channel]).T
-        slope, offset = np.polyfit(raw, ours, 1)
-        assert slope > 0
-        np.testing.assert_allclose(ours, slope * raw + offset, atol=1e-5)
+    check_series(data, series, ["ab".index(label) for label in labels])
 
 
 def test_loading_is_deterministic_and_the_split_seed_decides(write_problem) -> None:
@@ -110,9 +67,7 @@ def test_loading_is_deterministic_and_the_split_seed_decides(write_problem) -> N
     other = uea.load(uea_name="Made", data_dir=folder, split_seed=1)
     assert all(torch.equal(a, b) for a, b in zip(first.train, again.train, strict=True))
     assert first.info == again.info
-    assert not torch.equal(first.test[2], other.test[2]) or not torch.equal(
-        first.test[0], other.test[0]
-    )
+    assert not torch.equal(first.test[0], other.test[0])
 
 
 def test_trailing_gaps_are_padding(write_problem) -> None:
@@ -124,54 +79,49 @@ def test_trailing_gaps_are_padding(write_problem) -> None:
         assert torch.equal(a, b)
 
 
-def test_a_channel_that_is_missing_everywhere(write_problem) -> None:
-    series, labels = made()
-    for values in series:
-        values[1] = np.nan
-    with pytest.raises(DataError, match="every value of channel 1 is missing"):
-        uea.load(uea_name="Made", data_dir=write_problem("Made", series, labels))
+def damage(name: str, old: str, new: str | None) -> Callable[[Path], None]:
+    """What replaces a text in a file of the folder, or removes the file."""
+
+    def change(folder: Path) -> None:
+        path = folder / "uea" / "Made" / name
+        text = path.read_text()
+        path.unlink()
+        if new is not None:
+            path.write_text(text.replace(old, new))
+
+    return change
 
 
-def test_an_infinite_value(write_problem) -> None:
-    series, labels = made()
-    series[3][0, 2] = np.inf
-    with pytest.raises(DataError, match=r"Made_TRAIN\.ts, line 11: value inf in channel 1, step 3"):
-        uea.load(uea_name="Made", data_dir=write_problem("Made", series, labels))
-
-
-def test_files_that_disagree(write_problem) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (damage("Made_TRAIN.ts", ",", ",inf,"), r"Made_TRAIN\.ts, line 8, channel 1, entry 2: inf"),
+        (damage("Made_TEST.ts", "true a b", "true b a"), "differ in their classes or channels"),
+        (damage("Made_TEST.ts", "", None), r"Made_TEST\.ts: no such file, but its partner exists"),
+    ],
+)
+def test_damaged_problems(write_problem, change: Callable[[Path], None], message: str) -> None:
     folder = write_problem("Made", *made())
-    path = folder / "uea" / "Made" / "Made_TEST.ts"
-    path.write_text(path.read_text().replace("true a b", "true b a"))
-    with pytest.raises(DataError, match="differ in their classes or channels"):
+    change(folder)
+    with pytest.raises(DataError, match=message):
         uea.load(uea_name="Made", data_dir=folder)
 
 
-def test_one_file_of_two(write_problem) -> None:
-    folder = write_problem("Made", *made())
-    (folder / "uea" / "Made" / "Made_TEST.ts").unlink()
-    with pytest.raises(DataError, match=r"Made_TEST\.ts: no such file, but its partner exists"):
-        uea.load(uea_name="Made", data_dir=folder)
-
-
-def test_missing_files_say_where_to_put_them(tmp_path: Path) -> None:
+def test_missing_files_and_names_that_are_paths(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"put Made_TRAIN\.ts and Made_TEST\.ts into .*uea.Made"):
         uea.load(uea_name="Made", data_dir=tmp_path, download=False)
     with pytest.raises(DataError, match="set data_dir to the folder"):
         uea.load(uea_name="Made")
+    for name in ("../etc", "a/b", "", ".hidden"):
+        with pytest.raises(ConfigError, match="no name of a UEA data set"):
+            uea.load(uea_name=name, data_dir=".")
 
 
 def test_a_known_file_with_the_wrong_checksum(write_problem, monkeypatch) -> None:
     folder = write_problem("Made", *made())
-    monkeypatch.setitem(uea_archive.CHECKSUMS, "Made_TEST.ts", Checksum("md5", "0" * 32))
+    monkeypatch.setitem(uea.CHECKSUMS, "Made_TEST.ts", "md5:" + "0" * 32)
     with pytest.raises(DataError, match=r"Made_TEST\.ts: wrong md5 checksum .*expected 00000"):
         uea.load(uea_name="Made", data_dir=folder)
-
-
-@pytest.mark.parametrize("name", ["../etc", "a/b", "", ".hidden"])
-def test_a_name_that_is_a_path(name: str) -> None:
-    with pytest.raises(ConfigError, match="no name of a UEA data set"):
-        uea.load(uea_name=name, data_dir=".")
 
 
 def test_articulary_word_recognition(real_data: Path) -> None:
@@ -192,3 +142,130 @@ def test_articulary_word_recognition(real_data: Path) -> None:
     torch.testing.assert_close(
         values.std(0, correction=0), torch.ones(9).double(), atol=1e-5, rtol=0
     )
+
+
+SERIES = [np.array([[1.0, 2.5, -3.0], [4.0, np.nan, 6e-3]]), np.array([[7.0], [8.0]])]
+FIRST_ROW = 8  # after a comment, five tags and @data
+
+
+@pytest.fixture
+def good(ts_text) -> str:
+    return ts_text(SERIES, ["Up", "down"], ["up", "down"])
+
+
+def read(tmp_path: Path, text: str, unequal: bool | None = None) -> Series:
+    path = tmp_path / "Made_TRAIN.ts"
+    path.write_text(text)
+    return read_ts(path, unequal_lengths=unequal)
+
+
+def test_values_labels_and_gaps_come_back(tmp_path: Path, good: str) -> None:
+    content = read(tmp_path, good)
+    for ours, theirs in zip(content.values, SERIES, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert content.classes == ("up", "down")
+    assert content.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("?", "NaN"), ("@data\n", "@data\n\n"), ("@dimensions", "@dimension"), ("\n", "\r\n")],
+)
+def test_other_ways_to_write_the_same(tmp_path: Path, good: str, old: str, new: str) -> None:
+    content = read(tmp_path, good.replace(old, new))
+    for ours, theirs in zip(content.values, SERIES, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_univariate_without_a_dimensions_tag(tmp_path: Path, ts_text) -> None:
+    text = ts_text([np.ones((1, 3))] * 2, ["a", "b"], ["a", "b"], univariate="true")
+    content = read(tmp_path, text.replace("@dimensions 1\n", ""))
+    assert [values.shape for values in content.values] == [(1, 3), (1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        (":down", ":sideways", 1, "label 'sideways' is not among the header's 2 classes"),
+        (":8.0:", ":", 1, "1 channels followed by a label, expected 2.*truncated"),
+        ("7.0:", "7.0,7.0:", 1, r"different lengths or are empty: \[2, 1\]"),
+        ("7.0:", ":", 1, "line .*: the channels have different lengths or are empty"),
+        ("2.5", "2.5.1", 0, "channel 1, entry 2: '2.5.1' is not a number"),
+        ("2.5", "inf", 0, "channel 1, entry 2: inf is not a finite"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_line(
+    tmp_path: Path, good: str, old: str, new: str, line: int, message: str
+) -> None:
+    assert old in good
+    with pytest.raises(DataError, match=message) as caught:
+        read(tmp_path, good.replace(old, new, 1))
+    assert re.search(rf"Made_TRAIN\.ts, line {FIRST_ROW + line}\b", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("@problemName Made\n", "", "the header lacks @problemname"),
+        ("@data\n", "", "the header lacks @data"),
+        ("@timeStamps false", "@timeStamps true", "time stamps"),
+        ("@classLabel true up down", "@classLabel false", "@classLabel has to be true"),
+        ("@classLabel true up down", "@classLabel true up", "at least two different classes"),
+        ("@classLabel true up down", "@targetLabel true", "a regression problem"),
+        ("@dimensions 2", "@dimensions two", "@dimensions is 'two'"),
+        ("@dimensions 2", "@dimensions 3", "2 channels followed by a label, expected 3"),
+        (".0:down\n", "", "is the file truncated"),
+    ],
+)
+def test_a_bad_header_is_named(tmp_path: Path, good: str, old: str, new: str, message: str) -> None:
+    assert old in good
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, good.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b" \n", r"Made_TRAIN\.ts: the file is empty"),
+        (b"@problemName \xff\xfe\x00", "not a text file"),
+        (None, r"Made_TRAIN\.ts: cannot be read: No such file"),
+    ],
+)
+def test_what_is_no_text(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "Made_TRAIN.ts"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_ts(path)
+
+
+def test_a_header_without_data(tmp_path: Path, good: str) -> None:
+    with pytest.raises(DataError, match="has a header but no data"):
+        read(tmp_path, good[: good.index("@data") + 5])
+
+
+HEADERS = {
+    "a gap": ({"missing": "false"}, None, "line 9: the value in channel 2, step 2 is missing, but"),
+    "lengths": ({"equalLength": "true"}, None, "line 10: a series of 1 steps, but all .* have 3"),
+    "series length": (
+        {"equalLength": "true", "seriesLength": "4"},
+        None,
+        r"line 10: a series of 3 steps, but all have to have 4; truncated\?",
+    ),
+    "lengths by option": ({}, False, "a series of 1 steps, but all have to have 3"),
+    "lengths against the header": ({"equalLength": "false"}, False, "a series of 1 steps, but"),
+}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_what_the_header_or_the_caller_excludes(tmp_path: Path, ts_text, case: str) -> None:
+    tags, unequal, message = HEADERS[case]
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, ts_text(SERIES, ["up", "down"], ["up", "down"], **tags), unequal)
+
+
+def test_a_header_that_is_wrong_about_lengths_can_be_overruled(tmp_path: Path, ts_text) -> None:
+    tags = {"equalLength": "true", "seriesLength": "3", "missing": "true"}
+    text = ts_text(SERIES, ["up", "down"], ["up", "down"], **tags)
+    content = read(tmp_path, text, unequal=True)
+    assert [values.shape for values in content.values] == [(2, 3), (2, 1)]

@@ -10,14 +10,12 @@ import matplotlib as mpl
 import pytest
 from PIL import Image
 
-from experiments.base.environment import REPOSITORY
 from experiments.base.errors import ConfigError, RecordError
 from experiments.figures import figure_6
 from experiments.figures.blocks import BLOCKS, PROFILES
 from experiments.figures.curves import COLUMNS, read_curves
 from experiments.figures.reproduce import Request, plan
 from experiments.publish.style import RC
-from experiments.run.config import options
 from tests.experiments.figures.synthetic import training_rows, write_record
 
 
@@ -195,11 +193,3 @@ def test_the_axis_is_part_of_the_command_and_checked(tmp_path: Path) -> None:
         plan(replace(request, x="epochs"))
     with pytest.raises(ConfigError, match="figure-1 has no axis x='steps'; valid: time"):
         plan(replace(request, target="figure-1"))
-
-
-@pytest.mark.parametrize("name", [n for n in options("experiment") if n.startswith("figure-6/")])
-def test_every_experiment_file_opens_with_its_command(name: str) -> None:
-    path = REPOSITORY / "configs" / "experiment" / f"{name}.yaml"
-    first, second = path.read_text().splitlines()[:2]
-    assert first == "# @package _global_"
-    assert second == f"# python scripts/train.py experiment={name} seed=0"

@@ -14,9 +14,10 @@ from PIL import Image
 from experiments.base.errors import ConfigError, DataError, RecordError
 from experiments.figures import figure_7
 from experiments.figures.relative_cost import COLUMNS, csv_of, read_table, rows, table
-from experiments.measure import configured, relative
-from experiments.measure.relative import Measurement, plan
+from experiments.measure import step_cost
+from experiments.measure.step_cost import Measurement, plan
 from experiments.publish.style import RC
+from experiments.run.config import description_of
 from tests.experiments.measure.synthetic import ORIGIN
 
 SEEDS = (0, 1)
@@ -156,7 +157,7 @@ def test_missing_measurements_are_made_and_present_ones_are_not(
         kind = "time" if "rounds" in arguments else f"memory-{arguments['optimizer']}"
         return result(kind, 0)
 
-    monkeypatch.setattr(relative, "call", call)
+    monkeypatch.setattr(step_cost, "call", call)
     said: list[str] = []
     reproduce(tmp_path, said)
     # Three measurements a data set; the one that cannot be read is left out at its first.
@@ -189,7 +190,7 @@ def test_requests_that_cannot_be_met(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def refuse(*_: Any, **__: Any) -> None:
         raise DataError("not here")
 
-    monkeypatch.setattr(relative, "call", refuse)
+    monkeypatch.setattr(step_cost, "call", refuse)
     with pytest.raises(DataError, match=r"none of the data sets is available:\n  mnist: not here"):
         reproduce(
             tmp_path, said, profile="paper", overrides=["device=cpu"], output_dir=tmp_path / "o"
@@ -199,13 +200,13 @@ def test_requests_that_cannot_be_met(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_measurements_run_the_functions_they_name() -> None:
     for one in plan("figure-7", "digits", [0], TINY, [], Path("outputs")):
         module, _, name = one.target.partition(":")
-        assert module == configured.__name__
-        assert callable(getattr(configured, name))
+        assert module == step_cost.__name__
+        assert callable(getattr(step_cost, name))
 
 
 def test_a_tiny_timing_of_a_configured_run() -> None:
     overrides = ["experiment=figure-7/digits", "model=conv_ode_small", *TINY, "seed=3"]
-    found = configured.time_steps(overrides, rounds=1)
+    found = step_cost.time_steps(overrides, rounds=1)
     assert {name: len(values) for name, values in found["samples_s"].items()} == {
         "adam": 1,
         "snopt": 1,
@@ -231,15 +232,9 @@ def test_tiny_memory_of_a_configured_run_in_its_process(tmp_path: Path) -> None:
 @pytest.mark.parametrize("profile", figure_7.PROFILES)
 def test_every_experiment_file_belongs_to_a_panel(profile: str) -> None:
     names = {panel.dataset for panels in figure_7.PROFILES.values() for panel in panels}
-    files = {path.stem for path in (configured_experiments()).glob("*.yaml")}
+    files = set(description_of("tuned", "figure-7"))
     assert files <= names
     assert {p.dataset for p in figure_7.PROFILES["embedded"]} <= files
     assert len({panel.dataset for panel in figure_7.PROFILES[profile]}) == len(
         figure_7.PROFILES[profile]
     )
-
-
-def configured_experiments() -> Path:
-    from experiments.run.config import CONFIGS
-
-    return CONFIGS / "experiment" / "figure-7"

@@ -19,12 +19,11 @@ import pytest
 from experiments.base.environment import REPOSITORY
 from experiments.base.errors import ConfigError, DataError, RecordError
 from experiments.figures.reproduce import Request, available, interleave, plan, reproduce
-from experiments.run.config import CONFIGS, load_config, options, resolve
+from experiments.run.config import load_config, resolve
 from experiments.run.records import state_of
 from experiments.studies.execute import PlannedRun, execute
 
 FAKE = REPOSITORY / "tests" / "experiments" / "figures" / "fake_train.py"
-FILES = sorted((CONFIGS / "experiment" / "figure-1").glob("*.yaml"))
 
 
 def request_in(tmp_path: Path, **changes: object) -> Request:
@@ -213,19 +212,6 @@ def test_published_data_that_is_not_there_ends_in_one_message(tmp_path: Path) ->
 
 def test_the_paper_profile_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     assert request_in(tmp_path, profile="paper").folder == tmp_path / "results" / "figure-1-paper"
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_experiment_file_opens_with_its_command_and_composes(path: Path) -> None:
-    first, second = path.read_text().splitlines()[:2]
-    assert first == "# @package _global_"
-    assert second == f"# python scripts/train.py experiment=figure-1/{path.stem} seed=0"
-    dataset, _, optimizer = path.stem.rpartition("-")
-    if dataset not in options("dataset"):
-        pytest.skip(f"this version has no data set {dataset}")
-    config = resolve(load_config([f"experiment=figure-1/{path.stem}"]))
-    assert config["dataset"]["name"] == dataset
-    assert config["optimizer"]["name"] == optimizer
 
 
 @pytest.mark.parametrize("dataset", ["digits", "japanese_vowels"])

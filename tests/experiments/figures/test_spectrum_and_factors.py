@@ -14,7 +14,7 @@ from experiments.base.errors import ConfigError, RecordError
 from experiments.figures import figure_factors, figure_spectrum, node_runs
 from experiments.figures.factor_panels import COLUMNS
 from experiments.figures.reproduce import MEASURED
-from experiments.measure import along_path, spectrum
+from experiments.measure import path_factors, spectrum
 from experiments.run.config import load_config, resolve
 from tests.experiments.figures.synthetic import write_record
 
@@ -70,7 +70,7 @@ def test_the_spectrum_is_measured_drawn_and_redrawn(tmp_path):
 
 
 def test_the_factors_are_measured_and_drawn_without_the_timed_panel(tmp_path):
-    settings = along_path.Settings(
+    settings = path_factors.Settings(
         states=(0, 1),
         samples=2,
         times=3,

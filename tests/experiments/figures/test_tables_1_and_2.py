@@ -11,8 +11,8 @@ from experiments.base.errors import ConfigError
 from experiments.figures import table_1, table_2
 from experiments.figures.reproduce import MEASURED
 from experiments.figures.table_1 import ENTRIES, REFERENCE
-from experiments.measure import derivative_systems, derivative_ways
-from experiments.measure.derivative_memory import WAYS
+from experiments.measure import derivatives
+from experiments.measure.derivatives import WAYS
 
 
 def test_both_are_targets() -> None:
@@ -60,19 +60,19 @@ def test_table_1_shows_medians_over_seeds() -> None:
     rows = [
         row("small field", entry, solver, seed, error)
         for entry in ENTRIES
-        for solver in (REFERENCE, *(s.name for s in derivative_ways.SOLVERS))
+        for solver in (REFERENCE, *(s.name for s in derivatives.SOLVERS))
         for seed, error in enumerate(errors)
     ]
     rows += [
         row("digits, ReLU", ENTRIES[0], solver, 0, 4e-2)
-        for solver in (REFERENCE, *(s.name for s in derivative_ways.SOLVERS))
+        for solver in (REFERENCE, *(s.name for s in derivatives.SOLVERS))
     ]
     table = table_1.as_table(rows, (0, 1, 2))
     assert table.rows[0] == ["small field (|z| = 12, |θ| = 24)"]
     assert [line[0] for line in table.rows[1:6]] == [entry.label for entry in ENTRIES]
-    assert table.rows[1][1:] == ["3.0e-03"] * len(derivative_ways.SOLVERS)
+    assert table.rows[1][1:] == ["3.0e-03"] * len(derivatives.SOLVERS)
     assert table.rows[6] == ["digits, ReLU (|z| = 12, |θ| = 24)"]
-    assert table.rows[7:] == [[ENTRIES[0].label, *["4.0e-02"] * len(derivative_ways.SOLVERS)]]
+    assert table.rows[7:] == [[ENTRIES[0].label, *["4.0e-02"] * len(derivatives.SOLVERS)]]
     assert "at most 0.2)" in table.caption  # the smooth systems' reference
     assert "at most 0.04)" in table.caption  # that of the field with kinks
 
@@ -83,12 +83,12 @@ def test_table_1_measures_every_way_against_its_own_reference(
     monkeypatch.setattr(
         table_1,
         "reference",
-        lambda system, looser=False: derivative_ways.exact(
-            system, derivative_ways.tight(1e-4 if looser else 1e-5)
+        lambda system, looser=False: derivatives.exact(
+            system, derivatives.tight(1e-4 if looser else 1e-5)
         ),
     )
-    rk4 = derivative_ways.Solver("rk4", "rk4", {"method": "rk4", "options": {"step_size": 0.25}})
-    found = list(table_1.measure(derivative_systems.small(0), 0, [rk4]))
+    rk4 = derivatives.Solver("rk4", "rk4", {"method": "rk4", "options": {"step_size": 0.25}})
+    found = list(table_1.measure(derivatives.small(0), 0, [rk4]))
     assert len(found) == 2 * len(ENTRIES)
     assert all(set(entry) == set(table_1.COLUMNS) for entry in found)
     for entry in found:

@@ -1,17 +1,23 @@
-"""The model of N ranks by hand, a tiny measurement on two ranks, the tables."""
+"""The model of N ranks by hand, a tiny measurement on two ranks, the tables, the documentation."""
 
 from __future__ import annotations
+
+import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 from experiments.base.environment import REPOSITORY
-from experiments.measure import scaling, scaling_table
-from experiments.measure.origin import origin
-from experiments.measure.scaling_model import Compute, Link, efficiency, volume
+from experiments.measure import scaling
+from experiments.measure.harness import entries, origin, save
+from experiments.measure.scaling import Compute, Link, efficiency, volume
+from experiments.measure.workloads import TRAINING
 from snopt import SNOpt
+from tests.experiments.measure.tiny import CPU
 
-CPU = torch.device("cpu")
+DOCS = (REPOSITORY / "docs" / "scaling.md").read_text(encoding="utf-8")
+BY_NAME = {workload.name: workload for workload in TRAINING}
 
 
 def test_volume_by_hand_and_as_the_optimizer_has_it():
@@ -34,7 +40,7 @@ def test_volume_by_hand_and_as_the_optimizer_has_it():
 
 def test_efficiency_by_hand():
     sent = volume(250, [(1, 2, 2)])  # 1000 bytes of gradients, 32 of factors, 48 of bases
-    link = Link("slow", 1000.0, 0.01)
+    link = Link(1000.0, 0.01)
     assert link.ring(1000, 2) == pytest.approx(2 * (0.5 + 0.01))
     assert link.relay(48, 4) == pytest.approx(3 * (0.012 + 0.01))
     compute = Compute(step=1.0, collect=0.5, decompose=2.0)
@@ -48,34 +54,31 @@ def test_efficiency_by_hand():
 @pytest.mark.slow
 def test_a_tiny_measurement_and_its_tables(tmp_path):
     # the processes look the workload up by name: only their number of rows can be small
-    workload = next(w for w in scaling.TRAINING if w.name == "digits")
-    small = scaling.replace(workload, shape={**workload.shape, "batch": 4})
-    entry = {"origin": origin(torch.device("cpu"), 1), **scaling.measure_scaling(small, 1)}
+    small = replace(BY_NAME["digits"], shape={**BY_NAME["digits"].shape, "batch": 4})
+    entry = {"origin": origin(CPU, 1), **scaling.measure_scaling(small, 1)}
     assert set(entry["runs"]["one"]["seconds"]) == {"ordinary", "refresh", "bases"}
     for way, rows in (("strong", 2), ("weak", 4)):
         run = entry["runs"][way]
         assert (run["ranks"], run["rows"]) == (2, rows)
         parts = {"ordinary", "refresh", "gradients", "factors", "bases"}
         assert set(run["seconds"]) == parts
-    scaling_table.save(tmp_path, "digits", entry)
-    text = scaling_table.write(tmp_path).read_text()
+    save(tmp_path, "scaling", "digits", entry)
+    text = scaling.write_tables(tmp_path)[0].read_text()
     assert "| digits net | 2 × 2 |" in text
     assert "| digits net | 10 Gbit/s |" in text
-    assert "1 × 4: ordinary 100 %, refresh 100 %" in scaling_table.headline(entry)
+    assert "1 × 4: ordinary 100 %, refresh 100 %" in scaling.headline(entry)
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist"])
 def test_the_volumes_in_the_documentation(name):
-    workload = next(w for w in scaling.TRAINING if w.name == name)
-    case = scaling.replace(workload, shape={**workload.shape, "batch": 1}).build(CPU)
+    case = replace(BY_NAME[name], shape={**BY_NAME[name].shape, "batch": 1}).build(CPU)
     optimizer = SNOpt(case.model)
     case.loss().backward()
     optimizer.step()
     parameters = sum(p.numel() for p in case.model.parameters())
     sent = volume(parameters, [state.shape for state in optimizer.curvature.values()])
     title = "digits net (width 16)" if name == "digits" else "MNIST net (width 64)"
-    text = (REPOSITORY / "docs" / "scaling.md").read_text()
-    row = next(line for line in text.splitlines() if line.startswith(f"| {title}"))
+    row = next(line for line in DOCS.splitlines() if line.startswith(f"| {title}"))
     cells = [cell.strip().removesuffix(" MB").replace(" ", "") for cell in row.split("|")[2:-1]]
     average = sent.gradients + (sent.factors + sent.bases) / 100
     expected = [sent.gradients, sent.factors, sent.bases, average]
@@ -83,3 +86,38 @@ def test_the_volumes_in_the_documentation(name):
     for cell, size in zip(cells[1:], expected, strict=True):
         assert float(cell) == pytest.approx(size / 1e6, rel=0.02)
     assert sent.largest_share(4) == pytest.approx({"digits": 0.50, "mnist": 0.42}[name], abs=0.005)
+
+
+@pytest.fixture
+def measured():
+    return entries(REPOSITORY / "results" / "benchmarks", "scaling")
+
+
+def test_the_documented_table_is_that_of_the_measurement(measured):
+    section = DOCS.partition("## Two processes, measured")[2].partition("\n## ")[0]
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in section.splitlines()]
+    found = {row[0]: row[1:] for row in rows if row and row[0].endswith(" net")}
+    kinds = ("ordinary", "refresh")
+    for workload in measured.values():
+        one, strong, weak = (
+            {kind: workload["runs"][name]["seconds"][kind]["median"] for kind in kinds}
+            for name in ("one", "strong", "weak")
+        )
+        ordinary, refresh = (f"{one[kind] / strong[kind]:.2f} ×" for kind in kinds)
+        expected = [f"{ordinary} as fast", refresh]
+        expected += [f"{100 * one[kind] / weak[kind]:.0f} %" for kind in kinds]
+        assert found.pop(workload["title"]) == expected
+    assert not found
+
+
+def test_the_documented_statements_are_those_of_the_measurement(measured):
+    text = re.sub(r"\s+", " ", DOCS)
+    runs = measured["mnist"]["runs"]
+    one, two = (1e3 * runs[name]["seconds"]["bases"]["median"] for name in ("one", "strong"))
+    assert f"from {one:.0f} to {two:.0f} ms" in text
+    mnist, digits = (
+        f"{100 * measured[name]['modelled']['efficiency']['1 Gbit/s']['64']:.0f} %"
+        for name in ("mnist", "digits")
+    )
+    assert f"keep {mnist} of their speed on the MNIST net" in text
+    assert f"and {digits} on the digits net" in text

@@ -1,110 +1,168 @@
-"""Step costs of all optimizers: means and medians, and the weights they are measured at."""
+"""Costs of steps: scores of numbers made by hand, the weights they are taken at, tiny runs."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from experiments.base.errors import RecordError
-from experiments.measure import plot_step_cost, step_cost, store
 from experiments.measure import run as runner
-from experiments.measure.origin import origin
-from experiments.measure.step_cost import _Stepper, headline, measure_step_cost, measured, score
+from experiments.measure import step_cost
+from experiments.measure.harness import entries
+from experiments.measure.step_cost import measure_optimizer, measure_optimizers
+from experiments.measure.steps import (
+    MEASURED_FOR_MEMORY,
+    TIMED,
+    Step,
+    configuration,
+    configured_step,
+    plain_step,
+)
+from experiments.measure.workloads import TRAINING
 from experiments.optimizers.evaluation import Diverged
+from tests.experiments.measure.synthetic import optimizer_entry
+from tests.experiments.measure.tiny import CPU, tiny
 
-CPU = torch.device("cpu")
 TINY = ["model.width=2", "trainer.batch_size=4"]
 
 
-def test_the_mean_holds_a_refresh_with_its_share_and_the_median_does_not():
-    none = {"losses": 1.0}
-    found = score(
-        {"sgd": [1.0] * 10, "snopt": [1.5] * 9 + [6.5]}, {"sgd": none, "snopt": {"losses": 2.0}}
+def check_weights_stay(step: Step) -> None:
+    before = [p.detach().clone() for p in step.params]
+    for _ in range(3):
+        step()
+    assert all(torch.equal(p, was) for p, was in zip(step.params, before, strict=True))
+    assert all(p.grad is not None for p in step.params)
+
+
+@pytest.mark.parametrize("kind", TIMED)
+def test_steps_of_a_workload_leave_the_weights_alone(kind: str) -> None:
+    case = tiny("digits").build(CPU)
+    check_weights_stay(plain_step(case, TIMED[kind](case.model)))
+
+
+def test_every_configured_step_is_taken_at_the_first_weights() -> None:
+    step = configured_step(configuration([*step_cost.DIGITS, "optimizer=adahessian", *TINY]), CPU)
+    check_weights_stay(step)
+    moments = [step.optimizer.state[p]["exp_avg"] for p in step.params]
+    assert any(bool(m.any()) for m in moments)  # but the optimizer has moved on
+    assert step.evaluations()["losses"] == 3.0
+
+
+def test_steps_measured_for_memory_contain_a_second_refresh() -> None:
+    case = tiny("digits").build(CPU)
+    step = plain_step(case, MEASURED_FOR_MEMORY["snopt"](case.model))
+    curvature = []
+    for _ in range(4):
+        before = case.block.nfe.curvature
+        step()
+        curvature.append(case.block.nfe.curvature - before)
+    assert [count > 0 for count in curvature] == [True, False, True, False]
+
+
+def test_scores_against_sgd_and_adam_are_medians_of_pairs() -> None:
+    entry = optimizer_entry()
+    assert entry["rounds"] == 3
+    assert entry["refresh"]["all"]["over_sgd"]["median"] == pytest.approx(3.02)
+    assert entry["refresh"]["all"]["over_ordinary"]["median"] == pytest.approx(3.02 / 1.02)
+    assert entry["refresh"]["ode"]["over_ordinary"]["median"] == pytest.approx(1.51 / 1.01)
+    average = entry["average"]["all"]
+    assert average["1"]["over_sgd"]["median"] == pytest.approx(3.02)
+    assert average["10"]["over_sgd"]["median"] == pytest.approx((9 * 1.02 + 3.02) / 10)
+    assert average["100"]["over_sgd"]["median"] == pytest.approx(1.04)
+    assert average["100"]["over_adam"]["median"] == pytest.approx(1.04 / 1.01)
+    assert entry["average"]["ode"]["100"]["over_sgd"]["median"] == pytest.approx(1.015)
+
+
+@pytest.mark.parametrize("name", [workload.name for workload in TRAINING])
+def test_a_tiny_measurement_of_snopt(name: str) -> None:
+    entry = measure_optimizer(tiny(name), CPU, 1)
+    json.dumps(entry, allow_nan=False)
+    evaluations = {kind: step["evaluations"] for kind, step in entry["steps"].items()}
+    assert list(evaluations) == list(TIMED)
+    # A refresh step evaluates the field at the quadrature's nodes; no other step does.
+    refreshing = {kind for kind, nfe in evaluations.items() if nfe["curvature"] > 0}
+    assert refreshing == {"snopt_refresh", "snopt_ode_refresh"}
+    # All of them solve the same ODE: nothing has moved the weights.
+    assert len({(nfe["forward"], nfe["backward"]) for nfe in evaluations.values()}) == 1
+
+
+def test_the_mean_holds_a_refresh_with_its_share_and_the_median_does_not() -> None:
+    found = step_cost.score_optimizers(
+        {"sgd": [1.0] * 10, "snopt": [1.5] * 9 + [6.5]},
+        {"sgd": {"losses": 1.0}, "snopt": {"losses": 2.0}},
     )
     assert found["snopt"]["average_over_sgd"] == pytest.approx(2.0)
     assert found["snopt"]["ordinary_over_sgd"]["median"] == pytest.approx(1.5)
     assert found["snopt"]["losses"] == 2.0
     assert found["sgd"]["average_over_sgd"] == 1.0
-    assert headline({"optimizers": found}).endswith("sgd 1.00, snopt 2.00")
+    line = step_cost.headline_optimizers({"optimizers": found})
+    assert line.endswith("sgd 1.00, snopt 2.00")
 
 
-def test_every_step_is_taken_at_the_first_weights():
-    one = _Stepper("adahessian", CPU, TINY)
-    before = [p.detach().clone() for p in one.params]
-    one.step()
-    one.step()
-    assert all(torch.equal(p, was) for p, was in zip(one.params, before, strict=True))
-    moments = [one.parts.optimizer.state[p]["exp_avg"] for p in one.params]
-    assert any(bool(m.any()) for m in moments)  # but the optimizer has moved on
-    assert one.evaluations()["losses"] == 3.0
+def test_pairs_and_variants_are_left_out() -> None:
+    assert {"sgd", "adam", "snopt", "lbfgs"} <= set(step_cost.measured())
+    assert not {"split", "sgd_ode", "snopt_ode"} & set(step_cost.measured())
 
 
-def test_pairs_and_variants_are_left_out():
-    assert {"sgd", "adam", "snopt", "lbfgs"} <= set(measured())
-    assert not {"split", "sgd_ode", "snopt_ode"} & set(measured())
-
-
-@pytest.mark.parametrize("fails", ["built", "first step", "later step"])
+@pytest.mark.parametrize("fails_after", [None, 0, 2], ids=["built", "first step", "later step"])
 def test_an_optimizer_that_fails_drops_out_and_the_others_are_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
-):
-    class Failing(_Stepper):
-        """Adam, which fails sooner or later."""
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_after: int | None
+) -> None:
+    def failing(config, device):
+        step = configured_step(config, device)
+        if config["optimizer"]["name"] != "adam":
+            return step
 
-        def __init__(self, name: str, *arguments: object) -> None:
-            super().__init__(name, *arguments)
-            self.name = name
-            if name == "adam" and fails == "built":
+        def take() -> int:
+            if step.taken == fails_after:
                 raise Diverged("the training loss is nan at step 1")
+            step()
+            return 1
 
-        def step(self) -> None:
-            if self.name == "adam" and self.steps == {"first step": 0, "later step": 2}.get(fails):
-                raise Diverged("the training loss is nan at step 1")
-            super().step()
+        if fails_after is None:
+            raise Diverged("the training loss is nan at step 1")
+        return Step(step.model, step.optimizer, take)
 
     monkeypatch.setattr(step_cost, "ROUNDS_EACH", 3)
-    monkeypatch.setattr(step_cost, "_Stepper", Failing)
-    names = ["sgd", "adam", "muon"]
+    monkeypatch.setattr(step_cost, "configured_step", failing)
     monkeypatch.setattr(
-        runner.step_cost,
-        "measure_step_cost",
-        lambda device, repeats: measure_step_cost(device, repeats, names=names, overrides=TINY),
+        step_cost,
+        "measure_optimizers",
+        lambda device, repeats: measure_optimizers(
+            device, repeats, names=["adam", "muon"], overrides=TINY
+        ),
     )
     plan = runner.Plan(("optimizers",), (), CPU, repeats=1, folder=tmp_path)
     with pytest.raises(RecordError, match="optimizers digits, adam: the training loss is nan"):
         runner.run(plan, lambda line: None)
-    entry = store.load(tmp_path, "optimizers")["workloads"]["digits"]
+    entry = entries(tmp_path, "optimizers")["digits"]
     assert list(entry["optimizers"]) == ["sgd", "muon"]
     assert entry["failed"] == {"adam": "the training loss is nan at step 1"}
     assert entry["optimizers"]["muon"]["seconds"]["count"] == 4
     table = (tmp_path / "optimizers.md").read_text(encoding="utf-8").splitlines()
+    assert len(table) == 2 + 3
     assert table[-1].startswith("| adam | failed: the training loss is nan")
     assert all(row.count("|") == table[0].count("|") for row in table)
+    ratios = [float(row.split("|")[2]) for row in table[2:-1]]
+    assert ratios == sorted(ratios)
 
 
-def test_without_sgd_there_is_nothing_to_compare_to(monkeypatch: pytest.MonkeyPatch):
-    def fail(self: _Stepper) -> None:
+def test_without_sgd_there_is_nothing_to_compare_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
         raise ValueError("no step")
 
-    monkeypatch.setattr(_Stepper, "step", fail)
+    monkeypatch.setattr(step_cost, "configured_step", fail)
     with pytest.raises(RecordError, match="SGD, to which all are compared, fails: no step"):
-        measure_step_cost(CPU, 1, names=["adam"], overrides=TINY)
+        measure_optimizers(CPU, 1, names=["adam"], overrides=TINY)
 
 
-def test_an_entry_is_kept_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_tiny_measurement_of_all_optimizers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_cost, "ROUNDS_EACH", 2)
-    entry = measure_step_cost(CPU, 1, names=["muon", "snopt"], overrides=TINY)
+    entry = measure_optimizers(CPU, 1, names=["muon", "snopt"], overrides=TINY)
     assert entry["rounds"] == 3
     assert entry["settings"]["muon"]["ns_steps"] == 5
     assert list(entry["optimizers"]) == ["sgd", "muon", "snopt"]
     assert entry["optimizers"]["muon"]["nfe_backward"] > 0
-    store.save(tmp_path, "optimizers", "digits", {"origin": origin(CPU, 1), **entry})
-    plot_step_cost.draw(tmp_path)
-    assert (tmp_path / "optimizers.png").stat().st_size > 10_000
-    table = (tmp_path / "optimizers.md").read_text(encoding="utf-8").splitlines()
-    assert len(table) == 2 + 3
-    assert all(row.count("|") == table[0].count("|") for row in table)
-    ratios = [float(row.split("|")[2]) for row in table[2:]]
-    assert ratios == sorted(ratios)

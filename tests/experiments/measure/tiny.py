@@ -1,4 +1,4 @@
-"""The workloads at sizes that run in milliseconds, and functions for child processes."""
+"""Workloads and nets that run in milliseconds, and functions for child processes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from dataclasses import replace
 import torch
 
 from experiments.base.errors import DataError
-from experiments.measure.memory import STIFFENING
-from experiments.measure.resident import peak_of
+from experiments.data import digits
+from experiments.measure.memory import STIFFENING, peak_of
+from experiments.measure.snapshots import Snapshot
 from experiments.measure.workloads import ENGINE, TRAINING, Workload
+from experiments.models.conv_ode import ConvODE
+from experiments.models.solver import SolverSettings
 
 CPU = torch.device("cpu")
+
+_SERIES = ("batch", "steps", "min_steps", "channels", "hidden", "classes")
 
 SHAPES = {
     "conv": {"batch": 2, "channels": 3, "size": 4},
@@ -20,14 +25,7 @@ SHAPES = {
     "ode_rnn": {"batch": 3, "steps": 4, "channels": 2, "hidden": 4, "classes": 3},
     "mnist": {"batch": 4, "channels": 1, "size": 8, "width": 3, "classes": 3},
     "digits": {"batch": 4, "channels": 1, "size": 8, "width": 3, "classes": 3},
-    "japanese_vowels": {
-        "batch": 3,
-        "steps": 5,
-        "min_steps": 2,
-        "channels": 2,
-        "hidden": 4,
-        "classes": 3,
-    },
+    "japanese_vowels": dict(zip(_SERIES, (3, 5, 2, 2, 4, 3), strict=True)),
     "steps": {"batch": 4, "dim": 3, "layers": 2},
 }
 
@@ -36,6 +34,16 @@ ALL = {workload.name: workload for workload in (*ENGINE, *TRAINING, STIFFENING)}
 
 def tiny(name: str) -> Workload:
     return replace(ALL[name], shape=SHAPES[name], repeat_factor=1)
+
+
+def tiny_net(samples: int = 2, **solver: object) -> Snapshot:
+    """A digits net of two channels in float64, rk4 with steps of 1/4 unless told otherwise."""
+    splits = digits.load()
+    torch.manual_seed(0)
+    settings = {"method": "rk4", "options": {"step_size": 0.25}, **solver}
+    net = ConvODE(splits.info, SolverSettings(**settings), width=2).double()
+    x, y = (part[:samples] for part in splits.train)
+    return Snapshot(0, 0, net, x.double(), y, 0.05)
 
 
 def allocate(megabytes: int) -> dict[str, float]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,12 @@ from experiments.run.config import (
     run_folder,
     search_space_of,
     searched,
+    write_tuned,
 )
 from experiments.run.records import Record
 from experiments.run.run import run
+
+IDENTITIES = json.loads((Path(__file__).parent / "identities.json").read_text())
 
 
 def changed(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
@@ -60,10 +66,41 @@ def test_a_task_brings_its_data_set_and_model_but_the_command_line_wins():
 
 
 @pytest.mark.parametrize("name", options("experiment"))
-def test_every_experiment_composes_and_an_override_wins(name):
-    plain = resolve(load_config([f"experiment={name}", "trainer.batch_size=17"]))
+def test_every_experiment_is_the_committed_one_and_an_override_wins(name):
+    """Its hash is that of its records: a change here starts all of its runs anew."""
+    plain = resolve(load_config([f"experiment={name}"]))
     check_config(plain)
+    assert identity(plain) == IDENTITIES[name]
+    plain = resolve(load_config([f"experiment={name}", "trainer.batch_size=17"]))
     assert plain["trainer"]["batch_size"] == 17
+
+
+def test_every_file_of_an_experiment_opens_with_its_command():
+    for path in CONFIGS.glob("experiment/**/*.yaml"):
+        name = path.relative_to(CONFIGS / "experiment").with_suffix("").as_posix()
+        first, second = path.read_text().split("\n")[:2]
+        assert first == "# @package _global_"
+        assert second.startswith(f"# python scripts/train.py experiment={name} ")
+    for path in CONFIGS.glob("tuned/*.yaml"):
+        command = re.search(
+            r"^#   python scripts/train.py experiment=(\S+) ", path.read_text(), re.M
+        )
+        assert command is not None
+        assert command[1] in options("experiment")
+
+
+def test_chosen_settings_are_written_into_their_line_alone(tmp_path):
+    shutil.copytree(CONFIGS / "tuned", tmp_path / "tuned")
+    chosen = {"ode.lr": 1.25e-06, "rest.lr": 0.1}
+    write_tuned("figure-1", "japanese_vowels", "sgd", chosen, tmp_path)
+    was, now = (c / "tuned" / "figure-1.yaml" for c in (CONFIGS, tmp_path))
+    pairs = zip(was.read_text().split("\n"), now.read_text().split("\n"), strict=True)
+    [(old, new)] = [(a, b) for a, b in pairs if a != b]
+    assert old.startswith("    sgd_ode: {ode.lr: 0.00438")
+    assert new == "    sgd_ode: {ode.lr: 1.25e-06, rest.lr: 0.1}"
+    for which in (("figure-1", "digits", "kfac"), ("figure-2", "digits", "adam")):
+        with pytest.raises(ConfigError, match=r"yaml has no line for \w+ on digits"):
+            write_tuned(*which, {}, tmp_path)
 
 
 @pytest.mark.parametrize("name", options("optimizer"))

@@ -1,4 +1,4 @@
-"""configs/experiment/paper: the published settings, each trains on data of the published shape."""
+"""configs/tuned/paper.yaml: the published settings, each trains on data of the published shape."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import paper_data
 import pytest
 
-from experiments.data.validate import validate
-from experiments.run.config import CONFIGS, load_config, options, resolve
+from experiments.data.splits import validate
+from experiments.run.config import load_config, options, resolve
 from experiments.run.records import summarise
 from experiments.run.run import run
 
@@ -54,13 +54,6 @@ def configure(name: str, *overrides: str) -> dict[str, Any]:
 def test_there_is_one_file_for_every_data_set_and_optimizer() -> None:
     files = [name for name in options("experiment") if name.startswith("paper/")]
     assert sorted(files) == sorted(f"paper/{name}" for name in NAMES)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_opens_with_its_command(name: str) -> None:
-    first, second = (CONFIGS / "experiment" / "paper" / f"{name}.yaml").read_text().split("\n")[:2]
-    assert first == "# @package _global_"
-    assert second == f"# python scripts/train.py experiment=paper/{name} seed=0"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

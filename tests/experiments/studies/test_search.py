@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from omegaconf import OmegaConf
 
 from experiments.base.environment import REPOSITORY
 from experiments.base.errors import ConfigError, RecordError
-from experiments.run.config import CONFIGS, load_config, resolve, search_space_of
+from experiments.run.config import CONFIGS, description_of, load_config, resolve, search_space_of
 from experiments.run.records import summarise
 from experiments.studies.execute import PlannedRun
 from experiments.studies.search import (
@@ -27,7 +25,6 @@ from experiments.studies.search import (
     plan,
     score,
     search,
-    write_choice,
 )
 from experiments.studies.search_space import load_protocol, sample
 from tests.experiments.figures.synthetic import write_record
@@ -147,26 +144,11 @@ def test_finalists_are_judged_by_their_worst_seed(tmp_path: Path) -> None:
     assert judge(trials, PROTOCOL)["chosen"]["params"] == {"lr": 0.1}
 
 
-def test_a_choice_replaces_the_optimizer_block_only(tmp_path: Path) -> None:
-    path = tmp_path / "digits-adam.yaml"
-    above = "# @package _global_\n# a command\ndefaults:\n  - override /task: image\n\n"
-    path.write_text(f"{above}# Optimizer settings: a guess\noptimizer:\n  lr: 1.0\n")
-    write_choice(path, {"lr": 0.00123, "momentum": 0.9}, "results/search/digits/adam.json")
-    assert path.read_text() == (
-        f"{above}# Optimizer settings: chosen by `make search`, see "
-        "results/search/digits/adam.json\noptimizer:\n  lr: 0.00123\n  momentum: 0.9\n"
-    )
-    path.write_text("optimizer:\n  lr: 1.0\n")
-    with pytest.raises(ConfigError, match="has no line that starts with"):
-        write_choice(path, {"lr": 1.0}, "x")
-
-
 def own_request(tmp_path: Path) -> Request:
     """A request that writes into a copy of the configs: two trials, digits, Adam and SGD."""
     configs = tmp_path / "configs"
-    for group in ("search", "optimizer"):
+    for group in ("search", "optimizer", "tuned"):
         shutil.copytree(CONFIGS / group, configs / group)
-    shutil.copytree(CONFIGS / "experiment", configs / "experiment")
     protocol = {
         "trials": 2,
         "seed": 100,
@@ -209,10 +191,9 @@ def test_a_search_records_all_trials_and_writes_the_winner(tmp_path: Path) -> No
     assert found["chosen"]["trial"] == 1
     assert found["chosen"]["params"] == found["trials"][1]["params"]
     assert found["protocol"]["max_seconds"] == 0.5
-    text = (request.configs_dir / "experiment/figure-1/digits-adam.yaml").read_text()
-    assert "see results/search/digits/adam.json" in text
-    assert yaml.safe_load(text)["optimizer"] == found["chosen"]["params"]
-    # A second search finds its trials again, although the experiment file has changed.
+    tuned = description_of("tuned", "figure-1", request.configs_dir)["digits"]["optimizers"]
+    assert tuned["adam"] == found["chosen"]["params"]
+    # A second search finds its trials again, although the settings have changed.
     log = (tmp_path / "fake.log").read_text()
     lines: list[str] = []
     search(request, lines.append, fake(tmp_path, request, {}))
@@ -222,7 +203,7 @@ def test_a_search_records_all_trials_and_writes_the_winner(tmp_path: Path) -> No
 
 def test_a_failed_trial_leaves_everything_as_it_was(tmp_path: Path) -> None:
     request = own_request(tmp_path)
-    file = request.configs_dir / "experiment/figure-1/digits-adam.yaml"
+    file = request.configs_dir / "tuned/figure-1.yaml"
     before = file.read_text()
     with pytest.raises(RecordError, match=r"1 of \d+ runs failed:\n  digits · sgd"):
         search(request, lambda line: None, fake(tmp_path, request, {3: "failed"}))
@@ -230,11 +211,11 @@ def test_a_failed_trial_leaves_everything_as_it_was(tmp_path: Path) -> None:
     assert not (tmp_path / "results").exists()
 
 
-def test_an_experiment_file_that_is_missing_is_named_before_training(tmp_path: Path) -> None:
+def test_a_table_without_the_line_is_named_before_training(tmp_path: Path) -> None:
     request = own_request(tmp_path)
     command = fake(tmp_path, request, {})
-    (request.configs_dir / "experiment/figure-1/digits-sgd.yaml").unlink()
-    with pytest.raises(ConfigError, match=r"digits-sgd.yaml is missing"):
+    (request.configs_dir / "tuned/figure-1.yaml").write_text("digits:\n    adam: {lr: 0.1}\n")
+    with pytest.raises(ConfigError, match=r"figure-1.yaml has no line for sgd on digits"):
         search(request, lambda line: None, command)
     assert not (tmp_path / "fake.log").exists()
 
@@ -252,14 +233,10 @@ def test_trials_do_not_depend_on_what_was_chosen_before(tmp_path: Path) -> None:
             assert config["seed"] == 100
 
 
-def test_searched_settings_name_the_record_they_come_from() -> None:
-    """What an experiment file claims to come from a search is what that record chose."""
-    for path in sorted((CONFIGS / "experiment" / "figure-1").glob("*.yaml")):
-        text = path.read_text()
-        claim = re.search(r"see (results/search/\S+\.json)", text)
-        if claim is None:
-            continue
-        chosen = json.loads((REPOSITORY / claim[1]).read_text())["chosen"]["params"]
-        assert OmegaConf.create(yaml.safe_load(text)["optimizer"]) == OmegaConf.from_dotlist(
-            [f"{key}={value}" for key, value in chosen.items()]
-        )
+@pytest.mark.parametrize("table", ["figure-1", "figure-6", "ablation"])
+def test_tuned_settings_are_those_that_the_search_chose(table: str) -> None:
+    for dataset, entry in description_of("tuned", table).items():
+        for name, settings in entry.get("optimizers", {}).items():
+            optimizer = description_of("optimizer", name)["name"]
+            record = REPOSITORY / "results" / "search" / dataset / f"{optimizer}.json"
+            assert json.loads(record.read_text())["chosen"]["params"] == settings

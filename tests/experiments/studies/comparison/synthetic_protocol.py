@@ -12,13 +12,16 @@ from experiments.run.records import finished
 from experiments.studies.execute import PlannedRun
 from tests.experiments.figures.synthetic import write_record
 
-WORKLOADS = {
-    "targets": {"optimizers": ["adam", "sgd"], "more_seconds": 1.5, "seeds": [500, 501]},
+SMALL = {
+    "studies": 1,
+    "trials": 2,
+    "search_seed": 300,
+    "fresh_seeds": [400, 401],
+    "optimizers": ["adam", "sgd"],
+    "datasets": ["circle"],
+    "targets": {"more_seconds": 1.5, "seeds": [500, 501]},
     "workloads": {
         "circle": {
-            "setup": "protocol/circle",
-            "tuned": "figure-6",
-            "metric": "nll",
             "seconds": 1.0,
             "eval_every_s": 0.1,
             "overrides": [
@@ -30,20 +33,11 @@ WORKLOADS = {
         }
     },
 }
-SMALL = {
-    "studies": 1,
-    "trials": 2,
-    "search_seed": 300,
-    "fresh_seeds": [400, 401],
-    "optimizers": ["adam", "sgd"],
-    "datasets": ["circle"],
-}
 
 
 def tiny(folder: Path) -> Path:
     """Write the descriptions of a tiny comparison and return their folder."""
     folder.mkdir(parents=True)
-    (folder / "workloads.yaml").write_text(yaml.safe_dump(WORKLOADS))
     (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
     return folder
 

@@ -77,7 +77,7 @@ def test_without_targets_nothing_is_compared(request_):
 def test_targets_of_other_settings_are_refused(request_, key):
     set_targets(request_, lambda line: None)
     check(request_)
-    path = request_.configs / "workloads.yaml"
+    path = request_.configs / "small.yaml"
     content = yaml.safe_load(path.read_text())
     spec = content["workloads"]["circle"]
     spec[key] = ["trainer.batch_size=31"] if key == "overrides" else 2 * spec[key]
