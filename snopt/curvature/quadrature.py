@@ -37,11 +37,7 @@ class GaussLegendre:
     n: int
 
     def __post_init__(self) -> None:
-        """Check the number of nodes.
-
-        Raises:
-            ValueError: if ``n`` is not a positive integer.
-        """
+        """Raise ValueError unless ``n`` is a positive integer."""
         if isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 1:
             raise ValueError(f"gauss_legendre needs a positive number of nodes, got n={self.n!r}")
 
@@ -91,11 +87,7 @@ class Uniform:
     step: float
 
     def __post_init__(self) -> None:
-        """Check the cell length.
-
-        Raises:
-            ValueError: if ``step`` is not a positive finite number.
-        """
+        """Raise ValueError unless ``step`` is a positive finite number."""
         if not (isinstance(self.step, (int, float)) and 0 < self.step < math.inf):
             raise ValueError(f"uniform needs a positive step in units of t, got step={self.step!r}")
 

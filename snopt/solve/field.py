@@ -96,11 +96,7 @@ class Field:
         return tuple(parts) if self.is_tuple else parts[0]
 
     def at(self, t: float, parts: Sequence[Tensor]) -> list[Tensor]:
-        """Return F(t, z) by parts, in the dtype of the state.
-
-        Args:
-            t: time.
-            parts: the state by part.
+        """Return F(t, z) by parts, in the dtype of the state, which is given by parts.
 
         Raises:
             ValueError: if the field's answer is not of the state's shape.
@@ -149,12 +145,7 @@ def _shown(shapes: Sequence[torch.Size]) -> str:
 
 
 def check_times(t: Tensor) -> None:
-    """Raise unless ``t`` are finite, strictly monotonic times.
-
-    Raises:
-        TypeError: if ``t`` is no vector of floating point.
-        ValueError: if a time is not finite or out of order.
-    """
+    """Raise TypeError unless ``t`` is a vector of floating point, ValueError unless monotonic."""
     if not isinstance(t, Tensor) or t.dim() != 1 or not t.is_floating_point() or t.numel() == 0:
         what = f"{t.dtype} tensor of shape {tuple(t.shape)}" if isinstance(t, Tensor) else repr(t)
         raise TypeError(f"t must be a 1-d floating point tensor of times, got {what}")

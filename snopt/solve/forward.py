@@ -62,18 +62,10 @@ def forward_steps(
     *,
     differentiable: bool = False,
 ) -> Iterator[tuple[Step, list[int]]]:
-    """Yield every accepted step of a forward solve with the output times that lie in it.
+    """Yield every accepted step of a solve on the engine with the output times that lie in it.
 
-    To be run to its end inside :class:`snopt.curvature.collector.inside_solve`.
-
-    Args:
-        problem: field and settings; its memory says with which step to start.
-        parts: initial state.
-        times: output times, the first one being the start.
-        differentiable: whether autograd is to record the steps.
-
-    Raises:
-        SolverError: if the solve fails.
+    To be run to its end inside :class:`snopt.curvature.collector.inside_solve`; arguments and
+    errors as of :func:`solve_forward`.
     """
     field, solver, memory = problem.field, problem.forward, problem.memory
     layout = field.layout

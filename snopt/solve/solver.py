@@ -96,8 +96,9 @@ class Solver:
                 of the method's.
         """
         self.method = DEFAULT_METHOD if method is None else method
-        self.rtol, self.atol, self.engine = rtol, atol, engine
+        self.rtol, self.atol = rtol, atol
         self.options = dict(options or {})
+        self.engine = engine
         if self.method not in METHODS:
             valid = ", ".join(sorted(METHODS))
             raise ValueError(f"unknown method {self.method!r}; valid ones: {valid}")

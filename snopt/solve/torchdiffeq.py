@@ -95,19 +95,9 @@ def solve(
     kind: str,
     callbacks: Mapping[str, Callable[..., Any]],
 ) -> State:
-    """Integrate ``dy/dt = func(t, y)`` with ``torchdiffeq.odeint``.
+    """Integrate ``dy/dt = func(t, y)`` with ``torchdiffeq.odeint``; return the state at all times.
 
-    Args:
-        func: vector field.
-        y0: state at ``t[0]``.
-        t: times, (T,), strictly monotonic.
-        solver: tolerances, method, options.
-        nfe: counter to add the evaluations to.
-        kind: which of its counts, ``"forward"`` or ``"backward"``.
-        callbacks: torchdiffeq's step callbacks, by name.
-
-    Returns:
-        The state at all times: like ``y0`` with a leading axis of length T.
+    Evaluations are added to the count ``kind`` of ``nfe``.
 
     Raises:
         SolverError: if the step underflows, the state is not finite, or the solve takes more than

@@ -113,12 +113,10 @@ class FlatField(Field):
 
 
 def product_rows(out: Tensor, inputs: Sequence[Tensor], vectors: Tensor) -> Tensor:
-    """Return the vector-Jacobian products of all rows of ``vectors``, (R, entries of inputs).
+    """Return the products of the rows of ``vectors``, (R, k), with the Jacobian of ``out``, (k,).
 
-    Args:
-        out: what to differentiate, (k,), with its graph, which is kept.
-        inputs: with respect to these; one that ``out`` does not depend on gives zeros.
-        vectors: (R, k).
+    They are (R, entries of inputs), zero where ``out`` does not depend on an input. The graph of
+    ``out`` is kept.
     """
     total = sum(x.numel() for x in inputs)
     if not out.requires_grad or vectors.shape[0] == 0:
@@ -154,10 +152,7 @@ def product_rows(out: Tensor, inputs: Sequence[Tensor], vectors: Tensor) -> Tens
 def scalar_derivatives(value: Tensor, inputs: Sequence[Tensor], name: str) -> tuple[Tensor, Tensor]:
     """Return gradient, (k,), and Hessian, (k, k), of a scalar over all entries of ``inputs``.
 
-    Args:
-        value: the scalar with its graph.
-        inputs: what to differentiate with respect to.
-        name: what the scalar is called in an error.
+    ``name`` is what the scalar is called in an error.
 
     Raises:
         TypeError: if ``value`` is no tensor.

@@ -23,7 +23,7 @@ from snopt.curvature.collector import Collector, Recording, inside_solve
 from snopt.curvature.factors import Accumulator, Factors
 from snopt.curvature.layers import SUPPORTED, batch_of, input_factor, output_factor
 from snopt.curvature.quadrature import Evaluations, Quadrature, StepEnds, gauss_legendre
-from snopt.solve.field import State
+from snopt.solve.field import State, check_times
 from snopt.solve.solver import FIXED_GRID, NFE, Solver, SolverKeywords
 from snopt.theory.flat_field import FlatField, end_of_solve, solve_back
 from snopt.theory.low_rank import Vectors, flat_rows
@@ -61,6 +61,7 @@ def path_factors(
             that of step ends.
     """
     settings = Solver(**solver)
+    check_times(t)
     if t.numel() > 2:
         raise ValueError(f"path_factors takes a start and an end, got {t.numel()} times")
     rule = gauss_legendre(4) if quadrature is None else quadrature

@@ -264,7 +264,7 @@ def test_feedback_reaches_a_known_optimum_in_fewer_updates_than_the_baseline(sta
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_watching_changes_no_bit_of_the_training(name):
     """An η so small that t1 stays: weights and random numbers are those of a run without it."""
-    plain, watched = make(dropout=0.3), make(dropout=0.3)
+    plain = make(dropout=0.3)
     train(plain, OPTIMIZERS[name](plain), 5)
     after = torch.rand(1)
     torch.manual_seed(0)
@@ -291,28 +291,20 @@ def test_other_steps_cost_no_evaluation():
     assert (horizon.steps, horizon.updates) == (7, 2)
 
 
-def test_fixed_does_nothing_and_reports_the_time():
+@pytest.mark.parametrize(
+    ("mode", "names"),
+    [("fixed", set()), ("baseline", {"Q_T"}), ("feedback", {"Q_T", "Q_TT", "feedback"})],
+)
+def test_metrics_name_what_the_mode_has(mode, names):
     model = make(t=(0.0, 0.7))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    horizon = IntegrationTime(model.ode, optimizer, mode="fixed", every=1)
-    train(model, optimizer, 2)
+    horizon = IntegrationTime(model.ode, optimizer, mode=mode, every=2)
+    train(model, optimizer, 1)
     assert horizon.metrics == {"horizon/t1": 0.7}
-    assert model.ode.nfe.curvature == 0
-    assert not horizon.due
-
-
-def test_metrics_name_what_the_mode_has():
-    keys = {}
-    for mode in ("baseline", "feedback"):
-        model = make()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        horizon = IntegrationTime(model.ode, optimizer, mode=mode, every=2)
-        train(model, optimizer, 1)
-        assert set(horizon.metrics) == {"horizon/t1"}
-        train(model, optimizer, 1)
-        keys[mode] = set(horizon.metrics)
-    assert keys["baseline"] == {"horizon/t1", "horizon/Q_T"}
-    assert keys["feedback"] == keys["baseline"] | {"horizon/Q_TT", "horizon/feedback"}
+    assert horizon.due == (mode != "fixed")
+    train(model, optimizer, 1)
+    assert set(horizon.metrics) == {"horizon/t1", *(f"horizon/{name}" for name in names)}
+    assert (horizon.t1 == 0.7, model.ode.nfe.curvature == 0) == ((mode == "fixed",) * 2)
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
