@@ -16,15 +16,13 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from experiments.base.errors import DataError, resumable
 from experiments.data import catalogue
-from experiments.data.sources import Say
+from experiments.data.sources import Say, Source
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "dataset", help=f"all, or one of {', '.join((*catalogue.SOURCES, *catalogue.EMBEDDED))}"
-    )
+    parser.add_argument("dataset", help=f"all, or one of {', '.join(catalogue.sources())}")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="default: data")
     parser.add_argument(
         "--dry-run", action="store_true", help="only say what would be downloaded, and where to"
@@ -47,17 +45,17 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(line, markup=False)
 
     def work() -> str:
-        names = catalogue.chosen(asked.dataset)
-        if not names:
+        chosen = catalogue.chosen(asked.dataset)
+        if not chosen:
             return f"{asked.dataset} needs no download"
         if asked.dry_run:
-            return _announce(names, data_dir, say)
+            return _announce(chosen, data_dir, say)
         failures = []
-        for name in names:
+        for name, source in chosen.items():
             try:
-                folder = _get(name, data_dir, asked.allow_unverified, console)
+                folder = _get(name, source, data_dir, asked.allow_unverified, console)
             except DataError as error:
-                if len(names) == 1:
+                if len(chosen) == 1:
                     raise
                 failures.append(name)
                 say(f"{name}: error: {error}")
@@ -65,12 +63,14 @@ def main(arguments: list[str] | None = None) -> int:
                 say(f"{name}: {folder}")
         if failures:
             raise DataError(f"not there: {', '.join(failures)} (reasons above)")
-        return f"{', '.join(names)}: ready; use them with data_dir={data_dir}"
+        return f"{', '.join(chosen)}: ready; use them with data_dir={data_dir}"
 
     return resumable(work)
 
 
-def _get(name: str, data_dir: Path, allow_unverified: bool, console: Console) -> Path:
+def _get(
+    name: str, source: Source, data_dir: Path, allow_unverified: bool, console: Console
+) -> Path:
     """Get one data set and check it, with a bar on a terminal and lines elsewhere."""
     columns = ("{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
     shown = console.is_terminal
@@ -87,7 +87,6 @@ def _get(name: str, data_dir: Path, allow_unverified: bool, console: Console) ->
                 console.print(f"{name}: {_size(received)}{of}", markup=False)
             tenths = now
 
-        source = catalogue.SOURCES[name]()
         folder = source.locate(
             data_dir,
             allow_unverified=allow_unverified,
@@ -98,12 +97,11 @@ def _get(name: str, data_dir: Path, allow_unverified: bool, console: Console) ->
         return folder
 
 
-def _announce(names: list[str], data_dir: Path, say: Say) -> str:
+def _announce(chosen: dict[str, Source], data_dir: Path, say: Say) -> str:
     """Say what each data set would take, without the network; return the sum."""
     sizes: dict[str, int | None] = {}  # an archive that several data sets share counts once
     unpacked = 0
-    for name in names:
-        source = catalogue.SOURCES[name]()
+    for name, source in chosen.items():
         folder = source.find(data_dir)
         if folder is not None:
             say(f"{name}: there, in {folder}")

@@ -1,55 +1,62 @@
-"""All data sets that ``scripts/data.py`` can put into a data folder."""
+"""The data sets of ``configs/dataset``: which of them are downloaded, and from where.
+
+A module of this package whose data is downloaded has a function ``sources``. It takes the keys of a
+configuration and returns the files of the data set, by the form in which they are published; the
+first form is the usual one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from importlib import import_module
 
+import yaml
+
+from experiments.base.environment import REPOSITORY
 from experiments.base.errors import DataError, suggestion
-from experiments.data import cifar10, maf, mnist, svhn, uci, uea
 from experiments.data.sources import Source
 
-SOURCES: dict[str, Callable[[], Source]] = {
-    "mnist": mnist.source,
-    "svhn": svhn.source,
-    "cifar10": cifar10.source,
-    "cifar10_binary": partial(cifar10.source, "binary"),
-    "character_trajectories": partial(uea.source, "CharacterTrajectories"),
-    "character_trajectories_uci": partial(uci.source, "CharacterTrajectories"),
-    "articulary_word_recognition": partial(uea.source, "ArticularyWordRecognition"),
-    "spoken_arabic_digits": partial(uea.source, "SpokenArabicDigits"),
-    "spoken_arabic_digits_uci": partial(uci.source, "SpokenArabicDigits"),
-    "miniboone": partial(maf.source, "miniboone"),
-    "gas": partial(maf.source, "gas"),
-    "power": partial(maf.source, "power"),
-    "hepmass": partial(maf.source, "hepmass"),
-}
-"""What is downloaded, by the name of the data set."""
 
-OTHER_FORMS = ("cifar10_binary", "character_trajectories_uci", "spoken_arabic_digits_uci")
-"""The same data in another form: not among ``all``."""
-
-EMBEDDED = ("digits", "japanese_vowels", "basic_motions", "circle")
-"""Data sets that are part of a package or are generated."""
+def forms() -> dict[str, dict[str, Source]]:
+    """Return all data sets by name, with their forms; without any where nothing is downloaded."""
+    found = {}
+    for path in sorted((REPOSITORY / "configs" / "dataset").glob("*.yaml")):
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if "???" in options.values():  # any data set of an archive, still to be named
+            continue
+        module = import_module(options["_target_"].rpartition(".")[0])
+        downloaded = hasattr(module, "sources") and options.get("data_dir") is not None
+        found[path.stem] = module.sources(**options) if downloaded else {}
+    return found
 
 
-def chosen(name: str) -> list[str]:
-    """Return the data sets that a name stands for.
+def sources() -> dict[str, Source]:
+    """Return what can be downloaded: ``<name>``, and ``<name>_<form>`` for each further form."""
+    found = {}
+    for name, published in forms().items():
+        for n, (form, source) in enumerate(published.items()):
+            found[name if n == 0 else f"{name}_{form}"] = source
+    return found
+
+
+def chosen(name: str) -> dict[str, Source]:
+    """Return what has to be downloaded for a name; nothing where the data is embedded.
 
     Args:
-        name: A data set, or ``all``.
+        name: A data set, a further form of one, or ``all`` for all data sets.
 
     Raises:
         DataError: The name is unknown.
     """
+    named, known = forms(), sources()
     if name == "all":
-        return [known for known in SOURCES if known not in OTHER_FORMS]
-    if name in EMBEDDED:
-        return []
-    if name not in SOURCES:
-        known = ("all", *SOURCES)
-        raise DataError(
-            f"unknown data set {name!r}{suggestion(name, known)}; valid: {', '.join(known)} "
-            f"({', '.join(EMBEDDED)} need no download)"
-        )
-    return [name]
+        return {each: known[each] for each, published in named.items() if published}
+    if name in known:
+        return {name: known[name]}
+    if name in named:
+        return {}
+    valid = ("all", *known)
+    embedded = ", ".join(each for each, published in named.items() if not published)
+    raise DataError(
+        f"unknown data set {name!r}{suggestion(name, [*valid, *named])}; "
+        f"valid: {', '.join(valid)} ({embedded} need no download)"
+    )

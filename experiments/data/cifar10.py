@@ -14,6 +14,7 @@ import pickle
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,34 +125,30 @@ def load(
     return split_images(name, train, test, options, f"CIFAR-10, {origin}")
 
 
-def source(form: str = "python") -> Source:
-    """Where one of the two archives comes from.
-
-    Args:
-        form: ``python`` or ``binary``.
-    """
-    return (BINARY if form == "binary" else PYTHON).source()
+def sources(**_: Any) -> dict[str, Source]:
+    """Where the two archives come from, see :mod:`experiments.data.catalogue`."""
+    return {"python": PYTHON.source(), "binary": BINARY.source()}
 
 
-def _read(root: Path, form: str, download: bool) -> tuple[RawImages, RawImages, str]:
-    """Training part, test part, and what they were read from."""
+Found = tuple[RawImages, RawImages, str]
+"""Training part, test part, and what they were read from."""
+
+
+def _read(root: Path, form: str, download: bool) -> Found:
     wanted = {"auto": (PYTHON, BINARY), "python": (PYTHON,), "binary": (BINARY,)}[form]
     for version in wanted:
-        for place in (root / folder for folder in FOLDERS):
-            if (place / version.folder).is_dir():
-                folder = place / version.folder
+        for folder in (root / place / version.folder for place in FOLDERS):
+            if folder.is_dir():
                 contents = {file: read(folder / file, sum_) for file, sum_ in version.files.items()}
                 return *_decoded(version, folder, contents), version.described
         if version.source().find(root) is not None:
-            break
-    else:
-        version = wanted[0]
+            return _read_archive(version, root, download)
+    return _read_archive(wanted[0], root, download)
+
+
+def _read_archive(version: Form, root: Path, download: bool) -> Found:
+    """Read the known members of an archive, after its checksum, in memory."""
     archive = version.source().locate(root, download=download) / version.archive.name
-    return *_decoded(version, archive, _unpacked(version, archive)), PUBLISHED
-
-
-def _unpacked(version: Form, archive: Path) -> dict[str, bytes]:
-    """The known members of an archive, after its checksum, in memory."""
     content = read(archive, version.archive.checksum)
     contents = {}
     try:
@@ -163,7 +160,7 @@ def _unpacked(version: Form, archive: Path) -> dict[str, bytes]:
                 contents[file] = member.read()
     except (*DAMAGED, KeyError) as error:
         raise DataError(f"{archive}: cannot be unpacked: {error}") from error
-    return contents
+    return *_decoded(version, archive, contents), PUBLISHED
 
 
 def _decoded(version: Form, where: Path, contents: dict[str, bytes]) -> tuple[RawImages, RawImages]:

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ def load(
         )
     if data_dir is None:
         raise ConfigError(f"{name}: data_dir is not set; it is the folder with {ARCHIVE.name}")
-    wanted = source(table)
+    wanted = sources(table=table)["archive"]
     folder = wanted.locate(Path(data_dir).expanduser(), download=download)
     if table == "gas":
         _admit_pickle(wanted, folder, allow_unverified)
@@ -143,13 +143,9 @@ def load(
     return cached(name, key, build)
 
 
-def source(table: str) -> Source:
-    """Where the files of a table come from.
-
-    Args:
-        table: A name from :data:`FILES`.
-    """
-    return Source(
+def sources(*, table: str, **_: Any) -> dict[str, Source]:
+    """Where the files of a table come from, see :mod:`experiments.data.catalogue`."""
+    source = Source(
         name=table,
         folders=(f"maf/{table}", table, f"data/{table}", f"maf/data/{table}"),
         files=FILES[table],
@@ -158,6 +154,7 @@ def source(table: str) -> Source:
         unpacked=UNPACKED[table],
         archive_folder="maf",
     )
+    return {"archive": source}
 
 
 def _admit_pickle(wanted: Source, folder: Path, allow_unverified: bool) -> None:

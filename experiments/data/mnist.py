@@ -11,6 +11,7 @@ import gzip
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,18 +59,18 @@ def load(
     """
     options = ImageOptions(mean, std, val_size, limit_train, split_seed)
     root = options.root(name, data_dir, f"{FOLDERS[0]}/*.gz")
-    folder = source().locate(root, download=download)
+    folder = sources()["original"].locate(root, download=download)
     train, test = (_part(folder, part) for part in ("train", "t10k"))
     return split_images(name, train, test, options, "MNIST, files as published (md5 checked)")
 
 
-def source() -> Source:
-    """Where the four files come from."""
+def sources(**_: Any) -> dict[str, Source]:
+    """Where the four files come from, see :mod:`experiments.data.catalogue`."""
     remotes = tuple(
         Remote(file, tuple(mirror + file for mirror in MIRRORS), checksum, size)
         for file, (checksum, size) in FILES.items()
     )
-    return Source("mnist", FOLDERS, tuple(FILES), remotes)
+    return {"original": Source("mnist", FOLDERS, tuple(FILES), remotes)}
 
 
 def _part(folder: Path, part: str) -> RawImages:

@@ -8,6 +8,7 @@ The published experiments evaluated on the training images; here the test split 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,17 +53,17 @@ def load(
     """
     options = ImageOptions(mean, std, val_size, limit_train, split_seed)
     root = options.root(name, data_dir, " and ".join(FILES))
-    folder = source().locate(root, download=download)
+    folder = sources()["original"].locate(root, download=download)
     train, test = (_read(folder / file, checksum) for file, (checksum, _) in FILES.items())
     return split_images(name, train, test, options, "SVHN, files as published (md5 checked)")
 
 
-def source() -> Source:
-    """Where the two files come from."""
+def sources(**_: Any) -> dict[str, Source]:
+    """Where the two files come from, see :mod:`experiments.data.catalogue`."""
     remotes = tuple(
         Remote(file, (URL + file,), checksum, size) for file, (checksum, size) in FILES.items()
     )
-    return Source("svhn", FOLDERS, tuple(FILES), remotes)
+    return {"original": Source("svhn", FOLDERS, tuple(FILES), remotes)}
 
 
 def _read(path: Path, checksum: str) -> RawImages:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -103,18 +103,16 @@ def load(
         )
     name = name or uea_name
     data_dir = None if data_dir is None else Path(data_dir).expanduser()
-    files = _find(uea_name, data_dir, form)
-    if files is None:
-        files = _get(uea_name, data_dir, form, download, allow_unverified)
-    files.source.verify(files.folder)
-    checksums = [f"{file} sha256 {digest(files.folder / file)}" for file in files.source.files]
-    origin = f"{'UCI original' if files.form == 'uci' else 'UEA archive'}, {', '.join(checksums)}"
+    form, files, folder = _locate(uea_name, data_dir, form, download, allow_unverified)
+    files.verify(folder)
+    checksums = [f"{file} sha256 {digest(folder / file)}" for file in files.files]
+    origin = f"{'UCI original' if form == 'uci' else 'UEA archive'}, {', '.join(checksums)}"
 
     def build() -> Splits:
-        if files.form == "uci":
-            pooled = uci.READERS[uea_name](files.folder)
+        if form == "uci":
+            pooled = uci.READERS[uea_name](folder)
         else:
-            pooled = _read_both(uea_name, files.folder, unequal_lengths)
+            pooled = _read_both([folder / file for file in files.files], unequal_lengths)
         return split_series(pooled, name, origin, split_seed=split_seed, zeros=trim_zeros)
 
     key = {
@@ -126,15 +124,11 @@ def load(
     return cached(name, key, build)
 
 
-def source(uea_name: str) -> Source:
-    """Where the ``.ts`` files of a problem come from.
-
-    Args:
-        uea_name: Name in the archive.
-    """
+def sources(*, uea_name: str, **_: Any) -> dict[str, Source]:
+    """Where the files of a problem come from, see :mod:`experiments.data.catalogue`."""
     files = (f"{uea_name}_TRAIN.ts", f"{uea_name}_TEST.ts")
     urls = tuple(mirror.format(name=uea_name) for mirror in MIRRORS)
-    return Source(
+    archive = Source(
         name=uea_name,
         folders=(f"uea/{uea_name}", uea_name),
         files=files,
@@ -143,53 +137,46 @@ def source(uea_name: str) -> Source:
         checksums={file: CHECKSUMS[file] for file in files if file in CHECKSUMS},
         unpacked=UNPACKED.get(uea_name, 0),
     )
+    if uea_name in uci.READERS:
+        return {"uea": archive, "uci": uci.source(uea_name)}
+    return {"uea": archive}
 
 
-class _Files(NamedTuple):
-    """The files of a problem on this machine, in one of the forms."""
-
-    form: str
-    source: Source
-    folder: Path
-
-
-def _find(uea_name: str, data_dir: Path | None, form: str) -> _Files | None:
-    """The files of a problem on this machine, ``.ts`` files first."""
-    if form != "uci":
-        wanted = source(uea_name)
-        places = [] if data_dir is None else [data_dir / folder for folder in wanted.folders]
-        for folder in (*places, bundled_folder() / uea_name):
-            present = [(folder / file).is_file() for file in wanted.files]
-            if all(present):
-                return _Files("uea", wanted, folder)
-            if any(present):
-                absent = folder / wanted.files[present.index(False)]
-                raise DataError(f"{absent}: no such file, but its partner exists")
-    if form != "uea" and uea_name in uci.READERS and data_dir is not None:
-        wanted = uci.source(uea_name)
-        if (found := wanted.find(data_dir)) is not None:
-            return _Files("uci", wanted, found)
-    return None
-
-
-def _get(
+def _locate(
     uea_name: str, data_dir: Path | None, form: str, download: bool, allow_unverified: bool
-) -> _Files:
-    """Download a problem, or say how to get it."""
-    wanted = uci.source(uea_name) if form == "uci" else source(uea_name)
+) -> tuple[str, Source, Path]:
+    """Find or download the files of a problem; return form, source and folder."""
+    forms = sources(uea_name=uea_name)
+    if form != "auto":
+        forms = {form: forms[form]}
+    roots = [bundled_folder()] if data_dir is None else [data_dir, bundled_folder()]
+    for found, files in forms.items():
+        for root in roots:
+            if (folder := files.find(root)) is not None:
+                return found, files, folder
+            if found == "uea":
+                _refuse_half(files, root)
+    first, files = next(iter(forms.items()))
     if data_dir is None:
-        files = " and ".join(wanted.files)
         raise DataError(
-            f"{uea_name}: sktime does not carry it; set data_dir to the folder that has {files}"
+            f"{uea_name}: sktime does not carry it; set data_dir to the folder that has "
+            f"{' and '.join(files.files)}"
         )
     try:
-        folder = wanted.locate(data_dir, download=download, allow_unverified=allow_unverified)
+        folder = files.locate(data_dir, download=download, allow_unverified=allow_unverified)
     except DataError as error:
-        if form != "auto" or uea_name not in uci.READERS:
+        if len(forms) == 1:
             raise
-        hint = uci.source(uea_name).by_hand(data_dir)
+        hint = forms["uci"].by_hand(data_dir)
         raise DataError(f"{error}; the UCI original will do as well: {hint}") from error
-    return _Files("uci" if form == "uci" else "uea", wanted, folder)
+    return first, files, folder
+
+
+def _refuse_half(files: Source, root: Path) -> None:
+    for folder in (root / relative for relative in files.folders):
+        absent = [file for file in files.files if not (folder / file).is_file()]
+        if len(absent) == 1:
+            raise DataError(f"{folder / absent[0]}: no such file, but its partner exists")
 
 
 def bundled_folder() -> Path:
@@ -200,9 +187,8 @@ def bundled_folder() -> Path:
     return Path(spec.origin).parent / "datasets" / "data"
 
 
-def _read_both(uea_name: str, folder: Path, unequal_lengths: bool | None) -> Series:
+def _read_both(paths: list[Path], unequal_lengths: bool | None) -> Series:
     """Read and pool both ``.ts`` files of a problem."""
-    paths = [folder / file for file in source(uea_name).files]
     first, second = (read_ts(path, unequal_lengths=unequal_lengths) for path in paths)
     if first.classes != second.classes or len(first.values[0]) != len(second.values[0]):
         raise DataError(f"{paths[0]} and {paths[1].name} differ in their classes or channels")

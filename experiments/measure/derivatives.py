@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.functional import vhp
 
 from experiments.data import digits
 from experiments.measure.harness import call
@@ -50,13 +50,12 @@ DIGITS = {"width": 4, "batch": 2, "steps": 100, "training_batch": 64, "direction
 
 @dataclass(frozen=True)
 class System:
-    """An initial value problem, what its loss is, and along which directions to look.
+    """An initial value problem over [0, 1], what its loss is, and along which directions to look.
 
     Attributes:
         name: of the system, for tables.
-        field: the vector field, float64.
+        field: the vector field.
         z0: initial state.
-        t: (2,), start and end.
         terminal: maps the final state to the loss, a mean over the batch.
         V: directions in θ, (m, K), orthonormal columns; all of them in the small system.
         smooth: whether the field has second derivatives everywhere.
@@ -65,10 +64,14 @@ class System:
     name: str
     field: nn.Module
     z0: Tensor
-    t: Tensor
     terminal: Callable[[Tensor], Tensor]
     V: Tensor
     smooth: bool = True
+
+    @property
+    def t(self) -> Tensor:
+        """Start and end."""
+        return self.z0.new_tensor([0.0, 1.0])
 
     @property
     def params(self) -> list[nn.Parameter]:
@@ -92,27 +95,19 @@ def small(seed: int) -> System:
     z0 = torch.randn(SMALL["batch"], SMALL["dim"], dtype=torch.float64)
     labels = torch.randint(SMALL["classes"], (SMALL["batch"],))
     m = sum(p.numel() for p in field.parameters())
-    return System(
-        "small field",
-        field,
-        z0,
-        torch.tensor([0.0, 1.0], dtype=torch.float64),
-        lambda z: nn.functional.cross_entropy(head(z), labels),
-        torch.eye(m, dtype=torch.float64),
-    )
+
+    def terminal(z: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(head(z), labels)
+
+    return System("small field", field, z0, terminal, torch.eye(m, dtype=torch.float64))
 
 
-def digits_batch(seed: int, data_dir: Path | None = None) -> tuple[System, System]:
-    """Return the digits net with its ReLU field and with a smooth one, after some training.
+def digits_batch(seed: int) -> tuple[System, System]:
+    """Return the digits net with its ReLU field, and the same with softplus, after some training.
 
-    Args:
-        seed: of weights, batches and directions.
-        data_dir: not used: the data is part of scikit-learn.
-
-    Returns:
-        The system of the published field, and the same weights with softplus.
+    ``seed`` is that of weights, batches and directions.
     """
-    splits = digits.load(data_dir=data_dir)
+    splits = digits.load()
     torch.manual_seed(seed)
     solver = SolverSettings(gradient="direct", method="rk4", options={"step_size": 0.25})
     net = ConvODE(splits.info, solver, width=DIGITS["width"])
@@ -132,11 +127,10 @@ def digits_batch(seed: int, data_dir: Path | None = None) -> tuple[System, Syste
         raise TypeError(f"the digits net has a {type(field).__name__} for its field")
     m = sum(p.numel() for p in field.parameters())
     V, _ = torch.linalg.qr(torch.randn(m, DIGITS["directions"], dtype=torch.float64))
-    t = torch.tensor([0.0, 1.0], dtype=torch.float64)
     soft = partial(nn.functional.softplus, beta=10.0)  # within 0.07 of the ReLU
     return (
-        System("digits, ReLU", field, z0, t, terminal, V, smooth=False),
-        System("digits, softplus", SmoothConvField(field, soft), z0, t, terminal, V),
+        System("digits, ReLU", field, z0, terminal, V, smooth=False),
+        System("digits, softplus", SmoothConvField(field, soft), z0, terminal, V),
     )
 
 
@@ -195,10 +189,7 @@ def reference(system: System, *, looser: bool = False) -> Exact:
     Backpropagation through a solve whose steps were chosen for z alone errs at every kink of a ReLU
     that a step crosses, whatever the tolerance. The adjoint's error control sees the kinks; where
     the field has them the reference is the tight adjoint, and there is none for the Hessian.
-
-    Args:
-        system: the system.
-        looser: ten times the tolerance, to see how good the reference is.
+    ``looser`` takes ten times the tolerance, to see how good the reference is.
     """
     if system.smooth:
         return exact(system, tight(1e-9 if looser else 1e-10))
@@ -207,15 +198,9 @@ def reference(system: System, *, looser: bool = False) -> Exact:
 
 
 def exact(system: System, solver: Mapping[str, Any]) -> Exact:
-    """Return the derivatives by double backpropagation through one solve.
-
-    Args:
-        system: the system.
-        solver: solver of the solve; for a reference a tight one.
-    """
+    """Return the derivatives by double backpropagation through one solve."""
     params = system.params
     z1 = odeint(system.field, system.z0, system.t, **solver)[-1]
-    z1.retain_grad()
     loss = system.terminal(z1)
     slope = flat(torch.autograd.grad(loss, params, create_graph=True))
     # J v is the derivative of uᵀ J v in u; then Φ_zz (J v), then Jᵀ.
@@ -225,7 +210,7 @@ def exact(system: System, solver: Mapping[str, Any]) -> Exact:
     for v in system.V.T:
         hessian.append(flat(_grad(slope @ v, params)))
         (Jv,) = torch.autograd.grad(pulled @ v, u, retain_graph=True)
-        curved = _hessian_product(system, z1.detach(), Jv)
+        _, curved = vhp(system.terminal, z1.detach(), Jv)  # type: ignore[no-untyped-call]
         gauss_newton.append(flat(_grad(z1, params, curved)))
     return Exact(slope.detach(), torch.stack(hessian, 1), torch.stack(gauss_newton, 1))
 
@@ -266,12 +251,7 @@ def recursion(system: System, solver: Mapping[str, Any]) -> Tensor:
 def theorem_1(system: System, solver: Mapping[str, Any], *, full_hessian: bool) -> Tensor:
     """Return the products of Q_uu by the second-order adjoint ODEs."""
     found = second_order_adjoint(
-        system.field,
-        system.z0,
-        system.t,
-        system.terminal,
-        full_hessian=full_hessian,
-        **solver,
+        system.field, system.z0, system.t, system.terminal, full_hessian=full_hessian, **solver
     )
     return found.Q_uu @ system.V
 
@@ -279,19 +259,9 @@ def theorem_1(system: System, solver: Mapping[str, Any], *, full_hessian: bool) 
 def proposition_2(system: System, solver: Mapping[str, Any]) -> Tensor:
     """Return Gauss-Newton's products by R ordinary adjoints, R the rank of Φ_zz."""
     rows = low_rank_adjoint(
-        system.field,
-        system.z0,
-        system.t,
-        lambda z: hessian_factors(system.terminal, z),
-        **solver,
+        system.field, system.z0, system.t, lambda z: hessian_factors(system.terminal, z), **solver
     ).p
     return rows.T @ (rows @ system.V)
-
-
-def _hessian_product(system: System, z1: Tensor, v: Tensor) -> Tensor:
-    z1 = z1.requires_grad_(True)
-    (slope,) = torch.autograd.grad(system.terminal(z1), z1, create_graph=True)
-    return torch.autograd.grad(slope, z1, v)[0]
 
 
 def error(found: Tensor, reference: Tensor) -> float:
@@ -316,7 +286,6 @@ def _grad(
 # So |z| = 4 d and |θ| = 2 d² + 2 d.
 
 BATCH, CLASSES = 4, 10
-
 BYTES = 4
 
 DOPRI5: Mapping[str, Any] = {"method": "dopri5", "rtol": 1e-3, "atol": 1e-3}
@@ -344,7 +313,7 @@ def memory_system(d: int, seed: int) -> System:
     def terminal(z: Tensor) -> Tensor:
         return nn.functional.cross_entropy(head(z), labels)
 
-    return System("memory", field, z0, torch.tensor([0.0, 1.0]), terminal, direction)
+    return System("memory", field, z0, terminal, direction)
 
 
 def run_recursion(system: System) -> Tensor:
@@ -358,9 +327,8 @@ def run_recursion(system: System) -> Tensor:
 
 def run_theorem_1(system: System) -> SecondOrder:
     """Run Theorem 1, Gauss-Newton."""
-    return second_order_adjoint(
-        system.field, system.z0, system.t, system.terminal, max_mb=float("inf"), **DOPRI5
-    )
+    start = (system.field, system.z0, system.t)
+    return second_order_adjoint(*start, system.terminal, max_mb=float("inf"), **DOPRI5)
 
 
 def run_proposition_2(system: System) -> LowRank:

@@ -18,34 +18,19 @@ from torch import Tensor, nn
 
 from experiments.base.device import synchroniser
 from experiments.measure.harness import interleaved, pair_ratio, spread
-from experiments.measure.workloads import (
-    ADJOINT,
-    ENGINE_VARIANTS,
-    STOCK_SEMINORM,
-    Case,
-    Variant,
-    Workload,
-)
+from experiments.measure.workloads import ADJOINT, ENGINE_VARIANTS, STOCK_SEMINORM, Case, Workload
 from snopt import ODEBlock
 
 FLOOR = "floor"
-
-FLOOR_LABEL = "the evaluations alone"
 
 
 def measure_engine(
     workload: Workload, device: torch.device, repeats: int, max_seconds: float | None = None
 ) -> dict[str, Any]:
-    """Measure one workload.
+    """Return one workload's entry of ``engine.json``, without its origin.
 
-    Args:
-        workload: what to solve.
-        device: where.
-        repeats: rounds, times the workload's own factor.
-        max_seconds: see :func:`~experiments.measure.harness.interleaved`.
-
-    Returns:
-        The workload's entry of ``engine.json``, without its origin.
+    There are ``repeats`` rounds times the workload's own factor, see
+    :func:`~experiments.measure.harness.interleaved`.
     """
     cases = {
         v.name: workload.build(device, v.settings(workload.rtol, workload.atol))
@@ -74,13 +59,12 @@ def measure_engine(
         "state_numbers": torch.Size(case.state_shape).numel(),
         "field_parameters": sum(p.numel() for p in case.field.parameters()),
         "unavailable": [],
-        **score(samples, ENGINE_VARIANTS, counts, differences),
+        **score(samples, counts, differences),
     }
 
 
 def score(
     samples: Mapping[str, Sequence[float]],
-    variants: Sequence[Variant],
     counts: Mapping[str, Counts],
     differences: Mapping[str, float],
 ) -> dict[str, Any]:
@@ -88,42 +72,36 @@ def score(
 
     Args:
         samples: seconds by variant, and of the floor.
-        variants: the variants that ran.
         counts: evaluations by variant.
         differences: relative difference of each gradient from torchdiffeq's seminorm adjoint.
-
-    Returns:
-        ``rounds``, ``floor``, ``variants`` and ``ratios``.
     """
-    ours = samples[ADJOINT.name]
-    plan = counts[ADJOINT.name]
-    entries = {
-        v.name: {
-            "label": v.label,
-            "seconds": spread(samples[v.name]).as_json(),
-            "over_floor": pair_ratio(samples[v.name], samples[FLOOR]).as_json(),
-            "evaluations": asdict(counts[v.name]),
-            "gradient_difference": differences[v.name],
-            "samples_s": list(samples[v.name]),
-        }
-        for v in variants
-    }
+    ours, floor, plan = samples[ADJOINT.name], samples[FLOOR], counts[ADJOINT.name]
     return {
         "rounds": len(ours),
         FLOOR: {
-            "label": FLOOR_LABEL,
-            "seconds": spread(samples[FLOOR]).as_json(),
+            "label": "the evaluations alone",
+            "seconds": spread(floor).as_json(),
             "evaluations": {
                 "forward": plan.forward,
                 "backward_state_only": plan.backward - plan.with_parameters,
                 "backward_with_parameters": plan.with_parameters,
             },
-            "samples_s": list(samples[FLOOR]),
+            "samples_s": floor,
         },
-        "variants": entries,
+        "variants": {
+            v.name: {
+                "label": v.label,
+                "seconds": spread(samples[v.name]).as_json(),
+                "over_floor": pair_ratio(samples[v.name], floor).as_json(),
+                "evaluations": asdict(counts[v.name]),
+                "gradient_difference": differences[v.name],
+                "samples_s": samples[v.name],
+            }
+            for v in ENGINE_VARIANTS
+        },
         "ratios": {
             f"{v.name}/{ADJOINT.name}": pair_ratio(samples[v.name], ours).as_json()
-            for v in variants
+            for v in ENGINE_VARIANTS
             if v is not ADJOINT
         },
     }
@@ -154,24 +132,13 @@ def gradient(case: Case) -> Tensor:
 
 # --- its evaluations, counted --------------------------------------------------------------------
 
-WEIGHTED_STAGES = 5
-"""Stages of dopri5 with non-zero weight in the solution (b₂ = b₇ = 0)."""
-
-FIRST_STAGE = 0.2
-"""Place of dopri5's first evaluation within a step (c₂)."""
+WEIGHTED_STAGES = 5  # of dopri5, with non-zero weight in the solution (b₂ = b₇ = 0)
+FIRST_STAGE = 0.2  # place of dopri5's first evaluation within a step (c₂)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Evaluations and accepted steps of one forward and backward pass.
-
-    Attributes:
-        solves: ODE solves.
-        forward: evaluations in the forward pass.
-        backward: evaluations in the backward pass.
-        steps_forward: accepted steps of all forward solves.
-        steps_backward: accepted steps of all backward solves.
-    """
+    """ODE solves of one forward and backward pass, their evaluations and accepted steps."""
 
     solves: int
     forward: int
@@ -231,10 +198,7 @@ def accepted_steps(times: Sequence[float]) -> int:
 
     Of the six evaluations of an attempted step only the last two have the same time, its end; the
     first one lies at a fifth of it, which gives its start. A rejected attempt is followed by one
-    from the same start.
-
-    Args:
-        times: times of the evaluations, in order; solves may follow one another.
+    from the same start. Solves may follow one another.
     """
     attempts = []
     for i, (one, other) in enumerate(pairwise(times)):

@@ -78,9 +78,9 @@ def interleaved(
     names = list(work)
     samples: dict[str, list[float]] = {name: [] for name in names}
     wait()
-    began = clock()
+    end = math.inf if max_seconds is None else clock() + max_seconds
     for turn in range(repeats):
-        if turn >= MIN_ROUNDS and max_seconds is not None and clock() - began >= max_seconds:
+        if turn >= MIN_ROUNDS and clock() >= end:
             break
         first = turn % len(names)
         with _no_collection():
@@ -151,11 +151,6 @@ def pair_ratio(samples: Sequence[float], reference: Sequence[float]) -> Spread:
 def averaged(ordinary: Sequence[float], refresh: Sequence[float], update_freq: int) -> list[float]:
     """Return the mean cost of a step when one step in ``update_freq`` is a refresh step.
 
-    Args:
-        ordinary: samples of a step that does not refresh.
-        refresh: samples of one that does, in pairs with ``ordinary``.
-        update_freq: steps from one refresh to the next.
-
     Raises:
         ValueError: ``update_freq`` is below 1, or the samples are no pairs.
     """
@@ -171,12 +166,7 @@ def averaged(ordinary: Sequence[float], refresh: Sequence[float], update_freq: i
 
 
 def origin(device: torch.device, repeats: int) -> dict[str, Any]:
-    """Return what has to be known to compare a measurement with another one.
-
-    Args:
-        device: what was measured on.
-        repeats: rounds asked for.
-    """
+    """Return what has to be known to compare a measurement with another one."""
     return {
         "device": describe(device),
         "processor": processor(),
@@ -211,7 +201,6 @@ def machines(found: Iterable[Mapping[str, Any]]) -> str:
 # --- result files --------------------------------------------------------------------------------
 
 SCHEMA = 1
-
 _ORIGIN_KEYS = ("device", "processor", "threads", "versions", "git", "date", "repeats")
 
 
@@ -293,7 +282,6 @@ def write_provenance(folder: Path, benchmarks: Sequence[str]) -> Path:
 # --- a process for a measurement -----------------------------------------------------------------
 
 TIMEOUT_S = 900.0
-
 _USER_ERROR = 2
 
 

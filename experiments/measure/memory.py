@@ -51,8 +51,7 @@ from snopt.curvature.factors import THIN_FROM
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 """Environment of processes whose memory is measured."""
 
-CODE_OF = (16, 64, 256)
-"""Sizes of the eigendecompositions before the start: the library has other code for each."""
+CODE_OF = (16, 64, 256)  # sizes of eigendecompositions: the library has other code for each
 
 STEPS_TAKEN = 4
 """Steps of an optimizer; with ``update_freq=2`` SNOpt refreshes twice in them."""
@@ -60,13 +59,7 @@ STEPS_TAKEN = 4
 
 @dataclass(frozen=True)
 class Peak:
-    """Memory of some work, in MB.
-
-    Attributes:
-        start_mb: held at the start.
-        peak_mb: largest amount held during the work.
-        code_mb: library code that the work loaded, part of ``peak_mb``.
-    """
+    """MB at the start, the most during some work, and of library code that the work loaded."""
 
     start_mb: float
     peak_mb: float
@@ -148,23 +141,16 @@ def _take_small_steps(device: torch.device) -> None:
 # --- optimizers ----------------------------------------------------------------------------------
 
 
-def measure_memory(
-    workload: Workload, device: torch.device, repeats: int, **shape: int
-) -> dict[str, Any]:
-    """Return a training workload's entry of ``memory.json`` without its origin.
+def measure_memory(workload: Workload, device: torch.device, repeats: int) -> dict[str, Any]:
+    """Return the entry of one of :data:`TRAINING` in ``memory.json``, without its origin.
 
-    Args:
-        workload: what is trained; one of :data:`TRAINING`.
-        device: where.
-        repeats: processes for each optimizer, in turn.
-        **shape: other sizes than the workload's.
+    There are ``repeats`` processes for each optimizer, in turn.
     """
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in MEASURED_FOR_MEMORY}
+    of_this = {"workload": workload.name, "shape": dict(workload.shape)}
     for _ in range(repeats):
         for optimizer, found in results.items():
-            found.append(
-                _ask("optimizer_peak", device, shape, workload=workload.name, optimizer=optimizer)
-            )
+            found.append(_ask("optimizer_peak", device, optimizer=optimizer, **of_this))
     return {
         **workload.facts,
         "steps": STEPS_TAKEN,
@@ -174,20 +160,17 @@ def measure_memory(
 
 
 def optimizer_peak(
-    workload: str, optimizer: str, device: str, shape: Mapping[str, int] | None = None
+    workload: str, shape: Mapping[str, int], optimizer: str, device: str
 ) -> dict[str, Any]:
-    """Return the memory of a few steps of one optimizer; ``shape`` overrides the workload's."""
-    chosen = {w.name: w for w in TRAINING}[workload]
+    """Return the memory of a few steps of one optimizer on a workload of :data:`TRAINING`."""
     on = torch.device(device)
-    case = replace(chosen, shape=shape or chosen.shape).build(on)
+    case = replace({w.name: w for w in TRAINING}[workload], shape=shape).build(on)
     return peak_of_steps(plain_step(case, MEASURED_FOR_MEMORY[optimizer](case.model)), on).as_json()
 
 
-def _ask(
-    function: str, device: torch.device, shape: Mapping[str, int], **arguments: Any
-) -> dict[str, Any]:
+def _ask(function: str, device: torch.device, **arguments: Any) -> dict[str, Any]:
     """Call one of this module's functions in a process."""
-    everything = {**arguments, "device": str(device), "shape": shape or None}
+    everything = {**arguments, "device": str(device)}
     result: dict[str, Any] = call(f"{__name__}:{function}", everything, environment=ALLOCATOR)
     return result
 
@@ -216,15 +199,12 @@ def score_optimizers(results: Mapping[str, Sequence[Mapping[str, float]]]) -> di
 
 def _ratios(found: Mapping[str, Spread]) -> dict[str, float | None]:
     """Return ratios of medians; None where nothing was needed beyond the start."""
-    return {
-        f"{name}/{base}": found[name].median / found[base].median
-        if found[base].median > 0
-        else None
-        for name in found
-        if name.startswith("snopt")
-        for base in ("sgd", "adam")
-        if base in found
-    }
+    ratios: dict[str, float | None] = {}
+    for name in (name for name in found if name.startswith("snopt")):
+        for base in (base for base in ("sgd", "adam") if base in found):
+            below = found[base].median
+            ratios[f"{name}/{base}"] = found[name].median / below if below > 0 else None
+    return ratios
 
 
 # --- gradient modes against the number of steps --------------------------------------------------
@@ -258,15 +238,13 @@ STIFFENING = Workload(
 )
 
 
-def measure_steps(
-    device: torch.device, repeats: int, tolerances: Sequence[float] = TOLERANCES, **shape: int
-) -> dict[str, Any]:
+def measure_steps(device: torch.device, repeats: int) -> dict[str, Any]:
     """Return the entry on memory against the number of steps, without its origin."""
     points: dict[str, list[dict[str, Any]]] = {mode.name: [] for mode in GRADIENT_MODES}
-    for tolerance in tolerances:
+    for tolerance in TOLERANCES:
         for _ in range(repeats):
             for name, found in points.items():
-                result = _ask("gradient_peak", device, shape, variant=name, tolerance=tolerance)
+                result = _ask("gradient_peak", device, variant=name, tolerance=tolerance)
                 found.append({"tolerance": tolerance, **result})
     return {
         **STIFFENING.facts,
@@ -301,7 +279,7 @@ def score_steps(
     """Return points and the least-squares line of memory (MB) against forward steps, by mode."""
     modes = {}
     for name, found in points.items():
-        steps = [float(point["steps_forward"]) for point in found]
+        steps = [point["steps_forward"] for point in found]
         line = fit_line(steps, [point["extra_mb"] for point in found])
         # Student's t: whether 0 lies in the 95 % confidence interval of the slope.
         quantile = float(stdtrit(line["points"] - 2, 0.975))

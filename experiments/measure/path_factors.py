@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -60,30 +60,21 @@ class Settings:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Points:
-    """No quadrature: given points of the path, each with weight 1."""
-
-    times: tuple[float, ...]
-
-    def __call__(self, a: float, b: float) -> tuple[Tensor, Tensor]:
-        """Return the points, whatever the interval."""
-        points = torch.tensor(self.times, dtype=torch.float64)
-        return points, torch.ones_like(points)
+def points(times: Sequence[float]) -> Quadrature:
+    """Return no quadrature: these points of the path, each with weight 1."""
+    nodes = torch.tensor(times, dtype=torch.float64)
+    return lambda a, b: (nodes, torch.ones_like(nodes))
 
 
-@dataclass(frozen=True)
-class Composite:
-    """Gauss-Legendre with 4 nodes on each of ``pieces`` equal pieces: a reference."""
+def composite(pieces: int) -> Quadrature:
+    """Return Gauss-Legendre with 4 nodes on each of equal pieces: a reference."""
 
-    pieces: int
-
-    def __call__(self, a: float, b: float) -> tuple[Tensor, Tensor]:
-        """Return nodes from ``a`` to ``b`` and weights that sum to |b - a|."""
-        edges = torch.linspace(a, b, self.pieces + 1, dtype=torch.float64).tolist()
-        rule = gauss_legendre(4)
-        parts = [rule(*ends) for ends in itertools.pairwise(edges)]
+    def rule(a: float, b: float) -> tuple[Tensor, Tensor]:
+        edges = torch.linspace(a, b, pieces + 1, dtype=torch.float64).tolist()
+        parts = [gauss_legendre(4)(*ends) for ends in itertools.pairwise(edges)]
         return torch.cat([nodes for nodes, _ in parts]), torch.cat([w for _, w in parts])
+
+    return rule
 
 
 class Counted(Accumulator):
@@ -159,8 +150,7 @@ def along_path(snapshot: Snapshot, settings: Settings) -> Iterator[dict[str, Any
     t0, t1 = (float(x) for x in snapshot.t)
     inner = [(k + 0.5) / settings.times for k in range(settings.times)]
     times = tuple(t0 + (t1 - t0) * x for x in inner)
-    rules = {"points": Points(times)}
-    kept = gather(snapshot.double(), rules, settings.tight, Kept)["points"]
+    kept = gather(snapshot.double(), {"points": points(times)}, settings.tight, Kept)["points"]
     for layer, sums in kept.items():
         for factor, matrices in zip(FACTORS, zip(*sums.uses, strict=True), strict=True):
             M = torch.stack(matrices).flip(0)  # the backward pass meets the last time first
@@ -200,7 +190,7 @@ def node_errors(snapshot: Snapshot, field: str, settings: Settings) -> Iterator[
         for factor in FACTORS:
             yield {**facts, **named, "factor": factor, "error": _worst(found, true, factor)}
 
-    reference = Composite(settings.pieces)
+    reference = composite(settings.pieces)
     own = float(snapshot.net.ode.solver["rtol"])
     length = float((snapshot.t[-1] - snapshot.t[0]).abs())
     rules: dict[str, Quadrature] = {"reference": reference}

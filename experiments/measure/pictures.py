@@ -5,7 +5,7 @@ They are apart from what measures: the peak of a measured process shall not hold
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,6 @@ MEMORY_LINES = {
 """Marker, line style and colour of a gradient mode."""
 
 _NET_LINES = (("o", "solid"), ("s", (0, (5.0, 1.5))), ("^", (0, (1.5, 1.2))), ("D", "dashdot"))
-
-_OTHERS = "#7A7A7A"
 
 
 def duration(seconds: float) -> str:
@@ -264,68 +262,61 @@ def _draw_modes(axes: Axes, entry: Mapping[str, Any]) -> None:
 
 def draw_optimizers(folder: Path) -> list[Path]:
     """Draw every optimizer's step cost relative to SGD's, and write the table; return the files."""
-    found = entries(folder, "optimizers")
+    (entry,) = entries(folder, "optimizers").values()
     path, table = folder / "optimizers.png", folder / "optimizers.md"
-    write_whole(table, optimizers_table(found))
-    figure = Figure(figsize=(7.0, 0.32 * max(len(e["optimizers"]) for e in found.values()) + 1.7))
-    for place, entry in enumerate(found.values(), start=1):
-        axes = figure.add_subplot(1, len(found), place)
-        rows = _by_cost(entry)
-        names = [name for name, _ in rows]
-        means = [o["average_over_sgd"] for _, o in rows]
-        colours = [OURS if name.startswith("snopt") else _OTHERS for name in names]
-        axes.barh(names, means, color=colours, height=0.65)
-        medians = [o["ordinary_over_sgd"]["median"] for _, o in rows]
-        axes.plot(medians, range(len(names)), "k|", markersize=9, label="step without a refresh")
-        for y, (mean, median) in enumerate(zip(means, medians, strict=True)):
-            axes.annotate(
-                f"{mean:.2f}",
-                (max(mean, median), y),
-                (4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-            )
-        axes.axvline(1.0, color="black", linewidth=0.6)
-        axes.set_xscale("log")
-        axes.set_xlim(0.8, 1.6 * max(*means, *medians))
-        axes.set_xlabel("seconds of a step / SGD's")
-        axes.set_title(entry["title"], fontsize=10)
-        axes.legend(fontsize=8, loc="upper right", frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.invert_yaxis()
-    one = next(iter(found.values()))
+    rows = sorted(entry["optimizers"].items(), key=lambda item: item[1]["average_over_sgd"])
+    write_whole(table, _optimizers_table(rows, entry.get("failed", {})))
+    names = [name for name, _ in rows]
+    means = [o["average_over_sgd"] for _, o in rows]
+    medians = [o["ordinary_over_sgd"]["median"] for _, o in rows]
+    colours = [OURS if name.startswith("snopt") else "#7A7A7A" for name in names]
+    figure = Figure(figsize=(7.0, 0.32 * len(rows) + 1.7))
+    axes = figure.add_subplot()
+    axes.barh(names, means, color=colours, height=0.65)
+    axes.plot(medians, range(len(names)), "k|", markersize=9, label="step without a refresh")
+    for y, (mean, median) in enumerate(zip(means, medians, strict=True)):
+        axes.annotate(
+            f"{mean:.2f}",
+            (max(mean, median), y),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+    axes.axvline(1.0, color="black", linewidth=0.6)
+    axes.set_xscale("log")
+    axes.set_xlim(0.8, 1.6 * max(*means, *medians))
+    axes.set_xlabel("seconds of a step / SGD's")
+    axes.set_title(entry["title"], fontsize=10)
+    axes.legend(fontsize=8, loc="upper right", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.invert_yaxis()
     caption = (
-        f"{one['description']}, {one['parameters']} parameters, published settings of each. Bars: "
-        f"mean of {one['rounds']} interleaved steps at the same weights, refreshes with their "
-        f"share; marks: median. {machines(found.values())}"
+        f"{entry['description']}, {entry['parameters']} parameters, published settings of each."
+        f" Bars: mean of {entry['rounds']} interleaved steps at the same weights, refreshes with"
+        f" their share; marks: median. {machines([entry])}"
     )
     finish(figure, caption, path)
     return [path, table]
 
 
-def optimizers_table(found: Entries) -> str:
-    """Return the step cost of every optimizer in Markdown."""
+def _optimizers_table(
+    rows: Sequence[tuple[str, Mapping[str, Any]]], failed: Mapping[str, str]
+) -> str:
     lines = [
         "| optimizer | average step / SGD's | step without a refresh / SGD's | average step |"
         " losses a step | forward / backward / curvature evaluations a step |",
         "|---|---|---|---|---|---|",
     ]
-    for entry in found.values():
-        for name, o in _by_cost(entry):
-            nfe = " / ".join(f"{o[f'nfe_{k}']:.4g}" for k in ("forward", "backward", "curvature"))
-            lines.append(
-                f"| {name} | {o['average_over_sgd']:.3f} | {o['ordinary_over_sgd']['median']:.3f} |"
-                f" {duration(o['mean_s'])} | {o['losses']:.3g} | {nfe} |"
-            )
-        for name, reason in entry.get("failed", {}).items():
-            lines.append(f"| {name} | failed: {reason.replace('|', '/')} | | | | |")
+    for name, o in rows:
+        nfe = " / ".join(f"{o[f'nfe_{k}']:.4g}" for k in ("forward", "backward", "curvature"))
+        lines.append(
+            f"| {name} | {o['average_over_sgd']:.3f} | {o['ordinary_over_sgd']['median']:.3f} |"
+            f" {duration(o['mean_s'])} | {o['losses']:.3g} | {nfe} |"
+        )
+    for name, reason in failed.items():
+        lines.append(f"| {name} | failed: {reason.replace('|', '/')} | | | | |")
     return "\n".join(lines) + "\n"
-
-
-def _by_cost(entry: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Return the optimizers, the cheapest average step first."""
-    return sorted(entry["optimizers"].items(), key=lambda item: item[1]["average_over_sgd"])
 
 
 def _beside(groups: int, place: int, bars: int) -> list[float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,12 @@ import torch
 
 from experiments.base.errors import ConfigError, RecordError
 from experiments.measure import engine, harness, memory, pictures, scaling, step_cost
-from experiments.measure.workloads import ENGINE, TRAINING
+from experiments.measure.workloads import ENGINE, TRAINING, Workload
 from snopt import SolverError
-
-Measure = Callable[[], dict[str, Any]]
 
 Say = Callable[[str], None]
 
-REPEATS = 9
-
-PROCESSES = 2
-
-MAX_SECONDS = 60.0
+REPEATS, PROCESSES, MAX_SECONDS = 9, 2, 60.0
 
 
 @dataclass(frozen=True)
@@ -49,56 +42,60 @@ class Plan:
     folder: Path = Path("results/benchmarks")
 
 
-def _engine(plan: Plan) -> dict[str, Measure]:
-    timing = (plan.device, plan.repeats, plan.max_seconds)
-    return {w.name: partial(engine.measure_engine, w, *timing) for w in ENGINE}
-
-
-def _optimizer(plan: Plan) -> dict[str, Measure]:
-    timing = (plan.device, plan.repeats, plan.max_seconds)
-    return {w.name: partial(step_cost.measure_optimizer, w, *timing) for w in TRAINING}
-
-
-def _memory(plan: Plan) -> dict[str, Measure]:
-    where = (plan.device, plan.processes)
-    of_nets: dict[str, Measure] = {
-        w.name: partial(memory.measure_memory, w, *where) for w in TRAINING
-    }
-    return {**of_nets, memory.STEPS: partial(memory.measure_steps, *where)}
-
-
-def _optimizers(plan: Plan) -> dict[str, Measure]:
-    return {"digits": partial(step_cost.measure_optimizers, plan.device, plan.repeats)}
-
-
-def _scaling(plan: Plan) -> dict[str, Measure]:
-    return {w.name: partial(scaling.measure_scaling, w, plan.repeats) for w in TRAINING}
-
-
 @dataclass(frozen=True)
 class Benchmark:
-    """One result file.
+    """How one result file is made.
 
     Attributes:
-        workloads: returns what measures each workload, by its name.
+        workloads: what it can be measured on.
+        measure: returns the entry of a workload.
+        headline: the one line that a person wants to see of an entry.
         draw: draws pictures and tables from the result file in a folder; returns their files.
-        headline: returns the one line that a person wants to see of a workload's entry.
         unasked: workloads that are measured where none is chosen; None means all.
     """
 
-    workloads: Callable[[Plan], dict[str, Measure]]
-    draw: Callable[[Path], list[Path]]
+    workloads: Sequence[Workload]
+    measure: Callable[[Workload, Plan], dict[str, Any]]
     headline: Callable[[Mapping[str, Any]], str]
+    draw: Callable[[Path], list[Path]]
     unasked: Sequence[str] | None = None
 
 
 BENCHMARKS = {
-    "engine": Benchmark(_engine, pictures.draw_engine, engine.headline),
-    "optimizer": Benchmark(_optimizer, pictures.draw_optimizer, step_cost.headline_optimizer),
-    "memory": Benchmark(_memory, pictures.draw_memory, memory.headline),
-    "optimizers": Benchmark(_optimizers, pictures.draw_optimizers, step_cost.headline_optimizers),
+    "engine": Benchmark(
+        ENGINE,
+        lambda w, plan: engine.measure_engine(w, plan.device, plan.repeats, plan.max_seconds),
+        engine.headline,
+        pictures.draw_engine,
+    ),
+    "optimizer": Benchmark(
+        TRAINING,
+        lambda w, plan: step_cost.measure_optimizer(w, plan.device, plan.repeats, plan.max_seconds),
+        step_cost.headline_optimizer,
+        pictures.draw_optimizer,
+    ),
+    "memory": Benchmark(
+        (*TRAINING, memory.STIFFENING),
+        lambda w, plan: (
+            memory.measure_steps(plan.device, plan.processes)
+            if w is memory.STIFFENING
+            else memory.measure_memory(w, plan.device, plan.processes)
+        ),
+        memory.headline,
+        pictures.draw_memory,
+    ),
+    "optimizers": Benchmark(
+        TRAINING[:1],
+        lambda _, plan: step_cost.measure_optimizers(plan.device, plan.repeats),
+        step_cost.headline_optimizers,
+        pictures.draw_optimizers,
+    ),
     "scaling": Benchmark(
-        _scaling, scaling.write_tables, scaling.headline, unasked=("digits", "mnist")
+        TRAINING,
+        lambda w, plan: scaling.measure_scaling(w, plan.repeats),
+        scaling.headline,
+        scaling.write_tables,
+        unasked=("digits", "mnist"),
     ),
 }
 
@@ -109,25 +106,26 @@ FINISHED = ("deferral",)
 """Benchmarks that are no longer measured, and whose results are kept."""
 
 
-def measurements(plan: Plan) -> list[tuple[str, str, Measure]]:
-    """Return benchmark, workload and measurement, in order.
+def measurements(plan: Plan) -> list[tuple[str, Workload]]:
+    """Return benchmark and workload of every measurement, in order.
 
     Raises:
         ConfigError: an unknown benchmark, or a workload that none of them has.
     """
-    found: list[tuple[str, str, Measure]] = []
+    found: list[tuple[str, Workload]] = []
     known: list[str] = []
     for name in plan.benchmarks:
         if name not in BENCHMARKS:
             raise ConfigError(f"unknown benchmark {name!r}; valid: {', '.join(BENCHMARKS)}, all")
-        table = BENCHMARKS[name].workloads(plan)
-        known += table
-        chosen = plan.only or BENCHMARKS[name].unasked or table
-        found += [(name, workload, m) for workload, m in table.items() if workload in chosen]
-    for workload in plan.only:
-        if workload not in known:
-            valid = ", ".join(dict.fromkeys(known))
-            raise ConfigError(f"unknown workload {workload!r}; valid: {valid}")
+        names = [w.name for w in BENCHMARKS[name].workloads]
+        known += names
+        chosen = plan.only or BENCHMARKS[name].unasked or names
+        found += [(name, w) for w in BENCHMARKS[name].workloads if w.name in chosen]
+    for only in plan.only:
+        if only not in known:
+            raise ConfigError(
+                f"unknown workload {only!r}; valid: {', '.join(dict.fromkeys(known))}"
+            )
     return found
 
 
@@ -144,11 +142,12 @@ def run(plan: Plan, say: Say) -> list[Path]:
     failures: list[str] = []
     finished: list[str] = []
     planned = measurements(plan)
-    for place, (benchmark, name, measure) in enumerate(planned, start=1):
+    for place, (benchmark, workload) in enumerate(planned, start=1):
+        name = workload.name
         say(f"[{place}/{len(planned)}] {benchmark}: {name}")
         started = harness.origin(plan.device, plan.repeats)
         try:
-            entry = {"origin": started, **measure()}
+            entry = {"origin": started, **BENCHMARKS[benchmark].measure(workload, plan)}
         except (RuntimeError, ValueError, SolverError, RecordError) as error:
             failures.append(f"{benchmark} {name}: {error}")
             say(f"    failed: {error}")

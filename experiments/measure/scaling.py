@@ -20,7 +20,7 @@ seconds of those, and ρ(N) the largest rank's share of them: at least that of t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,7 +40,6 @@ from snopt.linalg import eigenbases
 from snopt.precondition.ranks import Ranks, assign
 
 RANKS = 2
-
 MODELLED = (2, 4, 8, 16, 64)
 
 # --- measured ------------------------------------------------------------------------------------
@@ -76,21 +75,15 @@ def measure_scaling(workload: Workload, repeats: int) -> dict[str, Any]:
             "compute": asdict(compute),
             "largest_share": {str(n): sent.largest_share(n) for n in MODELLED},
             "efficiency": {
-                link.name: {str(n): efficiency(compute, sent, link, n) for n in MODELLED}
-                for link in LINKS
+                name: {str(n): efficiency(compute, sent, link, n) for n in MODELLED}
+                for name, link in LINKS.items()
             },
         },
     }
 
 
 def measure_ranks(name: str, size: int, rows: int, repeats: int) -> dict[str, Any]:
-    """Return what rank 0 of ``size`` processes measured.
-
-    Args:
-        name: workload in :data:`experiments.measure.workloads.TRAINING`.
-        size: number of processes.
-        rows: batch of each.
-        repeats: steps of each kind.
+    """Return what rank 0 of ``size`` processes, each with a batch of ``rows``, measured.
 
     Raises:
         RecordError: a process failed.
@@ -175,14 +168,7 @@ BYTES = 4
 
 @dataclass(frozen=True)
 class Volume:
-    """What a model makes its ranks send, in bytes, and how its decompositions divide.
-
-    Attributes:
-        gradients: a step's, 4 P.
-        factors: a refresh's, 4 F.
-        bases: a refresh's, 4 E.
-        costs: d³ of each matrix.
-    """
+    """Bytes that ranks send (4 P, 4 F and 4 E), and d³ of each matrix to decompose."""
 
     gradients: int
     factors: int
@@ -191,19 +177,16 @@ class Volume:
 
     def largest_share(self, ranks: int) -> float:
         """Return ρ(N), in (0, 1]."""
-        owners = assign(self.costs, ranks)
         loads = [0.0] * ranks
-        for cost, owner in zip(self.costs, owners, strict=True):
+        for cost, owner in zip(self.costs, assign(self.costs, ranks), strict=True):
             loads[owner] += cost
         return max(loads) / sum(loads)
 
 
 def volume(parameters: int, shapes: Sequence[tuple[int, int, int]]) -> Volume:
-    """Return what is sent for a model.
+    """Return what is sent for a model of P parameters.
 
-    Args:
-        parameters: P.
-        shapes: (groups, out / groups, features) of every preconditioned layer.
+    ``shapes`` are (groups, out / groups, features) of every preconditioned layer.
     """
     sides = [(groups, d) for groups, *both in shapes for d in both]
     return Volume(
@@ -216,15 +199,8 @@ def volume(parameters: int, shapes: Sequence[tuple[int, int, int]]) -> Volume:
 
 @dataclass(frozen=True)
 class Link:
-    """What connects the ranks.
+    """What connects the ranks: bytes per second, and seconds of one message."""
 
-    Attributes:
-        name: in words.
-        bandwidth: bytes per second.
-        latency: seconds of one message.
-    """
-
-    name: str
     bandwidth: float
     latency: float
 
@@ -237,22 +213,16 @@ class Link:
         return (ranks - 1) * (size / (ranks * self.bandwidth) + self.latency)
 
 
-LINKS = (
-    Link("1 Gbit/s", 1e9 / 8, 50e-6),
-    Link("10 Gbit/s", 1e10 / 8, 30e-6),
-    Link("100 Gbit/s", 1e11 / 8, 5e-6),
-)
+LINKS = {
+    "1 Gbit/s": Link(1e9 / 8, 50e-6),
+    "10 Gbit/s": Link(1e10 / 8, 30e-6),
+    "100 Gbit/s": Link(1e11 / 8, 5e-6),
+}
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Seconds of one rank with its own rows.
-
-    Attributes:
-        step: C, an ordinary step.
-        collect: K, what a refresh adds without the decompositions.
-        decompose: D, the decompositions.
-    """
+    """Seconds of one rank with its own rows: C, K and D."""
 
     step: float
     collect: float
@@ -262,15 +232,7 @@ class Compute:
 def efficiency(
     compute: Compute, sent: Volume, link: Link, ranks: int, update_freq: int = 100
 ) -> float:
-    """Return the time of one rank over that of N with as many rows each; 1 is perfect.
-
-    Args:
-        compute: seconds of one rank.
-        sent: what the model makes ranks send.
-        link: between the ranks.
-        ranks: N.
-        update_freq: steps between two refreshes.
-    """
+    """Return the time of one rank over that of N with as many rows each; 1 is perfect."""
     alone = compute.step + (compute.collect + compute.decompose) / update_freq
     refresh = (
         compute.collect
@@ -284,20 +246,9 @@ def efficiency(
 
 # --- scaling.md ----------------------------------------------------------------------------------
 
-_KINDS = ("ordinary", "refresh")
-
-_PARTS = ("gradients", "factors", "bases")
-
 _HEAD = (
-    "net",
-    "ranks × rows",
-    "ordinary step",
-    "refresh step",
-    "efficiency, ordinary step",
-    "refresh step",
-    "mean of gradients",
-    "mean of factors",
-    "eigenbases",
+    "| net | ranks × rows | ordinary step | refresh step | efficiency, ordinary step |"
+    " refresh step | mean of gradients | mean of factors | eigenbases |"
 )
 
 
@@ -312,13 +263,18 @@ def write_tables(folder: Path) -> list[Path]:
         "Measured: medians in ms; efficiency is rows a second over those of one rank, times"
         f" their number. One thread a rank. {machines(found)}",
         "",
-        *_table(_HEAD, (row for entry in found for row in measured_rows(entry))),
+        _HEAD,
+        "|" + " --- |" * 9,
+        *(_row(cells) for entry in found for cells in measured_cells(entry)),
         "",
         "Modelled from one rank's seconds, as many rows for each rank, a refresh every 100 steps:",
         "",
-        *_table(
-            ["net", "links", *(f"{n} ranks" for n in MODELLED)],
-            (row for entry in found for row in modelled_rows(entry)),
+        _row(["net", "links", *(f"{n} ranks" for n in MODELLED)]),
+        "|" + " --- |" * (2 + len(MODELLED)),
+        *(
+            _row([entry["title"], link, *(f"{100 * values[str(n)]:.1f} %" for n in MODELLED)])
+            for entry in found
+            for link, values in entry["modelled"]["efficiency"].items()
         ),
     ]
     path = folder / "scaling.md"
@@ -326,38 +282,29 @@ def write_tables(folder: Path) -> list[Path]:
     return [path]
 
 
-def measured_rows(entry: Mapping[str, Any]) -> list[list[str]]:
+def measured_cells(entry: Mapping[str, Any]) -> list[list[str]]:
     """Return a row for each way to share the batch."""
-    runs = entry["runs"]
-    one = {kind: runs["one"]["seconds"][kind]["median"] for kind in _KINDS}
-    rows = []
-    for run in (runs[way] for way in ("one", "strong", "weak")):
+    one, steps, rows = entry["runs"]["one"], ("ordinary", "refresh"), []
+    for run in entry["runs"].values():
         times = {kind: found["median"] for kind, found in run["seconds"].items()}
-        share = run["rows"] / runs["one"]["rows"]
-        parts = [f"{1e3 * times[k]:.2f}" if k in times else "–" for k in _PARTS]
-        steps = [f"{1e3 * times[kind]:.1f}" for kind in _KINDS]
-        efficiencies = [f"{100 * share * one[kind] / times[kind]:.0f} %" for kind in _KINDS]
-        name = f"{run['ranks']} × {run['rows']}"
-        rows.append([entry["title"], name, *steps, *efficiencies, *parts])
+        cells = [entry["title"], f"{run['ranks']} × {run['rows']}"]
+        cells += [f"{1e3 * times[kind]:.1f}" for kind in steps]
+        for kind in steps:
+            relative = one["seconds"][kind]["median"] / times[kind]
+            cells.append(f"{100 * run['rows'] / one['rows'] * relative:.0f} %")
+        for part in ("gradients", "factors", "bases"):
+            cells.append(f"{1e3 * times[part]:.2f}" if part in times else "–")
+        rows.append(cells)
     return rows
-
-
-def modelled_rows(entry: Mapping[str, Any]) -> list[list[str]]:
-    """Return a row for each kind of links."""
-    return [
-        [entry["title"], link, *(f"{100 * values[str(n)]:.1f} %" for n in MODELLED)]
-        for link, values in entry["modelled"]["efficiency"].items()
-    ]
 
 
 def headline(entry: Mapping[str, Any]) -> str:
     """Return the one line that a person wants to see."""
     return "; ".join(
         f"{name}: ordinary {ordinary}, refresh {refresh}"
-        for _, name, _, _, ordinary, refresh, *_ in measured_rows(entry)
+        for _, name, _, _, ordinary, refresh, *_ in measured_cells(entry)
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

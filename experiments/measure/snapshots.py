@@ -66,22 +66,19 @@ class Snapshot:
         logits: Tensor = self.net.readout(torch.relu(z).mean(dim=(2, 3)))
         return logits
 
-    def rows(self, z: Tensor, curvature: str, y: Tensor | None = None) -> Tensor:
+    def rows(self, z: Tensor, curvature: str) -> Tensor:
         """Return the rows of every sample's own loss at the state ``z``, (R, N, …).
 
         Args:
-            z: final states of samples.
+            z: final states of the samples; of any, for ``"ggn"``.
             curvature: ``"ggn"`` (R = classes) or ``"empirical"`` (R = 1).
-            y: labels of the samples, for ``"empirical"``; None means those of the snapshot.
         """
         with torch.enable_grad():
             z = z.detach().requires_grad_(True)
             out = self.head(z)
             if curvature == "empirical":
-                labels = self.y if y is None else y
-                vectors = [
-                    torch.softmax(out.detach(), 1) - nn.functional.one_hot(labels, out.shape[1])
-                ]
+                labels = nn.functional.one_hot(self.y, out.shape[1])
+                vectors = [torch.softmax(out.detach(), 1) - labels]
             else:
                 vectors = loss_vectors(out, "categorical", curvature)
             return torch.stack(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from curvlinops import HessianLinearOperator
@@ -33,9 +33,7 @@ Product = Callable[[Tensor], Tensor]
 COLUMNS = ("seed", "step", "matrix", "probe", "index", "value", "share", "residual")
 
 HESSIAN, ADJOINT = "hessian", "hessian-adjoint"
-
 GAUSS_NEWTON, GGN, EMPIRICAL = "gauss-newton", "kronecker-ggn", "kronecker-empirical"
-
 MOMENT = "moment"
 
 
@@ -81,8 +79,7 @@ def measure(snapshot: Snapshot, settings: Settings) -> Iterator[dict[str, Any]]:
         for rank, value, count in grouped(values, m):
             row = {"probe": None, "index": rank, "value": value, "share": count / m}
             yield {**facts, "matrix": name, **row, "residual": None}
-    generator = torch.Generator().manual_seed(snapshot.seed)
-    starts = random_starts(m, settings.probes, generator, snapshot.x.dtype)
+    starts = random_starts(m, settings.probes, snapshot.seed, snapshot.x.dtype)
     nodes = lanczos(hessian_product(snapshot), starts, settings.lanczos)
     yield from ({**facts, "matrix": HESSIAN, **row} for row in _rows(nodes))
     if snapshot.step in settings.adjoint_steps:
@@ -128,31 +125,25 @@ def _rows(nodes: Nodes) -> Iterator[dict[str, Any]]:
 
 # --- stochastic Lanczos quadrature ---------------------------------------------------------------
 
-_BREAKDOWN = 1e-7
+_BREAKDOWN = 1e-7  # of the largest product: less is rounding
 
 
-@dataclass(frozen=True)
-class Nodes:
-    """Quadrature by P runs of Lanczos.
-
-    Attributes:
-        values: nodes θ, (P, k), ascending: where converged they are eigenvalues.
-        weights: ω >= 0, (P, k), each row sums to 1.
-        residuals: ‖H u - θ u‖ of the approximate eigenvectors u, (P, k).
-    """
+class Nodes(NamedTuple):
+    """Quadrature by P runs of Lanczos of k steps; all (P, k), float64, by ascending value."""
 
     values: Tensor
+    """θ; where they have settled they are eigenvalues."""
     weights: Tensor
+    """ω >= 0; each row sums to 1."""
     residuals: Tensor
+    """‖H u - θ u‖ of the approximate eigenvectors u."""
 
 
-def random_starts(
-    dim: int, count: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def random_starts(dim: int, count: int, seed: int, dtype: torch.dtype) -> Tensor:
     """Return ``count`` unit vectors of random direction as columns, (dim, count)."""
+    generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(dim, count, generator=generator, dtype=torch.float64)
-    unit: Tensor = drawn / drawn.norm(dim=0)
-    return unit.to(dtype)
+    return nn.functional.normalize(drawn, dim=0).to(dtype)
 
 
 def lanczos(product: Product, start: Tensor, steps: int) -> Nodes:
@@ -172,9 +163,6 @@ def lanczos(product: Product, start: Tensor, steps: int) -> Nodes:
         start: unit columns, (d, P).
         steps: k, at most d; more are cut. A run that has found an invariant subspace goes on with
             zeros, which get no weight.
-
-    Returns:
-        Nodes and weights, in float64.
 
     Raises:
         ConfigError: if ``steps`` is below 1 or a product is not finite.
@@ -208,14 +196,7 @@ def lanczos(product: Product, start: Tensor, steps: int) -> Nodes:
 
 
 def density(grid: Tensor, values: Tensor, weights: Tensor, sigma: float) -> Tensor:
-    """Return the density smoothed with a Gaussian, at each point of ``grid``.
-
-    Args:
-        grid: points, (G,).
-        values: nodes of any shape.
-        weights: their weights, which sum to 1 in all.
-        sigma: standard deviation of the Gaussian.
-    """
+    """Return the density of weighted values at each point of ``grid``, by a Gaussian on each."""
     z = (grid.unsqueeze(1) - values.reshape(1, -1)) / sigma
     bumps = torch.exp(-(z**2) / 2) / (sigma * (2 * torch.pi) ** 0.5)
     curve: Tensor = bumps @ weights.reshape(-1).to(bumps)
@@ -255,28 +236,19 @@ def finite_difference_product(
         params: what the Hessian is over; they are moved and put back.
         step: length of a move along a column, which is scaled to 1 for it.
     """
+    start = nn.utils.parameters_to_vector(params).detach().clone()
 
-    @torch.no_grad()
-    def moved(direction: Tensor, length: float) -> Tensor:
-        before = [p.clone() for p in params]
-        parts = torch.split(direction, [p.numel() for p in params])
-        try:
-            for p, part in zip(params, parts, strict=True):
-                p.add_(part.reshape(p.shape), alpha=length)
-            return gradient()
-        finally:
-            for p, value in zip(params, before, strict=True):
-                p.copy_(value)
+    def gradient_at(theta: Tensor) -> Tensor:
+        nn.utils.vector_to_parameters(theta, params)
+        return gradient()
 
     def product(columns: Tensor) -> Tensor:
         found = []
         for column in columns.T:
-            length = float(column.norm())
-            if length == 0:
-                found.append(torch.zeros_like(column))
-                continue
-            ahead, behind = (moved(column / length, sign * step) for sign in (1.0, -1.0))
-            found.append((ahead - behind) * (length / (2 * step)))
+            move = step * nn.functional.normalize(column, dim=0)
+            difference = gradient_at(start + move) - gradient_at(start - move)
+            found.append(difference * (column.norm() / (2 * step)))
+        nn.utils.vector_to_parameters(start.clone(), params)
         return torch.stack(found, dim=1)
 
     return product
@@ -323,11 +295,7 @@ def gauss_newton_rows(snapshot: Snapshot, rtol: float = 1e-4) -> Tensor:
 def gram_eigenvalues(rows: Tensor) -> Tensor:
     """Return the eigenvalues of rowsᵀ rows that may be other than 0, from the small side.
 
-    Args:
-        rows: (R, m).
-
-    Returns:
-        min(R, m) values in float64, the largest first, rounding below 0 removed.
+    min(R, m) values in float64, the largest first, rounding below 0 removed.
     """
     rows = rows.double()
     small = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
@@ -336,15 +304,9 @@ def gram_eigenvalues(rows: Tensor) -> Tensor:
 
 
 def kronecker_eigenvalues(snapshot: Snapshot, curvature: str, rtol: float = 1e-4) -> Tensor:
-    """Return the eigenvalues of the block-diagonal A ⊗ B over all layers of the field.
+    """Return the m eigenvalues of the block-diagonal A ⊗ B over all layers of the field.
 
-    Args:
-        snapshot: the net and its samples.
-        curvature: ``"ggn"`` or ``"empirical"``.
-        rtol: tolerance of the solves.
-
-    Returns:
-        m values in float64, the largest first.
+    ``curvature`` is ``"ggn"`` or ``"empirical"``. In float64, the largest first.
     """
     factors = path_factors(
         snapshot.net.ode.func,

@@ -23,14 +23,7 @@ from experiments.base.errors import RecordError, one_line
 from experiments.base.files import write_whole
 from experiments.measure.harness import averaged, call, interleaved, origin, pair_ratio, spread
 from experiments.measure.memory import ALLOCATOR, peak_of_steps
-from experiments.measure.steps import (
-    NEVER,
-    TIMED,
-    Step,
-    configuration,
-    configured_step,
-    plain_step,
-)
+from experiments.measure.steps import NEVER, TIMED, Step, configuration, configured_step, plain_step
 from experiments.measure.workloads import Workload
 from experiments.models.nfe import nfe_counts, reset_nfe
 from experiments.run.config import identity, options
@@ -46,13 +39,9 @@ SCOPES = {"all": "snopt", "ode": "snopt_ode"}
 def measure_optimizer(
     workload: Workload, device: torch.device, repeats: int, max_seconds: float | None = None
 ) -> dict[str, Any]:
-    """Measure one workload; return its entry of ``optimizer.json`` without its origin.
+    """Return one workload's entry of ``optimizer.json``, without its origin.
 
-    Args:
-        workload: what is trained.
-        device: where.
-        repeats: rounds.
-        max_seconds: see :func:`~experiments.measure.harness.interleaved`.
+    Arguments as of :func:`~experiments.measure.engine.measure_engine`.
     """
     steps = {}
     for name, make in TIMED.items():
@@ -82,27 +71,11 @@ def measure_optimizer(
 def score_optimizer(
     samples: Mapping[str, Sequence[float]], evaluations: Mapping[str, Mapping[str, int]]
 ) -> dict[str, Any]:
-    """Turn samples into the numbers that are quoted.
+    """Turn seconds and evaluations of F, by kind of step, into the numbers that are quoted.
 
     Averages over ``update_freq`` steps are composed of the ordinary and the refresh step of the
     same round.
-
-    Args:
-        samples: seconds by kind of step.
-        evaluations: evaluations of F in one step by kind of step.
-
-    Returns:
-        ``rounds``, ``steps``, ``refresh`` (cost of a refresh step in ordinary steps) and
-        ``average`` (cost at each update_freq, relative to SGD and to Adam).
     """
-    steps = {
-        name: {
-            "seconds": spread(values).as_json(),
-            "evaluations": dict(evaluations[name]),
-            "samples_s": list(values),
-        }
-        for name, values in samples.items()
-    }
     refresh, average = {}, {}
     for scope, name in SCOPES.items():
         ordinary, dear = samples[name], samples[f"{name}_refresh"]
@@ -119,7 +92,14 @@ def score_optimizer(
         }
     return {
         "rounds": len(samples["sgd"]),
-        "steps": steps,
+        "steps": {
+            name: {
+                "seconds": spread(values).as_json(),
+                "evaluations": evaluations[name],
+                "samples_s": values,
+            }
+            for name, values in samples.items()
+        },
         "refresh": refresh,
         "average": average,
     }
@@ -169,8 +149,8 @@ def measure_optimizers(
         overrides: changes to the configuration of all.
 
     Returns:
-        The entry of ``optimizers.json``, without its origin. An optimizer that fails drops out of
-        the rounds that are left; ``failed`` says why, the others are measured all the same.
+        The entry of ``optimizers.json``, without its origin. ``failed`` says why an optimizer
+        dropped out; the others are measured all the same.
 
     Raises:
         RecordError: SGD, to which all are compared, fails.
@@ -206,19 +186,18 @@ def measure_optimizers(
         "description": f"conv_ode_small on digits, batch {batch_size}, dopri5 at 1e-3, adjoint",
         "parameters": sum(p.numel() for p in steps[SGD].params),
         "rounds": rounds,
-        "settings": {name: _settings(configs[name]["optimizer"]) for name in samples},
+        "settings": {
+            name: {
+                key: value
+                for key, value in configs[name]["optimizer"].items()
+                if isinstance(value, int | float | str) and not key.startswith("_")
+            }
+            for name in samples
+        },
         "optimizers": score_optimizers(
             samples, {name: steps[name].evaluations() for name in samples}
         ),
         "failed": failed,
-    }
-
-
-def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: value
-        for key, value in group.items()
-        if isinstance(value, int | float | str) and not key.startswith("_")
     }
 
 
@@ -236,12 +215,7 @@ def _dropping_out(name: str, failed: dict[str, str]) -> Iterator[None]:
 def score_optimizers(
     samples: Mapping[str, Sequence[float]], evaluations: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any]:
-    """Return seconds and the two ratios to SGD by optimizer.
-
-    Args:
-        samples: seconds by optimizer; those with the same index are of the same round.
-        evaluations: what a step evaluated on average, by optimizer.
-    """
+    """Return seconds, the two ratios to SGD and a step's mean evaluations, by optimizer."""
     reference = samples[SGD]
     return {
         name: {
@@ -264,7 +238,6 @@ def headline_optimizers(entry: Mapping[str, Any]) -> str:
 # --- figure 7: SNOpt against Adam on configured runs ---------------------------------------------
 
 ROUNDS = 5
-
 MAX_SECONDS = 60.0
 
 REFRESHES = {
@@ -280,13 +253,7 @@ def time_steps(
 ) -> dict[str, Any]:
     """Time Adam's step and SNOpt's ordinary and refresh steps in turn, in this process.
 
-    Args:
-        overrides: experiment, seed, places; no optimizer.
-        rounds: interleaved rounds.
-        max_seconds: see :func:`~experiments.measure.harness.interleaved`.
-
-    Returns:
-        ``samples_s`` by kind of step, ``update_freq`` of the configuration, ``origin``.
+    ``overrides`` are experiment, seed and places; no optimizer.
     """
     config = configuration([*overrides, "optimizer=snopt"])
     device = choose_device(str(config["device"]))
@@ -317,16 +284,9 @@ def memory_of(overrides: Sequence[str], optimizer: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One process, which leaves one file.
+    """One process: a call of ``target`` that leaves its result in ``file``.
 
-    Attributes:
-        dataset: data set name.
-        seed: seed of the run.
-        kind: ``time``, ``memory-adam`` or ``memory-snopt``.
-        file: its result.
-        target: function to call.
-        arguments: its arguments.
-        environment: environment variables that it needs.
+    ``kind`` is ``time``, ``memory-adam`` or ``memory-snopt``.
     """
 
     dataset: str
@@ -386,7 +346,7 @@ def plan(
     Args:
         target: folder of experiments and of results, such as ``figure-7``.
         dataset: one of ``configs/tuned/<target>.yaml``.
-        seeds: seeds: of weights and batch; each is measured anew.
+        seeds: of weights and batch; each is measured anew.
         overrides: changes to every run.
         where: overrides that say where data lie.
         output_dir: where results lie.

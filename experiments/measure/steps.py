@@ -33,9 +33,7 @@ class Step:
     """A step that can be repeated; call it to take one.
 
     Attributes:
-        model: whose weights are put back.
-        optimizer: over the model.
-        params: the model's parameters.
+        params: the model's parameters, which are put back.
         taken: steps so far.
         losses: evaluations of the loss in them.
     """
@@ -66,13 +64,7 @@ class Step:
 def plain_step(
     case: Case, optimizer: Optimizer, after_backward: Callable[[], object] | None = None
 ) -> Step:
-    """Return a forward pass, a backward pass and ``optimizer.step()`` on a workload.
-
-    Args:
-        case: model and loss.
-        optimizer: over the model.
-        after_backward: called between the backward pass and the step.
-    """
+    """Return forward pass, backward pass, ``after_backward()`` and ``optimizer.step()``."""
 
     def take() -> int:
         optimizer.zero_grad()

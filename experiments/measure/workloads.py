@@ -94,19 +94,14 @@ class Variant:
 
 
 ADJOINT = Variant("snopt_adjoint", "snopt adjoint", "adjoint", seminorm=True)
-
 DIRECT = Variant("snopt_direct", "snopt direct", "direct")
-
 CHECKPOINT = Variant("snopt_checkpoint", "snopt checkpoint", "checkpoint")
-
 STOCK_SEMINORM = Variant(
     "torchdiffeq_seminorm", "torchdiffeq adjoint, seminorm", "adjoint", True, StockBlock
 )
-
 STOCK_ADJOINT = Variant(
     "torchdiffeq_adjoint", "torchdiffeq adjoint", "adjoint", block_class=StockBlock
 )
-
 STOCK_DIRECT = Variant(
     "torchdiffeq_direct", "backpropagation through torchdiffeq", "direct", block_class=StockBlock
 )
@@ -236,27 +231,6 @@ def field_case(
     return Case(block, block, lambda: (block(y0) * gradient).sum(), state)
 
 
-def make_conv(
-    solver: SolverSettings, device: torch.device, *, batch: int, channels: int, size: int
-) -> Case:
-    """Two 3×3 convolutions on [t, z]: the field of the published image net."""
-    return field_case(ConvField(channels), (batch, channels, size, size), solver, device)
-
-
-def make_mlp(
-    solver: SolverSettings, device: torch.device, *, batch: int, dim: int, layers: int
-) -> Case:
-    """Linear layers with tanh: the field of the published ODE-RNN."""
-    return field_case(MLPField(dim, layers), (batch, dim), solver, device)
-
-
-def make_softplus(
-    solver: SolverSettings, device: torch.device, *, batch: int, dim: int, width: int
-) -> Case:
-    """Wide layers with softplus: the sizes of the published MINIBOONE flow, without the trace."""
-    return field_case(SoftplusField(dim, width), (batch, dim), solver, device)
-
-
 def make_image_net(
     solver: SolverSettings,
     device: torch.device,
@@ -316,14 +290,18 @@ ENGINE = (
         "conv",
         "two 3×3 convolutions",
         "two 3×3 convolutions on [t, z], ReLU, state (128, 64, 6, 6), tolerance 1e-3",
-        make_conv,
+        lambda solver, device, batch, channels, size: field_case(
+            ConvField(channels), (batch, channels, size, size), solver, device
+        ),
         {"batch": 128, "channels": 64, "size": 6},
     ),
     Workload(
         "linear",
         "four linear layers",
         "four linear layers of 64, tanh, batch 256, tolerance 1e-3",
-        make_mlp,
+        lambda solver, device, batch, dim, layers: field_case(
+            MLPField(dim, layers), (batch, dim), solver, device
+        ),
         {"batch": 256, "dim": 64, "layers": 4},
         repeat_factor=3,
     ),
@@ -331,7 +309,9 @@ ENGINE = (
         "softplus",
         "43-860-860-43",
         "linear layers 43-860-860-43, softplus, batch 128, rtol 1e-6, atol 1e-8",
-        make_softplus,
+        lambda solver, device, batch, dim, width: field_case(
+            SoftplusField(dim, width), (batch, dim), solver, device
+        ),
         {"batch": 128, "dim": 43, "width": 860},
         rtol=1e-6,
         atol=1e-8,

@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ from snopt.validate import check_count, check_number
 
 MU_1 = 0.2  # μ₁ of the first damping, as in the authors' code
 
-Part = TypeVar("Part")
+_NO_DATA = "this layer has no data yet: the first step gathers it"
 
 
 @dataclass(frozen=True)
@@ -149,31 +149,8 @@ def mean_input(layer: Layer, x: Tensor) -> Tensor:
     return input_rows(layer, x).mean((1, 2))
 
 
-class Inverse(Protocol):
-    """The inverse of an output factor: a matrix, or its last pairs."""
-
-    def apply(self, M: Tensor) -> Tensor:
-        """Return H M for M of shape (groups, size, columns)."""
-        ...
-
-    def update(self, s: Tensor, y: Tensor) -> None:
-        """Update with a pair, each (groups, size)."""
-        ...
-
-    def dense(self) -> Tensor:
-        """Return H as a matrix, (groups, size, size)."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to continue exactly."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state, on this object's device."""
-        ...
-
-
-MakeInverse = Callable[[int, int, torch.device], Inverse]
+Inverse: TypeAlias = DenseInverse | LimitedInverse
+MakeInverse: TypeAlias = Callable[[int, int, torch.device], Inverse]
 
 
 class KBFGSState:
@@ -264,8 +241,8 @@ class KBFGSState:
 
     def direction(self, G: Tensor) -> Tensor:
         """Return H_g G H_a for a gradient of shape (groups, out / groups, features)."""
-        H_a, H_g = _present(self.H_a), _present(self.H_g)
-        return (H_g.apply(G.to(H_a.dtype)) @ H_a).to(G.dtype)
+        H_a = _present(self.H_a)
+        return (self._output_inverse.apply(G.to(H_a.dtype)) @ H_a).to(G.dtype)
 
     def after_step(self, means: Means, W: Tensor, decay: float) -> None:
         """Take in the second evaluation: update H_g with Δh and Δg, H_a with the action of A.
@@ -285,7 +262,7 @@ class KBFGSState:
             return
         self._s = torch.lerp(s, _present(self._s), decay)
         self._y = torch.lerp(y, _present(self._y), decay)
-        H_g = _present(self.H_g)
+        H_g = self._output_inverse
         s, y = self._s.double(), self._y.double()
         Hy = H_g.apply(y.unsqueeze(-1)).squeeze(-1)
         damped = double_damping(s, y, Hy, mu_1=MU_1, mu_2=math.sqrt(self._lambda))
@@ -318,6 +295,12 @@ class KBFGSState:
         self.updates, self.failures = int(state["updates"]), int(state["failures"])
         self._before = self.theta = None
 
+    @property
+    def _output_inverse(self) -> Inverse:
+        if self.H_g is None:
+            raise ValueError(_NO_DATA)
+        return self.H_g
+
     def _shifted(self) -> Tensor:
         """Return A + √λ I."""
         identity = torch.eye(self.A.shape[-1], dtype=self.A.dtype, device=self.A.device)
@@ -332,18 +315,18 @@ def _apply(W: Tensor, x: Tensor) -> Tensor:
     return (W.to(x.dtype) @ x.unsqueeze(-1)).squeeze(-1)
 
 
-def _present(part: Part | None) -> Part:
+def _present(part: Tensor | None) -> Tensor:
     if part is None:
-        raise ValueError("this layer has no data yet: the first step gathers it")
+        raise ValueError(_NO_DATA)
     return part
 
 
 class KBFGSPreconditioner(Layerwise[KBFGSState]):
     """Replaces the gradient of every Linear and Conv2d layer by H_g G H_a, in place.
 
-    :class:`snopt.baselines.KBFGS` does it all and describes the arguments. By hand, a step is
-    ``backward()``, :meth:`step`, the change of the weights, ``backward()`` on the same batch,
-    :meth:`observe`.
+    :class:`KBFGS` does it all and describes the arguments; ``layerwise`` are those of
+    :class:`Layerwise`. By hand, a step is ``backward()``, :meth:`step`, the change of the weights,
+    ``backward()`` on the same batch, :meth:`observe`.
     """
 
     def __init__(
@@ -351,28 +334,20 @@ class KBFGSPreconditioner(Layerwise[KBFGSState]):
         model: nn.Module,
         make_inverse: MakeInverse,
         *,
-        damping: float = 0.3,
-        decay: float = 0.9,
-        update_freq: int = 1,
-        quadrature: Quadrature | None = None,
-        scope: str = "all",
-        curvature_batch: int | None = None,
-        params: Iterable[Tensor] | None = None,
+        damping: float,
+        decay: float,
+        **layerwise: Any,
     ) -> None:
         """Find the layers and wait for the first backward pass."""
-        check_number("damping", damping, "(0, 1)")
-        check_number("decay (of all averages)", decay, "[0, 1)")
         self.damping, self.decay = damping, decay
+        self.check({})
+        check_number("decay (of all averages)", decay, "[0, 1)")
         self.waiting = False  # between a step and the evaluation after it
         super().__init__(
             model,
             lambda: KBFGSState(make_inverse),
-            update_freq=update_freq,
-            quadrature=quadrature,
-            scope=scope,
-            curvature_batch=curvature_batch,
-            params=params,
             accumulator=lambda: MeanSums(with_factor=not self.waiting),
+            **layerwise,
         )
 
     @torch.no_grad()
@@ -383,12 +358,14 @@ class KBFGSPreconditioner(Layerwise[KBFGSState]):
         if self.due:
             self._before_step(self.gathered(loss_scale))
         for block, group in self.with_gradient(param_groups):
-            damping = group.get("damping", self.damping)
-            check_number("damping", damping, "(0, 1)")
-            if block.state.prepare(damping):
+            if block.state.prepare(group.get("damping", self.damping)):
                 G = block.gradient(block.state.shape[-1])
                 block.set_gradient(block.state.direction(G))
         self.advance()
+
+    def check(self, group: Mapping[str, Any]) -> None:
+        """Raise ValueError if λ of a parameter group is out of range."""
+        check_number("damping", group.get("damping", self.damping), "(0, 1)")
 
     def _before_step(self, gathered: Mapping[str, Means]) -> None:
         if self.waiting:
@@ -533,7 +510,6 @@ class KBFGS(PreconditionedOptimizer[KBFGSPreconditioner]):
         defaults = {"damping": damping, "weight_decay": weight_decay}
         super().__init__(preconditioner, _Descent(groups, lr), defaults)
         for group in self.param_groups:
-            check_number("damping", group["damping"], "(0, 1)")
             check_number("lr", group["lr"], "[0, inf)")
             check_number("weight_decay", group["weight_decay"], "[0, inf)")
 
@@ -609,9 +585,9 @@ class KBFGS(PreconditionedOptimizer[KBFGSPreconditioner]):
 class KBFGSL(KBFGS):
     """K-BFGS(L): K-BFGS that keeps the last pairs of each H_g instead of a matrix.
 
-    The method, its use and all arguments but one are those of :class:`snopt.baselines.KBFGS`; until
-    a pair has been forgotten the two take the same steps. It pays where a layer has more outputs
-    than ``memory``.
+    The method, its use and all arguments but ``memory`` are those of
+    :class:`snopt.baselines.KBFGS`; until a pair has been forgotten the two take the same steps. It
+    pays where a layer has more outputs than ``memory``.
 
     Args:
         model: the model whose parameters are trained.
@@ -619,15 +595,10 @@ class KBFGSL(KBFGS):
         damping: λ in (0, 1) (authors' code: 0.3).
         decay: β in [0, 1) of all averages (authors' code: 0.9).
         memory: pairs (s, y) kept for each layer, at least 1 (authors' code: 100).
-        weight_decay: L2 penalty, added to the gradient before the average (authors' code: 1e-5).
-        update_freq: steps between two updates of A and the inverses (authors' code: 1).
-        quadrature: nodes on each smooth piece of a solve; None means ``gauss_legendre(4)``.
-        scope: ``"all"``, or ``"ode"`` to precondition only layers inside an ODE.
-        curvature_batch: rows of the batch used for means and A; None means all.
-        params: parameters or parameter groups to train; None means all of the model.
+        options: further arguments of K-BFGS.
 
     Raises:
-        TypeError: if ``model`` is no module.
+        TypeError: if ``model`` is no module, or an option is unknown.
         ValueError: if an argument is out of range or the model has no layer to precondition.
     """
 
@@ -638,28 +609,12 @@ class KBFGSL(KBFGS):
         damping: float = 0.3,
         decay: float = 0.9,
         memory: int = 100,
-        weight_decay: float = 0.0,
-        update_freq: int = 1,
-        quadrature: Quadrature | None = None,
-        scope: str = "all",
-        curvature_batch: int | None = None,
-        params: Iterable[Any] | None = None,
+        **options: Any,
     ) -> None:
         """Keep each H_g as its last pairs."""
         check_count("memory", memory)
         self.memory = memory
-        super().__init__(
-            model,
-            lr=lr,
-            damping=damping,
-            decay=decay,
-            weight_decay=weight_decay,
-            update_freq=update_freq,
-            quadrature=quadrature,
-            scope=scope,
-            curvature_batch=curvature_batch,
-            params=params,
-        )
+        super().__init__(model, lr=lr, damping=damping, decay=decay, **options)
 
     def _make_inverse(self) -> MakeInverse:
         return partial(LimitedInverse, memory=self.memory)

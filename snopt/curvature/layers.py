@@ -51,7 +51,14 @@ def input_rows(layer: Layer, x: Tensor) -> Tensor:
     Returns:
         Tensor of shape (groups, batch, shared, in / groups × kernel [+ 1]), at least float32.
     """
-    rows = _rows(layer, at_least_float32(x.detach()))
+    x = at_least_float32(x.detach())
+    if isinstance(layer, nn.Conv2d):
+        windows = _windows(layer, x)
+        groups, batch = windows.shape[0], windows.shape[4]
+        patches = windows.permute(0, 4, 5, 6, 1, 2, 3)
+        rows = patches.reshape(groups, batch, -1, windows.shape[1:4].numel())
+    else:
+        rows = _linear_rows(x)
     if has_bias(layer):
         rows = torch.cat([rows, rows.new_ones(*rows.shape[:-1], 1)], dim=-1)
     return rows
@@ -92,8 +99,8 @@ def input_factor(
         Tensor of shape (groups, features, features).
     """
     total: Tensor | None = None
-    chunks = torch.split(x, _images_at_a_time(layer, x)) if _is_image_batch(layer, x) else (x,)
-    for chunk in chunks:
+    images = isinstance(layer, nn.Conv2d) and x.dim() == 4
+    for chunk in torch.split(x, _images_at_a_time(layer, x)) if images else (x,):
         columns = _columns(layer, at_least_float32(chunk.detach()))
         groups, features, positions = columns.shape
         count = positions * len(x) / len(chunk) if x.dim() > 1 else positions
@@ -202,25 +209,12 @@ def from_matrix(layer: Layer, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
     return matrix[..., :-1].reshape(layer.weight.shape), matrix[..., -1].reshape(-1)
 
 
-def _rows(layer: Layer, x: Tensor) -> Tensor:
-    if not isinstance(layer, nn.Conv2d):
-        return _linear_rows(x)
-    windows = _windows(layer, x)
-    groups, batch = windows.shape[0], windows.shape[4]
-    patches = windows.permute(0, 4, 5, 6, 1, 2, 3)
-    return patches.reshape(groups, batch, -1, windows.shape[1:4].numel())
-
-
 def _columns(layer: Layer, x: Tensor) -> Tensor:
     """Return inputs as columns, (groups, features, batch × shared), without the bias's."""
     if not isinstance(layer, nn.Conv2d):
         return x.reshape(1, -1, x.shape[-1]).mT
     windows = _windows(layer, x)
     return windows.reshape(windows.shape[0], windows.shape[1:4].numel(), -1)
-
-
-def _is_image_batch(layer: Layer, x: Tensor) -> bool:
-    return isinstance(layer, nn.Conv2d) and x.dim() == 4
 
 
 def _images_at_a_time(layer: Layer, x: Tensor) -> int:

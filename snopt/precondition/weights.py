@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -31,31 +31,34 @@ class Block(Generic[State]):
     state: State
     warned: bool = False
 
-    def gradient(self, columns: int, out: Tensor | None = None) -> Tensor:
-        """Return the gradient as (groups, out / groups, columns).
+    def matrix(
+        self,
+        values: Callable[[Tensor], Tensor | None],
+        columns: int,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Return tensors like weight and bias as (groups, out / groups, columns).
 
         Args:
+            values: returns a tensor like a parameter; None stands for zeros.
             columns: columns of the block's matrix; one more than the weight's if it has the bias's.
             out: where to write it, or None.
         """
-        weight, bias = self.layer.weight, self._bias(columns)
-        assert weight.grad is not None  # noqa: S101 - the caller skips layers without
-        # The bias may have been frozen since the factors were made; its column is then zero.
-        bias_grad = None
-        if bias is not None:
-            bias_grad = torch.zeros_like(bias) if bias.grad is None else bias.grad
-        return to_matrix(self.layer, weight.grad, bias_grad, out)
 
-    def matrix(self, values: Mapping[Tensor, Tensor], columns: int) -> Tensor:
-        """Return tensors like weight and bias as one matrix, zero where there is none.
+        def present(p: Tensor) -> Tensor:
+            value = values(p)
+            return torch.zeros_like(p) if value is None else value
 
-        Args:
-            values: parameter → tensor like it.
-            columns: columns of the block's matrix.
+        bias = self._bias(columns)
+        of_bias = None if bias is None else present(bias)
+        return to_matrix(self.layer, present(self.layer.weight), of_bias, out)
+
+    def gradient(self, columns: int, out: Tensor | None = None) -> Tensor:
+        """Return the gradient as :meth:`matrix`.
+
+        The bias may have been frozen since the factors were made; its column is then zero.
         """
-        weight, bias = self.layer.weight, self._bias(columns)
-        of_bias = None if bias is None else values.get(bias, torch.zeros_like(bias))
-        return to_matrix(self.layer, values.get(weight, torch.zeros_like(weight)), of_bias)
+        return self.matrix(lambda p: p.grad, columns, out)
 
     def set_gradient(self, matrix: Tensor) -> None:
         """Write a matrix like :meth:`gradient`'s into ``.grad``."""
@@ -85,12 +88,6 @@ class Block(Generic[State]):
             for p, part in parts
             if p is not None and p.grad is not None and part is not None
         ]
-
-    def shapes(self) -> list[tuple[int, int]]:
-        """Return the shapes that the block's matrix may have, without and with a bias."""
-        rows, columns = self.layer.weight.shape[0], weight_columns(self.layer)
-        shapes = [(rows, columns)]
-        return shapes if self.layer.bias is None else [*shapes, (rows, columns + 1)]
 
 
 def check_model(model: object) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import os
+import tarfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,6 +31,43 @@ def put(root: Path, files: Mapping[str, bytes]) -> None:
 def files_below(folder: Path) -> list[str]:
     """All files below a folder, by their paths in it."""
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir())
+
+
+def tarred(contents: Mapping[str, bytes], *extra: tarfile.TarInfo, mode: str = "w:gz") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        folder = tarfile.TarInfo("data")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for name, content in contents.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+        for entry in extra:
+            archive.addfile(entry)
+    return buffer.getvalue()
+
+
+def zipped(contents: Mapping[str, bytes], *extra: zipfile.ZipInfo, packed: bool = True) -> bytes:
+    buffer = io.BytesIO()
+    kind = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
+    with zipfile.ZipFile(buffer, "w", kind) as archive:
+        archive.writestr("data/", b"")
+        for name, content in contents.items():
+            archive.writestr(name, content)
+        for entry in extra:
+            archive.writestr(entry, b"target")
+    return buffer.getvalue()
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (os.mkdir, (str(self.path),))
 
 
 def check_series(data: Splits, series: Sequence[np.ndarray], labels: Sequence[int]) -> None:

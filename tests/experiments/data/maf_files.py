@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-import tarfile
 from collections.abc import Mapping
 
 import numpy as np
+from data_files import tarred
 from old_pickle import dump, frame
 
 SENSORS = tuple(f"s{n}" for n in range(6))
@@ -73,10 +73,5 @@ def tables() -> dict[str, bytes]:
 
 def packed(files: Mapping[str, bytes]) -> bytes:
     """The archive: all in a folder ``data``, beside what nobody asks for."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name, content in {"BSDS300/BSDS300.hdf5": b"no", **files}.items():
-            entry = tarfile.TarInfo(f"data/{name}")
-            entry.size = len(content)
-            archive.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()
+    inside = {"BSDS300/BSDS300.hdf5": b"no", **files}
+    return tarred({f"data/{name}": content for name, content in inside.items()})

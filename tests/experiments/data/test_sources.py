@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import gzip
 import hashlib
-import io
 import shutil
 import tarfile
 import zipfile
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_files import files_below, put
+from data_files import files_below, put, tarred, zipped
 
 from experiments.base.errors import DataError
 from experiments.data import sources as module
@@ -24,33 +23,6 @@ from experiments.data.sources import extract
 
 FILES = {"data/gas/a.bin": b"first " * 500, "data/b.txt": b"second " * 500}
 WANTED = ("gas/a.bin", "b.txt")
-
-
-def tarred(contents: dict[str, bytes], *extra: tarfile.TarInfo, mode: str = "w:gz") -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as archive:
-        folder = tarfile.TarInfo("data")
-        folder.type = tarfile.DIRTYPE
-        archive.addfile(folder)
-        for name, content in contents.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            archive.addfile(entry, io.BytesIO(content))
-        for entry in extra:
-            archive.addfile(entry)
-    return buffer.getvalue()
-
-
-def zipped(contents: dict[str, bytes], *extra: zipfile.ZipInfo, packed: bool = True) -> bytes:
-    buffer = io.BytesIO()
-    kind = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
-    with zipfile.ZipFile(buffer, "w", kind) as archive:
-        archive.writestr("data/", b"")
-        for name, content in contents.items():
-            archive.writestr(name, content)
-        for entry in extra:
-            archive.writestr(entry, b"target")
-    return buffer.getvalue()
 
 
 KINDS: dict[str, Callable[..., bytes]] = {"tar": tarred, "zip": zipped}
@@ -177,7 +149,7 @@ def archive(server, monkeypatch):
 
 
 def fetch(root: Path, allow_unverified: bool = True) -> Path:
-    return uea.source("Made").locate(root, allow_unverified=allow_unverified)
+    return uea.sources(uea_name="Made")["uea"].locate(root, allow_unverified=allow_unverified)
 
 
 def know(monkeypatch) -> None:
@@ -200,7 +172,7 @@ def test_an_unknown_problem_is_refused_before_a_byte_is_asked_for(archive, tmp_p
 
 
 def test_what_was_trusted_once_has_to_stay_what_it_was(archive, tmp_path: Path) -> None:
-    folder, source = fetch(tmp_path), uea.source("Made")
+    folder, source = fetch(tmp_path), uea.sources(uea_name="Made")["uea"]
     sums = [f"{sha256(MADE[name])[7:]}  {name}\n" for name in sorted(MADE)]
     assert (folder / "SHA256SUMS").read_text() == "".join(sums)
     assert files_below(tmp_path) == [*BELOW, "uea/Made/SHA256SUMS"]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from data_files import check_series
+from data_files import check_series, zipped
 from uci_files import LETTERS, as_digits, make_digits, make_strokes, write_digits, write_strokes
 
 from experiments.base.errors import ConfigError, DataError
@@ -173,12 +171,8 @@ def test_missing_files_name_both_forms(tmp_path: Path) -> None:
 
 def test_a_download_of_the_original(tmp_path: Path, monkeypatch, server, few) -> None:
     write_digits(tmp_path / "made", 6, 2)
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("documentation.html", "no")
-        for name in uci.BLOCKS:
-            archive.write(tmp_path / "made" / name, name)
-    server.bodies["/195/spoken+arabic+digit.zip"] = buffer.getvalue()
+    made = {name: (tmp_path / "made" / name).read_bytes() for name in uci.BLOCKS}
+    server.bodies["/195/spoken+arabic+digit.zip"] = zipped({"documentation.html": b"no", **made})
     monkeypatch.setattr(uci, "URL", server.url)
     data_dir = tmp_path / "data"
     options = {"uea_name": DIGITS, "data_dir": data_dir, "form": "uci"}
@@ -196,10 +190,9 @@ def test_a_download_of_the_original(tmp_path: Path, monkeypatch, server, few) ->
 
 
 def test_sources_are_the_known_pages() -> None:
-    assert uci.source(STROKES).remotes[0].urls == (
+    assert uea.sources(uea_name=STROKES)["uci"].remotes[0].urls == (
         "https://archive.ics.uci.edu/static/public/175/character+trajectories.zip",
     )
-    assert uea.source(STROKES).verified() is False
 
 
 OVERRIDES = (

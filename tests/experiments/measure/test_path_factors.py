@@ -7,14 +7,14 @@ import torch
 
 from experiments.base.errors import ConfigError
 from experiments.measure.path_factors import (
-    Composite,
     Counted,
     Kept,
-    Points,
     Settings,
     along_path,
+    composite,
     gather,
     node_errors,
+    points,
     smooth,
 )
 from experiments.measure.snapshots import snapshots
@@ -23,12 +23,7 @@ from snopt.theory.path_factors import path_factors
 from tests.experiments.measure.tiny import tiny_net as tiny
 
 SMALL = Settings(
-    samples=2,
-    times=5,
-    gauss_legendre=(1, 2, 4),
-    uniform=(1, 4),
-    tolerances=(1e-2, 1e-5),
-    pieces=8,
+    samples=2, times=5, gauss_legendre=(1, 2, 4), uniform=(1, 4), tolerances=(1e-2, 1e-5), pieces=8
 )
 DOPRI5 = {"method": "dopri5", "options": None}
 
@@ -37,7 +32,9 @@ def test_a_collector_gathers_what_path_factors_integrates():
     snapshot = smooth(tiny(**DOPRI5))
     found = gather(snapshot, {"rule": gauss_legendre(3)}, 1e-8, Counted)["rule"]
     exact = path_factors(
-        *(snapshot.net.ode.func, snapshot.start(), snapshot.t),
+        snapshot.net.ode.func,
+        snapshot.start(),
+        snapshot.t,
         lambda z: snapshot.rows(z, "empirical"),
         quadrature=gauss_legendre(3),
         rtol=1e-8,
@@ -53,11 +50,10 @@ def test_a_collector_gathers_what_path_factors_integrates():
 
 def test_kept_uses_are_the_factors_at_the_points():
     snapshot = smooth(tiny(**DOPRI5))
-    points = Points((0.2, 0.7))
-    kept = gather(snapshot, {"points": points}, 1e-8, Kept)["points"]["conv2"]
+    kept = gather(snapshot, {"points": points((0.2, 0.7))}, 1e-8, Kept)["points"]["conv2"]
     assert len(kept.uses) == 2
     for t, (A, B) in zip((0.7, 0.2), kept.uses, strict=True):  # the last time is met first
-        one = gather(snapshot, {"one": Points((t,))}, 1e-8, Counted)["one"]["conv2"].factors()
+        one = gather(snapshot, {"one": points((t,))}, 1e-8, Counted)["one"]["conv2"].factors()
         torch.testing.assert_close(A, one.A[0], rtol=1e-5, atol=1e-12)
         torch.testing.assert_close(B, one.B[0], rtol=1e-5, atol=1e-12)
     total = kept.uses[0][0] + kept.uses[1][0]
@@ -98,7 +94,7 @@ def test_gauss_legendre_needs_few_nodes_on_a_smooth_field():
 
 
 def test_the_reference_integrates_polynomials_and_covers_the_interval():
-    nodes, weights = Composite(3)(1.0, 0.0)
+    nodes, weights = composite(3)(1.0, 0.0)
     assert len(nodes) == 12
     assert float(weights.sum()) == pytest.approx(1.0)
     assert float((weights * nodes**7).sum()) == pytest.approx(1 / 8)

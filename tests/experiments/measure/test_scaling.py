@@ -40,7 +40,7 @@ def test_volume_by_hand_and_as_the_optimizer_has_it():
 
 def test_efficiency_by_hand():
     sent = volume(250, [(1, 2, 2)])  # 1000 bytes of gradients, 32 of factors, 48 of bases
-    link = Link("slow", 1000.0, 0.01)
+    link = Link(1000.0, 0.01)
     assert link.ring(1000, 2) == pytest.approx(2 * (0.5 + 0.01))
     assert link.relay(48, 4) == pytest.approx(3 * (0.012 + 0.01))
     compute = Compute(step=1.0, collect=0.5, decompose=2.0)

@@ -116,7 +116,10 @@ def operator(kind, model, data, curvature):
     """Curvlinops' K-FAC or EKFAC of the mean cross-entropy."""
     make = {"kfac": KFACLinearOperator, "ekfac": EKFACLinearOperator}[kind]
     return make(
-        *(model, nn.CrossEntropyLoss(), list(model.parameters()), [data]),
+        model,
+        nn.CrossEntropyLoss(),
+        list(model.parameters()),
+        [data],
         fisher_type=FISHER[curvature],
         separate_weight_and_bias=False,
         check_deterministic=False,

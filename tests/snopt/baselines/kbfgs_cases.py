@@ -1,40 +1,14 @@
-"""Models, closures and a slow, independent K-BFGS for the tests of ours."""
+"""Closures and a slow, independent K-BFGS for the tests of ours."""
 
 from __future__ import annotations
 
 import torch
-from snopt_cases import TanhField
+from optimizer_cases import batch
 from torch import nn
 
-from snopt import ODEBlock
 from snopt.baselines import KBFGS, KBFGSL
 
 KINDS = {"dense": KBFGS, "limited": KBFGSL}
-
-
-class Net(nn.Module):
-    """Linear, ODE, layer norm, linear: layers with and without curvature."""
-
-    def __init__(self, gradient="adjoint"):
-        super().__init__()
-        self.stem = nn.Linear(2, 3)
-        self.ode = ODEBlock(TanhField(), gradient=gradient, rtol=1e-6, atol=1e-8)
-        self.norm = nn.LayerNorm(3)
-        self.head = nn.Linear(3, 2)
-
-    def forward(self, x):
-        return self.head(self.norm(self.ode(self.stem(x))))
-
-
-def make(seed=0, **kwargs):
-    torch.manual_seed(seed)
-    return Net(**kwargs).double()
-
-
-def batch(seed=1, n=16):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, 2, generator=generator, dtype=torch.float64)
-    return x, (x[:, 0] * x[:, 1] > 0).long()
 
 
 def closure_of(model, optimizer, data, log=None):
@@ -57,10 +31,6 @@ def train(model, optimizer, steps, seed=1, log=None):
         optimizer.step(closure_of(model, optimizer, batch(seed + k), log)).item()
         for k in range(steps)
     ]
-
-
-def weights(model):
-    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
 
 class SlowKBFGS:

@@ -101,27 +101,21 @@ def test_frozen_layers_and_biases_and_scope(name):
     model[2].bias.requires_grad_(False)
     optimizer = make(name, model)
     stem, bias = weights(model[0]).clone(), model[2].bias.detach().clone()
-    train(model, optimizer, 3)
+    assert optimizer.step(lambda: backward(model, data_for(model))).item() > 0
+    train(model, optimizer, 2)
     assert torch.equal(weights(model[0]), stem)
     assert torch.equal(model[2].bias, bias)
     assert optimizer.curvature[model[2]].average.A.shape == (1, 3, 3)
+    model[1].func.layers[0].bias.requires_grad_(False)  # in training: factors of another shape
+    train(model, optimizer, 2)
+    assert optimizer.curvature[model[1].func.layers[0]].shape == (1, 3, 3)
+    assert bool(torch.isfinite(weights(model)).all())
     model = staged()
     optimizer = make(name, model, scope="ode")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(model, optimizer, 1)
     assert set(optimizer.curvature) == set(model[1].func.layers)
-
-
-@methods
-def test_a_bias_frozen_in_training_gets_factors_of_the_new_shape(name):
-    model = staged()
-    optimizer = make(name, model)
-    train(model, optimizer, 1)
-    model[2].bias.requires_grad_(False)
-    train(model, optimizer, 2)
-    assert optimizer.curvature[model[2]].shape == (1, 3, 3)
-    assert bool(torch.isfinite(weights(model)).all())
 
 
 @methods
@@ -133,15 +127,6 @@ def test_schedulers_drive_the_base_optimizer(name):
         warnings.simplefilter("error")
         train(model, optimizer, 2, scheduler=scheduler)
     assert optimizer.base.param_groups[0]["lr"] == pytest.approx(0.025)
-
-
-@methods
-def test_closure(name):
-    model = staged()
-    optimizer = make(name, model)
-    loss = optimizer.step(lambda: backward(model, data_for(model)))
-    assert loss.item() > 0
-    assert model[2] in optimizer.curvature
 
 
 def scaled_training(name, scale):
@@ -187,3 +172,39 @@ def test_several_vectors_are_no_more_rows_for_any_method():
         assert batch == 8
         A = state.average.A[0] if kind is KFAC else state.A
         assert A[-1, -1].item() == pytest.approx(1.0)  # E[1²] of the bias's input
+
+
+OUT_OF_RANGE = [
+    ({"lr": -0.1}, "lr must be at least 0"),
+    ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
+    ({"damping": 0.0}, "damping must be greater than 0"),
+    ({"kl_clip": 0.0}, "kl_clip must be greater than 0 or None"),
+    ({"decay": 1.0}, r"decay .* must lie in \[0, 1\)"),
+    ({"update_freq": 0}, "update_freq must be an integer of at least 1"),
+    ({"inverse_freq": 0}, "inverse_freq must be an integer of at least 1"),
+    ({"update_freq": 10, "inverse_freq": 25}, "inverse_freq must be a multiple of update_freq"),
+    ({"curvature": "exact"}, "curvature must be one of"),
+    ({"momentum": 0.9, "base": torch.optim.Adam}, "momentum is SGD's"),
+]
+OF_EKFAC = [
+    ({"alpha": 1.0}, r"alpha .* must lie in \[0, 1\)"),
+    ({"moment": "exact"}, "moment must be one of per_sample, running"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [(kind, *case) for kind in (KFAC, EKFAC) for case in OUT_OF_RANGE]
+    + [(EKFAC, *case) for case in OF_EKFAC],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_values_out_of_range(kind, options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        kind(staged(), **options)
+
+
+@pytest.mark.parametrize("kind", [KFAC, EKFAC])
+def test_values_of_a_group_out_of_range(kind):
+    model = staged()
+    with pytest.raises(ValueError, match="damping must be greater than 0"):
+        kind(model, params=[{"params": model.parameters(), "damping": 0.0}])

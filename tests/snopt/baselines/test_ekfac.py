@@ -189,17 +189,3 @@ def test_path_integrals_in_place_of_uses():
     sums = optimizer.preconditioner.collector.sums["1.func.layer"]
     total = sums.factors().gradients[0].mean(1)[0]
     assert_close(total, gradient_matrix(model[1].func.layer), rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        ({"damping": -1.0}, "damping must be greater than 0"),
-        ({"alpha": 1.0}, r"alpha .* \[0, 1\)"),
-        ({"moment": "exact"}, "moment must be one of per_sample, running"),
-        ({"update_freq": 10, "inverse_freq": 5}, "inverse_freq must be a multiple of update_freq"),
-    ],
-)
-def test_out_of_range(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        EKFAC(staged(), **kwargs)

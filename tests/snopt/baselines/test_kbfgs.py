@@ -1,15 +1,18 @@
-"""K-BFGS and K-BFGS(L) as optimizers: the algorithm, its state, its closure."""
+"""K-BFGS and K-BFGS(L): the algorithm, its closure and state, groups, failures, bad input."""
 
 from __future__ import annotations
 
 import io
 import math
+import warnings
 
 import pytest
 import torch
-from kbfgs_cases import KINDS, SlowKBFGS, batch, closure_of, make, train, weights
+from kbfgs_cases import KINDS, SlowKBFGS, closure_of, train
+from optimizer_cases import batch, make, weights
 from torch import nn
 
+from snopt import gauss_legendre
 from snopt.baselines import KBFGS, KBFGSL
 
 
@@ -155,19 +158,6 @@ def test_state_round_trip_continues_bit_for_bit(kind, stop):
     assert torch.equal(weights(unbroken), weights(second))
 
 
-def test_state_of_another_model_is_refused():
-    optimizer = KBFGS(make())
-    with pytest.raises(ValueError, match=r"another model's.*stem"):
-        optimizer.load_state_dict(KBFGS(nn.Linear(2, 2)).state_dict())
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_step_without_closure_says_what_it_needs(kind):
-    optimizer = KINDS[kind](nn.Linear(2, 2))
-    with pytest.raises(TypeError, match=r"twice in a step.*optimizer.step\(closure\)"):
-        optimizer.step()
-
-
 def test_evaluates_twice_where_curvature_is_updated():
     model, log = make(), []
     train(model, optimizer := KBFGS(model, lr=0.1, update_freq=3), 7, log=log)
@@ -192,3 +182,161 @@ def test_microbatches_within_the_closure_equal_the_whole_batch():
 
         optimizer.step(closure)
     torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-5, atol=1e-6)
+
+
+def test_untreated_parameters_move_along_their_averaged_gradient():
+    model = make()
+    optimizer = KBFGS(model, lr=0.1, decay=0.5, weight_decay=0.01)
+    expected, average = model.norm.weight.detach().clone(), 0
+    for k in range(3):
+        log = []
+        closure = closure_of(model, optimizer, batch(k))
+
+        def looking(closure=closure, log=log):
+            loss = closure()
+            log.append(model.norm.weight.grad.clone())
+            return loss
+
+        optimizer.step(looking)
+        average = 0.5 * average + 0.5 * (log[0] + 0.01 * expected)
+        expected = expected - 0.1 * average
+        torch.testing.assert_close(model.norm.weight.detach(), expected)
+
+
+def test_groups_frozen_layers_scope_and_schedulers():
+    model = make()
+    model.unused = nn.Linear(2, 2).double()
+    optimizer = KBFGS(model, lr=0.1)
+    with pytest.warns(RuntimeWarning, match="no curvature data for unused"):
+        train(model, optimizer, 1)
+    optimizer = KBFGS(model, lr=0.1, scope="ode")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        train(model, optimizer, 2)
+    assert set(optimizer.curvature) == {model.ode.func.first, model.ode.func.second}
+
+    model = make()
+    model.stem.requires_grad_(False)
+    frozen = model.stem.weight.clone()
+    groups = [
+        {"params": model.ode.parameters(), "damping": 0.01},
+        {"params": [*model.norm.parameters(), *model.head.parameters()], "lr": 0.0},
+    ]
+    optimizer = KBFGS(model, lr=0.2, params=groups)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    head, field = model.head.weight.clone(), model.ode.func.first.weight.clone()
+    train(model, optimizer, 2)
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert model.stem not in optimizer.curvature
+    assert torch.equal(model.stem.weight, frozen)
+    assert torch.equal(model.head.weight, head)
+    assert not torch.equal(model.ode.func.first.weight, field)
+
+
+def test_groups_damping_sets_the_first_inverse():
+    model = make()
+    optimizer = KBFGS(model, lr=0.0, damping=0.3)
+    optimizer.param_groups[0]["damping"] = 0.01
+    shift = 0.1 * torch.eye(3, dtype=torch.float64)
+    closure_of(model, optimizer, batch())()
+    optimizer.preconditioner.step(optimizer.param_groups)
+    state = optimizer.curvature[model.stem]
+    torch.testing.assert_close(state.H_a[0] @ (state.A[0] + shift), torch.eye(3).double())
+    closure_of(model, optimizer, batch())()
+    with pytest.raises(RuntimeError, match=r"has not been ended: call observe\(\)"):
+        optimizer.preconditioner.step(optimizer.param_groups)
+
+
+@pytest.mark.parametrize("how", ["raises", "gives up"])
+def test_a_second_evaluation_that_fails_updates_nothing(how):
+    """A closure that gives up resets the gradients and returns: there is no pair then."""
+    model = make()
+    optimizer = KBFGS(model, lr=0.1)
+    train(model, optimizer, 2)
+    states = list(optimizer.curvature.values())
+    inverses = [state.H_g.dense().clone() for state in states]
+    closure, calls = closure_of(model, optimizer, batch(5)), []
+
+    def failing():
+        calls.append(1)
+        if len(calls) == 2 and how == "raises":
+            raise ArithmeticError("the trial point cannot be evaluated")
+        loss = closure()
+        if len(calls) == 2:
+            optimizer.zero_grad(set_to_none=False)
+        return loss
+
+    if how == "raises":
+        with pytest.raises(ArithmeticError, match="trial point"):
+            optimizer.step(failing)
+    else:
+        optimizer.step(failing)
+    assert all(map(torch.equal, (state.H_g.dense() for state in states), inverses))
+    assert [state.updates for state in states] == [2] * 4
+    train(model, optimizer, 1, seed=6)
+    assert [state.updates for state in states] == [3] * 4
+
+
+def test_evaluation_that_is_not_finite_is_left_out_and_counted():
+    model = nn.Linear(2, 2).double()
+    optimizer = KBFGS(model, lr=0.1)
+    data, calls = batch(), []
+
+    def closure():
+        calls.append(1)
+        optimizer.zero_grad()
+        scale = math.nan if len(calls) == 2 else 1.0
+        loss = scale * nn.functional.cross_entropy(model(data[0]), data[1])
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert optimizer.failures == 1
+    assert torch.equal(optimizer.curvature[model].H_g.dense()[0], torch.eye(2).double())
+    optimizer.step(closure)
+    assert optimizer.curvature[model].updates == 1
+    assert torch.isfinite(weights(model)).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"damping": 0.0}, r"damping must lie in \(0, 1\)"),
+        ({"damping": 1.0}, r"damping must lie in \(0, 1\)"),
+        ({"decay": 1.0}, r"decay .* must lie in \[0, 1\)"),
+        ({"lr": -0.1}, "lr must be at least 0"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
+        ({"update_freq": 0}, "update_freq must be an integer of at least 1"),
+        ({"memory": 0}, "memory must be an integer of at least 1"),
+        ({"scope": "some"}, "scope must be one of all, ode"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        KBFGSL(nn.Linear(2, 2), **settings)
+
+
+def test_wrong_calls_say_what_is_needed():
+    with pytest.raises(TypeError, match="first argument must be the model"):
+        KBFGS(nn.Linear(2, 2).parameters())
+    with pytest.raises(TypeError, match=r"KBFGSL .*twice in a step.*optimizer.step\(closure\)"):
+        KBFGSL(nn.Linear(2, 2)).step()
+    with pytest.raises(ValueError, match=r"another model's.*stem"):
+        KBFGS(make()).load_state_dict(KBFGS(nn.Linear(2, 2)).state_dict())
+
+
+def test_half_precision_is_taken_in_at_full_precision():
+    model = nn.Linear(3, 2).bfloat16()
+    optimizer = KBFGS(model, lr=0.1, quadrature=gauss_legendre(2))
+    x = torch.randn(8, 3).bfloat16()
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    losses = [optimizer.step(closure).item() for _ in range(10)]
+    assert losses[-1] < losses[0]
+    assert optimizer.curvature[model].H_a.dtype == torch.float32
