@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from experiments.base.errors import RecordError
-from experiments.measure import step_cost
 from experiments.measure import run as runner
+from experiments.measure import step_cost
 from experiments.measure.harness import entries
 from experiments.measure.step_cost import measure_optimizer, measure_optimizers
 from experiments.measure.steps import (
