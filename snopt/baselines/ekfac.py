@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from snopt.baselines.shared import FactorAverage, check_damping, check_settings, write_steps
+from snopt.baselines.shared import FactorAverage, check_settings, write_steps
 from snopt.curvature.factors import Accumulator, Factors, thinned
 from snopt.curvature.layers import Layer, batch_of, input_rows, output_rows
 from snopt.curvature.quadrature import Quadrature, evaluations
@@ -204,12 +204,10 @@ class EKFACPreconditioner(Layerwise[CorrectedEigenbasis]):
         params: Iterable[Tensor] | None = None,
     ) -> None:
         """Find the layers and wait for the first backward pass."""
+        self.damping = damping
+        self.check({})
         check_settings(
-            damping=damping,
-            decay=decay,
-            update_freq=update_freq,
-            inverse_freq=inverse_freq,
-            kl_clip=kl_clip,
+            decay=decay, update_freq=update_freq, inverse_freq=inverse_freq, kl_clip=kl_clip
         )
         check_number("alpha (decay of the second moment)", alpha, "[0, 1)")
         check_choice("moment", moment, MOMENTS)
@@ -223,7 +221,7 @@ class EKFACPreconditioner(Layerwise[CorrectedEigenbasis]):
             params=params,
             accumulator=PerSampleSums if moment == "per_sample" else Accumulator,
         )
-        self.damping, self.kl_clip, self.decay = damping, kl_clip, decay
+        self.kl_clip, self.decay = kl_clip, decay
         self.alpha, self.moment = alpha, moment
         self.inverse_freq = inverse_freq
 
@@ -236,17 +234,19 @@ class EKFACPreconditioner(Layerwise[CorrectedEigenbasis]):
             self._refresh(loss_scale)
         steps = []
         for block, group in self.with_gradient(param_groups):
-            damping = group.get("damping", self.damping)
-            check_damping(damping)
             pair = block.state.pair
             step = pair.precondition(
                 block.gradient(pair.shape[-1], pair.buffer()),
-                eps=damping,
+                eps=group.get("damping", self.damping),
                 alpha=self.alpha if self.moment == "running" else 1.0,
             )
             steps.append((block, step, group))
         write_steps(steps, self.kl_clip)
         self.advance()
+
+    def check(self, group: Mapping[str, Any]) -> None:
+        """Raise ValueError if λ of a parameter group is out of range."""
+        check_number("damping", group.get("damping", self.damping), "(0, inf)")
 
     def _refresh(self, loss_scale: float | Tensor) -> None:
         gathered = self.gathered(loss_scale)
@@ -370,5 +370,3 @@ class EKFAC(PreconditionedOptimizer[EKFACPreconditioner]):
         super().__init__(
             preconditioner, step, {"damping": damping}, curvature=curvature, samples=samples
         )
-        for group in self.param_groups:
-            check_damping(group["damping"])

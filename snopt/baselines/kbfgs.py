@@ -339,9 +339,9 @@ class KBFGSPreconditioner(Layerwise[KBFGSState]):
         **layerwise: Any,
     ) -> None:
         """Find the layers and wait for the first backward pass."""
-        check_number("damping", damping, "(0, 1)")
-        check_number("decay (of all averages)", decay, "[0, 1)")
         self.damping, self.decay = damping, decay
+        self.check({})
+        check_number("decay (of all averages)", decay, "[0, 1)")
         self.waiting = False  # between a step and the evaluation after it
         super().__init__(
             model,
@@ -358,12 +358,14 @@ class KBFGSPreconditioner(Layerwise[KBFGSState]):
         if self.due:
             self._before_step(self.gathered(loss_scale))
         for block, group in self.with_gradient(param_groups):
-            damping = group.get("damping", self.damping)
-            check_number("damping", damping, "(0, 1)")
-            if block.state.prepare(damping):
+            if block.state.prepare(group.get("damping", self.damping)):
                 G = block.gradient(block.state.shape[-1])
                 block.set_gradient(block.state.direction(G))
         self.advance()
+
+    def check(self, group: Mapping[str, Any]) -> None:
+        """Raise ValueError if λ of a parameter group is out of range."""
+        check_number("damping", group.get("damping", self.damping), "(0, 1)")
 
     def _before_step(self, gathered: Mapping[str, Means]) -> None:
         if self.waiting:
@@ -508,7 +510,6 @@ class KBFGS(PreconditionedOptimizer[KBFGSPreconditioner]):
         defaults = {"damping": damping, "weight_decay": weight_decay}
         super().__init__(preconditioner, _Descent(groups, lr), defaults)
         for group in self.param_groups:
-            check_number("damping", group["damping"], "(0, 1)")
             check_number("lr", group["lr"], "[0, inf)")
             check_number("weight_decay", group["weight_decay"], "[0, inf)")
 
@@ -584,9 +585,9 @@ class KBFGS(PreconditionedOptimizer[KBFGSPreconditioner]):
 class KBFGSL(KBFGS):
     """K-BFGS(L): K-BFGS that keeps the last pairs of each H_g instead of a matrix.
 
-    The method, its use and all arguments but one are those of :class:`snopt.baselines.KBFGS`; until
-    a pair has been forgotten the two take the same steps. It pays where a layer has more outputs
-    than ``memory``.
+    The method, its use and all arguments but ``memory`` are those of
+    :class:`snopt.baselines.KBFGS`; until a pair has been forgotten the two take the same steps. It
+    pays where a layer has more outputs than ``memory``.
 
     Args:
         model: the model whose parameters are trained.
@@ -594,15 +595,10 @@ class KBFGSL(KBFGS):
         damping: λ in (0, 1) (authors' code: 0.3).
         decay: β in [0, 1) of all averages (authors' code: 0.9).
         memory: pairs (s, y) kept for each layer, at least 1 (authors' code: 100).
-        weight_decay: L2 penalty, added to the gradient before the average (authors' code: 1e-5).
-        update_freq: steps between two updates of A and the inverses (authors' code: 1).
-        quadrature: nodes on each smooth piece of a solve; None means ``gauss_legendre(4)``.
-        scope: ``"all"``, or ``"ode"`` to precondition only layers inside an ODE.
-        curvature_batch: rows of the batch used for means and A; None means all.
-        params: parameters or parameter groups to train; None means all of the model.
+        options: further arguments of K-BFGS.
 
     Raises:
-        TypeError: if ``model`` is no module.
+        TypeError: if ``model`` is no module, or an option is unknown.
         ValueError: if an argument is out of range or the model has no layer to precondition.
     """
 
@@ -613,28 +609,12 @@ class KBFGSL(KBFGS):
         damping: float = 0.3,
         decay: float = 0.9,
         memory: int = 100,
-        weight_decay: float = 0.0,
-        update_freq: int = 1,
-        quadrature: Quadrature | None = None,
-        scope: str = "all",
-        curvature_batch: int | None = None,
-        params: Iterable[Any] | None = None,
+        **options: Any,
     ) -> None:
         """Keep each H_g as its last pairs."""
         check_count("memory", memory)
         self.memory = memory
-        super().__init__(
-            model,
-            lr=lr,
-            damping=damping,
-            decay=decay,
-            weight_decay=weight_decay,
-            update_freq=update_freq,
-            quadrature=quadrature,
-            scope=scope,
-            curvature_batch=curvature_batch,
-            params=params,
-        )
+        super().__init__(model, lr=lr, damping=damping, decay=decay, **options)
 
     def _make_inverse(self) -> MakeInverse:
         return partial(LimitedInverse, memory=self.memory)

@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 
 from snopt.baselines.shared import (
     FactorAverage,
-    check_damping,
     check_settings,
     moved,
     write_steps,
@@ -27,6 +26,7 @@ from snopt.precondition.base import (
     members,
 )
 from snopt.precondition.weights import Block
+from snopt.validate import check_number
 
 
 class FactoredInverse:
@@ -132,12 +132,10 @@ class KFACPreconditioner(Layerwise[FactoredInverse]):
         params: Iterable[Tensor] | None = None,
     ) -> None:
         """Find the layers and wait for the first backward pass."""
+        self.damping = damping
+        self.check({})
         check_settings(
-            damping=damping,
-            decay=decay,
-            update_freq=update_freq,
-            inverse_freq=inverse_freq,
-            kl_clip=kl_clip,
+            decay=decay, update_freq=update_freq, inverse_freq=inverse_freq, kl_clip=kl_clip
         )
         super().__init__(
             model,
@@ -148,7 +146,7 @@ class KFACPreconditioner(Layerwise[FactoredInverse]):
             curvature_batch=curvature_batch,
             params=params,
         )
-        self.damping, self.kl_clip, self.decay = damping, kl_clip, decay
+        self.kl_clip, self.decay = kl_clip, decay
         self.inverse_freq = inverse_freq
 
     @torch.no_grad()
@@ -172,12 +170,14 @@ class KFACPreconditioner(Layerwise[FactoredInverse]):
         write_steps(steps, self.kl_clip)
         self.advance()
 
+    def check(self, group: Mapping[str, Any]) -> None:
+        """Raise ValueError if λ of a parameter group is out of range."""
+        check_number("damping", group.get("damping", self.damping), "(0, inf)")
+
     def _invert(self, pairs: Sequence[tuple[Block[FactoredInverse], Mapping[str, Any]]]) -> None:
         matrices: list[Tensor] = []
         for block, group in pairs:
-            damping = group.get("damping", self.damping)
-            check_damping(damping)
-            matrices.extend(block.state.damped(damping))
+            matrices.extend(block.state.damped(group.get("damping", self.damping)))
         found = (inverses if self.ranks is None else self.ranks.inverses)(matrices)
         for i, (block, _) in enumerate(pairs):
             block.state.take(found[2 * i], found[2 * i + 1])
@@ -267,8 +267,6 @@ class KFAC(PreconditionedOptimizer[KFACPreconditioner]):
         super().__init__(
             preconditioner, step, {"damping": damping}, curvature=curvature, samples=samples
         )
-        for group in self.param_groups:
-            check_damping(group["damping"])
 
 
 def tikhonov_ratio(A: Tensor, B: Tensor) -> Tensor:

@@ -130,10 +130,9 @@ def write_steps(
 
 
 def check_settings(
-    *, damping: float, decay: float, update_freq: int, inverse_freq: int, kl_clip: float | None
+    *, decay: float, update_freq: int, inverse_freq: int, kl_clip: float | None
 ) -> None:
     """Raise ValueError for a hyper-parameter out of range."""
-    check_damping(damping)
     check_number("decay (of the averaged factors)", decay, "[0, 1)")
     check_count("update_freq", update_freq)
     check_count("inverse_freq", inverse_freq)
@@ -143,8 +142,3 @@ def check_settings(
             f" there are new factors to decompose; got {inverse_freq}"
         )
     check_number("kl_clip", kl_clip, "(0, inf)", or_none=True)
-
-
-def check_damping(damping: float) -> None:
-    """Raise ValueError unless the damping is greater than 0."""
-    check_number("damping", damping, "(0, inf)")

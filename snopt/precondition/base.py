@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from snopt.curvature.collector import Collector
 from snopt.curvature.factors import Accumulator, Sums, ThinSums
-from snopt.curvature.layers import groups_of
+from snopt.curvature.layers import groups_of, weight_columns
 from snopt.curvature.likelihood import CURVATURES, loss_vectors
 from snopt.curvature.quadrature import Quadrature, gauss_legendre
 from snopt.precondition.ranks import Ranks
@@ -72,15 +72,9 @@ class Layerwise(ABC, Generic[State]):
     gradient.
 
     Args:
-        model: the model; its layers may be inside or outside ODE solves, used once or many times.
+        model: see :class:`snopt.Preconditioner`, as for all that is not named here.
         make_state: makes the method's state of one block.
         update_freq: steps between two gatherings of curvature, at least 1; the first step gathers.
-        quadrature: rule for the nodes on each smooth piece of a solve; None means
-            ``gauss_legendre(4)``.
-        scope: ``"all"``, or ``"ode"`` for layers inside an ODE solve only.
-        curvature_batch: rows of the batch from which curvature is made, evenly spaced; None
-            means all of them.
-        params: the parameters that may be preconditioned; None means all of the model.
         accumulator: makes the running sums of one layer.
 
     Attributes:
@@ -150,6 +144,10 @@ class Layerwise(ABC, Generic[State]):
                 half precision) and the gradients have been divided by since.
         """
 
+    @abstractmethod
+    def check(self, group: Mapping[str, Any]) -> None:
+        """Raise ValueError if a setting of a parameter group, or its default, is out of range."""
+
     # --- what a method's step is made of ----------------------------------------------------------
 
     @property
@@ -170,7 +168,7 @@ class Layerwise(ABC, Generic[State]):
             RuntimeError: if curvature was to be asked for and was not.
         """
         sums = self.collector.sums
-        if self.only_on_request and not sums:
+        if self.collector.paused and not sums:
             raise RuntimeError(
                 "no curvature was gathered for this step: call optimizer.backward(loss, output) in"
                 " place of loss.backward(); only curvature='empirical' comes with the gradient"
@@ -189,9 +187,11 @@ class Layerwise(ABC, Generic[State]):
         return found
 
     def with_gradient(
-        self, param_groups: Iterable[Mapping[str, Any]]
+        self, param_groups: Sequence[Mapping[str, Any]]
     ) -> list[tuple[Block[State], Mapping[str, Any]]]:
         """Return the blocks to precondition, each with its parameter group, if it is in one."""
+        for group in param_groups or [{}]:
+            self.check(group)
         own = {id(p): group for group in param_groups for p in group["params"]}
         return [
             (block, own.get(id(block.layer.weight), {}))
@@ -232,15 +232,6 @@ class Layerwise(ABC, Generic[State]):
             raise RuntimeError("distribute() has been called before")
         self.ranks = Ranks(process_group)
         self.collector.max_rows = self.ranks.share(self.collector.max_rows)
-
-    @property
-    def only_on_request(self) -> bool:
-        """Whether ``loss.backward()`` gathers nothing and :meth:`gather` has to be called."""
-        return self.collector.paused
-
-    @only_on_request.setter
-    def only_on_request(self, value: bool) -> None:
-        self.collector.paused = value
 
     def gather(self, output: Tensor, vectors: Sequence[Tensor]) -> None:
         """Gather curvature from backward passes of given vectors in place of the loss's.
@@ -303,8 +294,9 @@ class Layerwise(ABC, Generic[State]):
 
 def _check_fit(block: Block[Any]) -> None:
     groups, out, columns = block.state.shape
-    if (groups * out, columns) not in block.shapes() or groups != groups_of(block.layer):
-        rows, own = block.shapes()[0]
+    rows, own = block.layer.weight.shape[0], weight_columns(block.layer)
+    most = own if block.layer.bias is None else own + 1
+    if (groups, groups * out) != (groups_of(block.layer), rows) or not own <= columns <= most:
         raise ValueError(
             f"the state's layer {block.name} is of another size: its matrix has"
             f" {groups * out} × {columns} entries, this model's {rows} × {own} and a bias"
@@ -346,7 +338,7 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
         check_choice("curvature", curvature, CURVATURES)
         check_count("samples", samples)
         self.curvature_type, self.samples = curvature, samples
-        preconditioner.only_on_request = curvature != "empirical"
+        preconditioner.collector.paused = curvature != "empirical"  # until gather() is called
         self.preconditioner = preconditioner
         self.base = base
         closure = inspect.signature(base.step).parameters.get("closure")
@@ -360,6 +352,8 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
         # One list and one state for both: schedulers and checkpoints see what the base uses.
         self.base.param_groups = self.param_groups
         self.state = self.base.state
+        for group in self.param_groups:
+            preconditioner.check(group)
 
     def distribute(self, process_group: dist.ProcessGroup | None = None) -> None:
         """Train data-parallel from now on; see ``Layerwise.distribute``.

@@ -81,7 +81,8 @@ class Preconditioner(Layerwise[KroneckerPair]):
         momentum: float = 0.0,
     ) -> None:
         """Find the layers and wait for the first backward pass."""
-        _check_update(eps, alpha)
+        self.eps, self.alpha = eps, alpha
+        self.check({})
         check_number("factor_decay", factor_decay, "[0, 1)")
         check_flag("carry_moment", carry_moment)
         check_number("exponent", exponent, "(0, 1]")
@@ -99,7 +100,6 @@ class Preconditioner(Layerwise[KroneckerPair]):
             # An average of old and new factors has no few columns.
             accumulator=ThinSums if factor_decay == 0 else Accumulator,
         )
-        self.eps, self.alpha = eps, alpha
         self.factor_decay, self.carry_moment = factor_decay, carry_moment
         self.exponent, self.relative_damping = exponent, relative_damping
         self.momentum = momentum
@@ -123,13 +123,11 @@ class Preconditioner(Layerwise[KroneckerPair]):
         if self.due:
             self._refresh(loss_scale)
         for block, group in self.with_gradient(param_groups):
-            eps, alpha = group.get("damping", self.eps), group.get("alpha", self.alpha)
-            _check_update(eps, alpha)
-            pair, buffer = block.state, block.state.buffer()
-            step = pair.precondition(
+            buffer = block.state.buffer()
+            step = block.state.precondition(
                 block.gradient(buffer.shape[-1], buffer),
-                eps=eps,
-                alpha=alpha,
+                eps=group.get("damping", self.eps),
+                alpha=group.get("alpha", self.alpha),
                 exponent=self.exponent,
                 relative=self.relative_damping,
                 momentum=self.momentum,
@@ -137,6 +135,11 @@ class Preconditioner(Layerwise[KroneckerPair]):
             block.set_gradient(step)
         self.since_refresh += 1
         self.advance()
+
+    def check(self, group: Mapping[str, Any]) -> None:
+        """Raise ValueError if ε or α of a parameter group is out of range."""
+        check_number("eps (damping)", group.get("damping", self.eps), "(0, inf)")
+        check_number("alpha (decay of the second moment)", group.get("alpha", self.alpha), "[0, 1]")
 
     def _refresh(self, loss_scale: float | Tensor) -> None:
         gathered = self.gathered(loss_scale)
@@ -202,11 +205,6 @@ class Preconditioner(Layerwise[KroneckerPair]):
         self.since_refresh, self.refreshes = int(state["since"]), int(state["refreshes"])
         self._requested = bool(state["requested"])
         super().load_state_dict(state)
-
-
-def _check_update(eps: float, alpha: float) -> None:
-    check_number("eps (damping)", eps, "(0, inf)")
-    check_number("alpha (decay of the second moment)", alpha, "[0, 1]")
 
 
 class SNOpt(PreconditionedOptimizer[Preconditioner]):
@@ -330,8 +328,6 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
             curvature=curvature,
             samples=samples,
         )
-        for group in self.param_groups:
-            _check_update(group["damping"], group["alpha"])
         self.trust_region = trust_region
         self.rejected = 0
         self.ratio: float | None = None

@@ -89,12 +89,6 @@ class Block(Generic[State]):
             if p is not None and p.grad is not None and part is not None
         ]
 
-    def shapes(self) -> list[tuple[int, int]]:
-        """Return the shapes that the block's matrix may have, without and with a bias."""
-        rows, columns = self.layer.weight.shape[0], weight_columns(self.layer)
-        shapes = [(rows, columns)]
-        return shapes if self.layer.bias is None else [*shapes, (rows, columns + 1)]
-
 
 def check_model(model: object) -> None:
     """Raise TypeError unless ``model`` is a module."""

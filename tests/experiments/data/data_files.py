@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import tarfile
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -57,6 +58,16 @@ def zipped(contents: Mapping[str, bytes], *extra: zipfile.ZipInfo, packed: bool 
         for entry in extra:
             archive.writestr(entry, b"target")
     return buffer.getvalue()
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (os.mkdir, (str(self.path),))
 
 
 def check_series(data: Splits, series: Sequence[np.ndarray], labels: Sequence[int]) -> None:

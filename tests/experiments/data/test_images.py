@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from data_files import md5, put, tarred
+from data_files import Bomb, md5, put, tarred
 from scipy.io import savemat
 
 from experiments.base.errors import ConfigError, DataError
@@ -297,16 +297,6 @@ def test_a_batch_that_is_missing(tmp_path: Path, monkeypatch, name: str) -> None
     put(tmp_path, form.publish(monkeypatch, files))
     with pytest.raises(DataError, match=rf"{gone}: cannot be read|be unpacked: .*{gone}"):
         load(form, tmp_path)
-
-
-class Bomb:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return (Path.write_text, (self.path, "boom"))
 
 
 @pytest.mark.parametrize("name", ["python", "python archive"])

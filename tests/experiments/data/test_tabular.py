@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+from data_files import Bomb
 from old_pickle import Call, Named, dump, frame, index
 
 from experiments.base.errors import DataError
@@ -54,16 +54,6 @@ def test_protocol_0_and_its_reconstructor() -> None:
         Named("copy_reg", "_reconstructor"), (kind, Named("__builtin__", "object"), None), state
     )
     np.testing.assert_array_equal(read_frame(PATH, dump(made)).values, VALUES[[0, 1, 1, 2]].T)
-
-
-class Bomb:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return (os.mkdir, (str(self.path),))
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -126,26 +116,23 @@ def test_truncated_pickles(share: float) -> None:
         read_frame(PATH, content[: int(share * len(content))])
 
 
-BAD = {
-    "a list": ([1, 2], "the object is list"),
-    "text": (
-        frame(("a",), [(slice(0, 1), np.array([["x", "y"]], dtype=object))]),
-        "a column of type object",
-    ),
-    "shape": (frame(("a", "b"), [(slice(0, 1), VALUES)]), "a block of shape"),
-    "gap": (frame(("a", "b"), [(slice(0, 1), VALUES[:1])]), "columns without a block"),
-    "no manager": (
-        Call(Named("pandas.core.frame", "DataFrame"), (), {"_data": 3}, new=True),
-        "no block manager",
-    ),
-    "an index": (index(range(3)), "the object is _Index"),
-    "no state": (Call(Named("pandas.core.frame", "DataFrame"), (), None, new=True), "NoneType"),
-}
+WORDS = np.array([["x", "y"]], dtype=object)
+FRAME = Named("pandas.core.frame", "DataFrame")
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_pickles_that_are_no_frame_of_numbers(case: str) -> None:
-    value, message = BAD[case]
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([1, 2], "the object is list"),
+        (frame(("a",), [(slice(0, 1), WORDS)]), "a column of type object"),
+        (frame(("a", "b"), [(slice(0, 1), VALUES)]), "a block of shape"),
+        (frame(("a", "b"), [(slice(0, 1), VALUES[:1])]), "columns without a block"),
+        (Call(FRAME, (), {"_data": 3}, new=True), "no block manager"),
+        (index(range(3)), "the object is _Index"),
+        (Call(FRAME, (), None, new=True), "NoneType"),
+    ],
+)
+def test_pickles_that_are_no_frame_of_numbers(value: object, message: str) -> None:
     with pytest.raises(DataError, match=rf"no data frame of numbers .*{message}"):
         read_frame(PATH, dump(value))
 
