@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from hydra.utils import get_method
 
@@ -31,6 +32,8 @@ from experiments.run.config import check_config, identity, load_config, resolve,
 from experiments.run.records import FAILED, INTERRUPTED, Record, finished
 
 Say = Callable[[str], None]
+
+T = TypeVar("T")
 
 ATTEMPTS = 2
 """How often a run that fails is tried."""
@@ -112,13 +115,16 @@ def planned(
     ]
 
 
-def interleave(groups: Sequence[Sequence[PlannedRun]]) -> list[PlannedRun]:
-    """Order the runs of one data set: by seed, optimizers rotated from seed to seed.
+def interleave(groups: Sequence[Sequence[T]]) -> list[T]:
+    """Order runs, or what stands for them, so that drift of the machine hits all optimizers alike.
 
     Args:
-        groups: for each optimizer its runs, the same seeds in the same order.
+        groups: for each optimizer its runs, as many and in the same order, such as by seed.
+
+    Returns:
+        The first of each, then the second of each, and so on, another optimizer first each time.
     """
-    ordered = []
+    ordered: list[T] = []
     for turn, same_seed in enumerate(zip(*groups, strict=True)):
         start = turn % len(same_seed)
         ordered += [*same_seed[start:], *same_seed[:start]]

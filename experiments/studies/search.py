@@ -158,16 +158,14 @@ def search(request: Request, say: Say, train: Sequence[str] | None = None) -> li
         tuned_line(request.target, trials.dataset, trials.optimizer, request.configs_dir)
     ordered = []
     for dataset in protocol.max_seconds:
-        ordered += interleave([t.runs for t in all_trials if t.dataset == dataset])
-    settings = {
-        run: (trials, params)
-        for trials in all_trials
-        for run, params in zip(trials.runs, trials.points, strict=True)
-    }
-    _train(request, protocol, "search", [(run, *settings[run]) for run in ordered], say, train)
+        own = [trials for trials in all_trials if trials.dataset == dataset]
+        ordered += interleave(
+            [[(t, *one) for one in zip(t.runs, t.points, strict=True)] for t in own]
+        )
+    _train(request, protocol, "search", ordered, say, train)
     finals = [plan_finals(request, protocol, trials) for trials in all_trials]
     again = [
-        (run, trials, trials.points[place])
+        (trials, run, trials.points[place])
         for trials, final in zip(all_trials, finals, strict=True)
         for place, runs in final.items()
         for run in runs
@@ -196,14 +194,14 @@ def _train(
     request: Request,
     protocol: Protocol,
     part: str,
-    runs: Sequence[tuple[PlannedRun, Trials, Params]],
+    runs: Sequence[tuple[Trials, PlannedRun, Params]],
     say: Say,
     train: Sequence[str] | None,
 ) -> None:
     """Work off trials as a study; nothing is chosen unless all of them have ended."""
     points = [
         point_of(run, params, trials.space, f"{trials.dataset}.{trials.optimizer}.")
-        for run, trials, params in runs
+        for trials, run, params in runs
     ]
     train_points(
         f"{request.target}-{part}",

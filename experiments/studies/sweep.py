@@ -18,7 +18,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -293,13 +292,12 @@ def task_of(given: Sequence[str]) -> list[str]:
     return [f"task={dataset['task']}"]
 
 
-def sweep(arguments: Sequence[str], say: Say, train: Sequence[str] | None = None) -> str:
+def sweep(arguments: Sequence[str], say: Say) -> str:
     """Work off a sweep, report, and return the closing line.
 
     Args:
         arguments: the command line.
         say: prints one line.
-        train: the training command.
 
     Raises:
         ConfigError: the command line, a configuration or the storage is wrong.
@@ -313,9 +311,10 @@ def sweep(arguments: Sequence[str], say: Say, train: Sequence[str] | None = None
     study.study.set_user_attr("title", plan.title)
     study.study.set_user_attr("seeds", len(plan.request.seeds))
     if plan.request.launcher == "basic":
-        _work(plan, study, plan.request.jobs, say, train)
+        work(plan, study, plan.request.jobs, say)
     else:
-        _launch(plan, study, arguments, say, train)
+        say(f"{plan.request.launcher} starts workers; status says how far they are")
+        _launch(plan, study, arguments)
     found = study.views()
     table = runs_of(study, found).drop(columns="loss")
     write_whole(study.folder / "results.csv", csv_of(table, digits=6))
@@ -344,14 +343,11 @@ def open_study(plan: Plan) -> Study:
     )
 
 
-def _work(
-    plan: Plan,
-    study: Study,
-    jobs: int,
-    say: Say,
-    train: Sequence[str] | None,
-    going: Callable[[], bool] = lambda: True,
+def work(
+    plan: Plan, study: Study, jobs: int, say: Say, going: Callable[[], bool] = lambda: True
 ) -> None:
+    """Work off a sweep; see :meth:`experiments.studies.study.Study.work`."""
+
     def objective(runs: Sequence[Summary]) -> float:
         return statistics.fmean(measured(run)["score"] for run in runs)
 
@@ -361,28 +357,13 @@ def _work(
         rows = Record(folder).rows()
         return [sign * row[f"val/{metric}"] for row in rows if f"val/{metric}" in row]
 
-    study.work(
-        plan,
-        objective,
-        jobs=jobs,
-        say=say,
-        train=train,
-        log=True,
-        progress=progress,
-        going=going,
-    )
+    study.work(plan, objective, jobs=jobs, say=say, log=True, progress=progress, going=going)
 
 
 # Workers that Hydra's launchers start.
 
 
-def _launch(
-    plan: Plan,
-    study: Study,
-    arguments: Sequence[str],
-    say: Say,
-    train: Sequence[str] | None,
-) -> None:
+def _launch(plan: Plan, study: Study, arguments: Sequence[str]) -> None:
     """Start workers and wait for them; Ctrl-C asks them to stop.
 
     Raises:
@@ -390,73 +371,56 @@ def _launch(
         KeyboardInterrupt: a signal came; every run has written its checkpoint.
     """
     request = plan.request
+    local = request.launcher != "submitit_slurm"
+    settings = {
+        "joblib": [f"hydra.launcher.n_jobs={request.jobs}"],
+        "submitit_local": ["hydra.launcher.timeout_min=100000"],  # it ends jobs after a time
+    }
     left = ("launcher=", "jobs=", "data_dir=", "output_dir=", "hydra.", "+hydra.", "++hydra.")
     kept = [one for one in arguments if not one.startswith(left)]
     kept += [f"{key}={getattr(request, key).absolute()}" for key in ("data_dir", "output_dir")]
-    local = request.launcher != "submitit_slurm"
-    with study.orders() as orders:
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    if local and request.jobs > 1:
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // request.jobs))
+    path = study.folder / "launcher.log"
+    with study.orders() as orders, path.open("ab") as log:
         command = [
             sys.executable,
             "-m",
             "experiments.studies.sweep",
             "--multirun",
-            *_launcher_settings(request),
+            f"hydra/launcher={request.launcher}",
+            *settings.get(request.launcher, ()),
+            *request.settings,
             f"folder={quoted(study.folder)}",
             f"orders={quoted(orders)}",
             f"local={str(local).lower()}",
             f"arguments={_list(kept)}",
             f"worker={','.join(str(number) for number in range(min(request.jobs, len(plan))))}",
         ]
-        if train is not None:
-            command.append(f"train={_list(train)}")
-        environment = dict(os.environ)
-        paths = [str(REPOSITORY), *filter(None, [environment.get("PYTHONPATH")])]
-        environment["PYTHONPATH"] = os.pathsep.join(paths)
-        if local and request.jobs > 1:
-            threads = max(1, (os.cpu_count() or 1) // request.jobs)
-            environment["OMP_NUM_THREADS"] = str(threads)
-        log_path = study.folder / "launcher.log"
-        with log_path.open("ab") as log:
-            # A session of its own: joblib would kill its workers on the terminal's Ctrl-C, and
-            # what they train, without a chance to write a checkpoint.
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=environment,
-            )
-        last = ""
+        # A session of its own: joblib would kill its workers on the terminal's Ctrl-C, and what
+        # they train, without a chance to write a checkpoint.
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=environment,
+        )
         try:
-            while process.poll() is None:
-                time.sleep(0.5)
-                now = counted(study.views(), request.jobs)
-                if now != last:
-                    say(now)
-                last = now
+            process.wait()
         except KeyboardInterrupt:
-            say("stopping: every run writes a checkpoint; Ctrl-C again does not wait for them")
             orders.write_text("stop")
             process.wait()
             raise
     if process.returncode:
-        lines = log_path.read_text(encoding="utf-8", errors="replace").split("\n")
-        why = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
         raise RecordError(
-            f"the launcher ended with exit status {process.returncode}: {why} (all of it:"
-            f" {log_path})"
+            f"the launcher ended with exit status {process.returncode}: {last} (all of it: {path})"
         )
-
-
-def _launcher_settings(request: Request) -> list[str]:
-    """Return the arguments that choose a launcher of Hydra's."""
-    found = [f"hydra/launcher={request.launcher}"]
-    if request.launcher == "joblib":
-        found.append(f"hydra.launcher.n_jobs={request.jobs}")
-    elif request.launcher == "submitit_local":
-        found.append("hydra.launcher.timeout_min=100000")  # it ends jobs after a time
-    return [*found, *request.settings]
 
 
 def _list(items: Sequence[str]) -> str:
@@ -481,7 +445,7 @@ def worker(config: DictConfig) -> None:
         return not given["local"] or is_held(orders)
 
     try:
-        _work(plan, open_study(plan), 1, lambda line: None, given["train"], going)
+        work(plan, open_study(plan), 1, lambda line: None, going)
     except KeyboardInterrupt:
         return
 

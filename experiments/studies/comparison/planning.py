@@ -164,14 +164,7 @@ def search_trials(
                     Trial(optimizer, SEARCH, study, number, settings, border, run, chosen.space)
                 )
         groups.append(trials)
-    return in_turn(groups)
-
-
-def in_turn(groups: Sequence[Sequence[Trial]]) -> list[Trial]:
-    """Return the trials of all optimizers in the order of training: each in turn, another first."""
-    by_folder = {trial.run.folder: trial for trials in groups for trial in trials}
-    order = interleave([[trial.run for trial in trials] for trials in groups])
-    return [by_folder[run.folder] for run in order]
+    return interleave(groups)
 
 
 def fresh_trials(

@@ -30,7 +30,6 @@ from experiments.run.records import Summary, summarise
 from experiments.studies.comparison.planning import (
     Trial,
     fresh_trials,
-    in_turn,
     search_trials,
     target_runs,
 )
@@ -132,7 +131,7 @@ def compare(request: Request, say: Say, train: Sequence[str] | None = None) -> p
             chosen = best_trial(rows[own])
             place = (int(chosen["study"]), int(chosen["trial"]))
             groups.append(fresh_trials(protocol, workload, optimizer, place, request.where))
-        fresh.append((workload, in_turn(groups)))
+        fresh.append((workload, interleave(groups)))
     again = _train(request, "fresh seeds", fresh, targets, say, train)
     rows = pd.concat([rows, again], ignore_index=True)
     request.folder.mkdir(parents=True, exist_ok=True)

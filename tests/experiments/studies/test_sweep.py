@@ -16,7 +16,7 @@ from experiments.base.errors import ConfigError
 from experiments.run.config import check_config, load_config, resolve, run_folder, search_space_of
 from experiments.run.records import Record
 from experiments.studies import sweep as module
-from experiments.studies.study import sample
+from experiments.studies.study import Study, sample
 from experiments.studies.sweep import Plan, Request, counted, open_study, parse, report
 from tests.experiments.studies.stub_study import STUB
 
@@ -171,12 +171,9 @@ def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
         text.append(f"runpy.run_path({str(STUB)!r}, run_name='__main__')")
         script = tmp_path / "stub.py"
         script.write_text("\n".join(text))
-        real = module._work
-
-        def work(plan, study, jobs, say, train, **rest):
-            real(plan, study, jobs, say, [sys.executable, str(script)], **rest)
-
-        monkeypatch.setattr(module, "_work", work)
+        real = Study.work
+        train = [sys.executable, str(script)]
+        monkeypatch.setattr(Study, "work", lambda *a, **k: real(*a, **{**k, "train": train}))
 
     return prepare
 
@@ -243,7 +240,7 @@ def test_points_are_ranked_by_their_means_and_divergence_is_infinite(tmp_path: P
             record.folder.mkdir(parents=True)
             record.append({"step": 1, "val/accuracy": value or 0.99, "val/loss": 0.5 - int(key)})
             record.write_status("done" if value else "diverged")
-    module._work(plan, study, 1, lambda line: None, None)
+    module.work(plan, study, 1, lambda line: None)
     found = study.views()
     assert [one.value for one in found] == [-0.875, float("inf"), -0.875]
     assert [line.partition(":")[0] for line in report(study, found)] == [
@@ -287,7 +284,7 @@ def test_the_command_says_how_it_is_used_and_gone_on_with(command, tmp_path, mon
     def stopped(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_work", stopped)
+    monkeypatch.setattr(module, "work", stopped)
     assert command(*ADAM, "trials=1") == 130
     assert "the same command goes on from here" in capsys.readouterr().err
 
