@@ -10,10 +10,16 @@ import pytest
 from experiments.base.errors import ConfigError, RecordError
 from experiments.figures.reproduce import reproduce
 from experiments.studies.comparison import session
-from experiments.studies.comparison.fresh import Fresh, mean_and_deviation
-from experiments.studies.comparison.rows import Row, csv_of
+from experiments.studies.comparison.rows import (
+    fresh_of,
+    mean_and_deviation,
+    table_of,
+    write_rows,
+)
 from tests.experiments.figures.asking import asked, quiet
-from tests.experiments.studies.comparison.synthetic_runs import fresh, row, search
+from tests.experiments.studies.comparison.synthetic_runs import Row, fresh, row, search
+
+NAN = float("nan")
 
 
 def runs() -> list[Row]:
@@ -26,7 +32,7 @@ def runs() -> list[Row]:
 def test_it_is_made_from_the_protocol_alone(tmp_path):
     folder = tmp_path / "results" / "protocol"
     folder.mkdir(parents=True)
-    (folder / "runs.csv").write_text(csv_of(runs()))
+    write_rows(folder / "runs.csv", table_of(runs()))
     made = reproduce(asked(tmp_path, "table-4"), quiet)
     assert {path.name for path in made.iterdir()} == {
         *("table.md", "table.tex", "data.csv", "provenance.json")
@@ -53,7 +59,7 @@ def test_where_the_protocol_was_not_run_it_runs_first(tmp_path, monkeypatch):
     def compare(request, say):
         called.append(request)
         request.folder.mkdir(parents=True)
-        (request.folder / "runs.csv").write_text(csv_of(runs()))
+        write_rows(request.folder / "runs.csv", table_of(runs()))
 
     monkeypatch.setattr(session, "compare", compare)
     folder = reproduce(asked(tmp_path, "table-4", jobs=2), quiet)
@@ -68,19 +74,20 @@ def test_where_the_protocol_was_not_run_it_runs_first(tmp_path, monkeypatch):
     ("tests", "expected"),
     [
         ([0.9, 0.92, 0.94], "92.0 ± 2.0 %"),
-        ([0.9, None, 0.94], "92.0 ± 2.8 %, 1 diverged"),  # 2 · √2
+        ([0.9, NAN, 0.94], "92.0 ± 2.8 %, 1 diverged"),  # 2 · √2
         ([0.9], "90.0 %"),
-        ([None, None], "diverged"),
+        ([NAN, NAN], "diverged"),
     ],
     ids=["three", "one diverged", "one", "none"],
 )
 def test_mean_and_sample_standard_deviation(tests, expected):
-    own = Fresh(tuple(row(role="fresh", test=value) for value in tests))
-    assert mean_and_deviation(own) == expected
+    rows = table_of([row(role="fresh", test=value) for value in tests])
+    assert mean_and_deviation(fresh_of(rows).iloc[0]) == expected
 
 
 def test_nats_have_three_digits():
-    own = Fresh(tuple(row(metric="nll", test=value) for value in (1.0, 1.2)))
+    rows = table_of([row(role="fresh", metric="nll", test=value) for value in (1.0, 1.2)])
+    own = fresh_of(rows).iloc[0]
     assert mean_and_deviation(own) == "1.100 ± 0.141 nats"
     assert mean_and_deviation(own, short=True) == "1.100 ± 0.141"
 
@@ -90,6 +97,6 @@ def test_wrong_requests_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"takes no overrides \(configs/protocol/ says"):
         reproduce(request, quiet)
     (tmp_path / "results" / "protocol").mkdir(parents=True)
-    (tmp_path / "results" / "protocol" / "runs.csv").write_text(csv_of([row()]))
+    write_rows(tmp_path / "results" / "protocol" / "runs.csv", table_of([row()]))
     with pytest.raises(RecordError, match="no runs on fresh seeds"):
         reproduce(asked(tmp_path, "table-4"), quiet)
