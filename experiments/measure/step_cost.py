@@ -25,7 +25,7 @@ from experiments.measure.harness import averaged, call, interleaved, origin, pai
 from experiments.measure.memory import ALLOCATOR, peak_of_steps
 from experiments.measure.steps import NEVER, TIMED, Step, configuration, configured_step, plain_step
 from experiments.measure.workloads import Workload
-from experiments.models.nfe import nfe_counts, reset_nfe
+from experiments.models.blocks import nfe_counts, reset_nfe
 from experiments.run.config import identity, options
 
 # --- optimizer.json: SNOpt against SGD and Adam --------------------------------------------------

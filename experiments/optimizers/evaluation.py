@@ -160,7 +160,7 @@ class Evaluation:
             backward(loss, self._output, self.task.likelihood)
             self._output = None
         else:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
 
     def _forward(self) -> Tensor:
         self.count += 1

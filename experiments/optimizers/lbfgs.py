@@ -51,7 +51,7 @@ class LBFGS(torch.optim.LBFGS):
         Returns:
             The loss before the step.
         """
-        loss = super().step(closure)  # type: ignore[no-untyped-call]
+        loss = super().step(closure)
         state = self.state[self._params[0]]
         if self.param_groups[0]["line_search_fn"] is not None and float(state.get("t", 1.0)) == 0.0:
             state.clear()

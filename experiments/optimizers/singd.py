@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from experiments.optimizers.parameters import tell_of_plain_updates, trainable_groups
 from snopt import gauss_legendre
 from snopt.curvature.collector import Collector
+from snopt.curvature.factors import Accumulator
 from snopt.curvature.layers import groups_of
 from snopt.curvature.quadrature import Quadrature
 from snopt.validate import check_count, check_number
@@ -120,7 +121,7 @@ class SINGD(singd.optim.optimizer.SINGD):  # type: ignore[misc]
         tell_of_plain_updates("SINGD", "SGD", [name for name, _ in others])
         self._period = T
         rule = gauss_legendre(4) if quadrature is None else quadrature
-        self._collector = Collector(dict(self._layers), rule)
+        self._collector = Collector(dict(self._layers), rule, Accumulator)
         self._collector.arm()
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from experiments.base.checks import call_named
-from experiments.models.parameters import ode_parameters, other_parameters
+from experiments.models.blocks import ode_parameters, other_parameters
 from experiments.optimizers.evaluation import (
     Evaluation,
     is_plain,

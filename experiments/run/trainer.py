@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from experiments.base.clock import EVALUATION, TRAIN, Clock
 from experiments.base.interrupts import LONG_S, Interrupted, Interrupts
 from experiments.base.seeds import epoch_order, rng_state, set_rng_state
-from experiments.models.nfe import KINDS, nfe_counts
+from experiments.models.blocks import KINDS, nfe_counts
 from experiments.optimizers.evaluation import (
     Diverged,
     may_repeat,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from experiments.base.errors import ConfigError
-from experiments.models.nfe import nfe_counts
+from experiments.models.blocks import nfe_counts
 from experiments.models.solver import SolverSettings
 from experiments.optimizers.evaluation import (
     PENALTY,

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from experiments.base.errors import ConfigError
-from experiments.models.parameters import ode_parameters, other_parameters
+from experiments.models.blocks import ode_parameters, other_parameters
 from experiments.models.solver import SolverSettings
 from experiments.optimizers.adahessian import AdaHessian
 from experiments.optimizers.evaluation import Evaluation, metrics_of, protocol_of, take_step
