@@ -20,14 +20,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from experiments.base.checks import check_number, check_whole, is_number
+from experiments.base.checks import check_keys, check_number, check_whole, is_number
 from experiments.base.errors import ConfigError
 
 NONE: Final = "none"
 
-NAMES: Final = (NONE, "swa", "ema")
-
-_KEYS: Final = {"swa": {"start", "every"}, "ema": {"start", "every", "decay"}, NONE: set[str]()}
+_KEYS: Final = {NONE: (), "swa": ("start", "every"), "ema": ("start", "every", "decay")}
 
 EPOCH: Final = "epoch"
 
@@ -102,14 +100,7 @@ def check_averaging(config: Mapping[str, Any] | None) -> None:
     """
     if config is None:
         return
-    name = config.get("name")
-    if name not in NAMES:
-        raise ConfigError(f"averaging.name must be one of {', '.join(NAMES)}, got {name!r}")
-    if unknown := sorted(config.keys() - _KEYS[name] - {"name"}):
-        known = ", ".join(sorted(_KEYS[name])) or "no further keys"
-        raise ConfigError(f"averaging={name} does not know {', '.join(unknown)}; it has {known}")
-    if missing := sorted(_KEYS[name] - config.keys()):
-        raise ConfigError(f"averaging={name} lacks {', '.join(missing)}")
+    name = check_keys("averaging", config, _KEYS)
     if name == NONE:
         return
     start, every = config["start"], config["every"]

@@ -14,16 +14,16 @@ from typing import Any, Final
 from torch import nn
 from torch.optim import Optimizer
 
-from experiments.base.checks import check_number, check_whole
+from experiments.base.checks import check_keys, check_number, check_whole
 from experiments.base.errors import ConfigError
 from experiments.optimizers.evaluation import is_plain
 from snopt import IntegrationTime, ODEBlock
 
 NONE: Final = "none"
 
-NAMES: Final = (NONE, "baseline", "feedback")
+_TRAINED: Final = ("lr", "cost", "every", "minimum", "decay")
 
-_KEYS: Final = {"lr", "cost", "every", "minimum", "decay"}
+_KEYS: Final = {NONE: (), "baseline": _TRAINED, "feedback": _TRAINED}
 
 
 def check_horizon(config: Mapping[str, Any] | None) -> None:
@@ -34,15 +34,7 @@ def check_horizon(config: Mapping[str, Any] | None) -> None:
     """
     if config is None:
         return
-    name = config.get("name")
-    if name not in NAMES:
-        raise ConfigError(f"horizon.name must be one of {', '.join(NAMES)}, got {name!r}")
-    expected = set() if name == NONE else _KEYS
-    if unknown := sorted(config.keys() - expected - {"name"}):
-        known = ", ".join(sorted(expected)) or "no further keys"
-        raise ConfigError(f"horizon={name} does not know {', '.join(unknown)}; it has {known}")
-    if missing := sorted(expected - config.keys()):
-        raise ConfigError(f"horizon={name} lacks {', '.join(missing)}")
+    name = check_keys("horizon", config, _KEYS)
     if name == NONE:
         return
     check_number("horizon.lr", config["lr"], positive=True)
