@@ -18,8 +18,7 @@ from torch.optim import SGD, Adam, Optimizer
 from experiments.base.seeds import epoch_order
 from experiments.measure.workloads import Case
 from experiments.models.blocks import nfe_counts
-from experiments.optimizers.evaluation import Evaluation
-from experiments.optimizers.protocol import may_repeat, protocol_of, take_step
+from experiments.optimizers.evaluation import Evaluation, may_repeat, protocol_of, take_step
 from experiments.run.build import Parts, build
 from experiments.run.config import check_config, load_config, resolve
 from snopt import SNOpt
