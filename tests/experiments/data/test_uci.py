@@ -59,10 +59,15 @@ def test_a_file_with_blocks_missing_is_refused(tmp_path: Path, few, train: int, 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (-3, None, r"line \d+: 12 numbers, expected 13 \(the last line: is the file truncated"),
-        ("0.", "0,", r"line \d+, entry \d+: '-?0,\d+' is not a number"),
-        ("0.", "nan ", r"line \d+: 14 numbers"),
-        ("0.1", "nan", r"line \d+, entry \d+: ('-?nan\d*'|nan) is not a (finite )?number"),
+        (-3, None, r"\(series 20\): 12 numbers, expected 13 \(the last line: is the file trunc"),
+        ("0.", "0,", r"line \d+ \(series 1\), channel 1: '-?0,\d+' is not a number"),
+        ("0.", "nan ", r"line \d+ \(series 1\): 14 numbers"),
+        (
+            "0.1",
+            "nan",
+            r"series 1\), channel \d+: ('-?nan\d*' is not a number|nan is not a finite)",
+        ),
+        ("-0.", f"-1{'0' * 60}.", r"series 1\), channel \d+: -1e\+60 is beyond float32"),
         (0, "\x80", "not a text file"),
         (0, "", "the file is empty"),
     ],
@@ -123,7 +128,8 @@ def test_mat_files_of_another_kind(tmp_path: Path, changed: dict, message: str) 
     [
         (np.ones((2, 9)), r"mixout\[7\] is \(2, 9\), not numbers \(3, length\)"),
         (np.ones((3, 0)), r"mixout\[7\] is \(3, 0\)"),
-        (np.full((3, 9), np.inf), r"mixout\[7\] holds a value that is not finite"),
+        (np.diag([1, np.inf, 1]), r"mixout\[7\], channel 2 holds inf, which is not finite"),
+        (np.diag([1, 1, -1e300]), r"mixout\[7\], channel 3 holds -1e\+300, .* float32"),
         ("text", r"mixout\[7\] is"),
     ],
 )

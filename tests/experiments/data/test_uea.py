@@ -95,7 +95,7 @@ def damage(name: str, old: str, new: str | None) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (damage("Made_TRAIN.ts", ",", ",inf,"), r"Made_TRAIN\.ts, line 8, channel 1, entry 2: inf"),
+        (damage("Made_TRAIN.ts", ",", ",inf,"), r"line 8 \(series 1\), channel 1, step 2: inf is"),
         (damage("Made_TEST.ts", "true a b", "true b a"), "differ in their classes or channels"),
         (damage("Made_TEST.ts", "", None), r"Made_TEST\.ts: no such file, but its partner exists"),
     ],
@@ -190,8 +190,10 @@ def test_univariate_without_a_dimensions_tag(tmp_path: Path, ts_text) -> None:
         (":8.0:", ":", 1, "1 channels followed by a label, expected 2.*truncated"),
         ("7.0:", "7.0,7.0:", 1, r"different lengths or are empty: \[2, 1\]"),
         ("7.0:", ":", 1, "line .*: the channels have different lengths or are empty"),
-        ("2.5", "2.5.1", 0, "channel 1, entry 2: '2.5.1' is not a number"),
-        ("2.5", "inf", 0, "channel 1, entry 2: inf is not a finite"),
+        ("2.5", "2.5.1", 0, "channel 1, step 2: '2.5.1' is not a number"),
+        ("2.5", "inf", 0, "channel 1, step 2: inf is not a finite number"),
+        ("2.5", "1e300", 0, r"channel 1, step 2: 1e\+300 is beyond float32"),
+        ("8.0", "-1.7976931348623157e308", 1, "channel 2, step 1: -1.79.*e.308 is beyond float32"),
     ],
 )
 def test_a_bad_row_is_named_with_its_line(
@@ -200,7 +202,9 @@ def test_a_bad_row_is_named_with_its_line(
     assert old in good
     with pytest.raises(DataError, match=message) as caught:
         read(tmp_path, good.replace(old, new, 1))
-    assert re.search(rf"Made_TRAIN\.ts, line {FIRST_ROW + line}\b", str(caught.value))
+    assert re.search(
+        rf"TRAIN\.ts, line {FIRST_ROW + line} \(series {line + 1}\)", str(caught.value)
+    )
 
 
 @pytest.mark.parametrize(
@@ -245,12 +249,20 @@ def test_a_header_without_data(tmp_path: Path, good: str) -> None:
 
 
 HEADERS = {
-    "a gap": ({"missing": "false"}, None, "line 9: the value in channel 2, step 2 is missing, but"),
-    "lengths": ({"equalLength": "true"}, None, "line 10: a series of 1 steps, but all .* have 3"),
+    "a gap": (
+        {"missing": "false"},
+        None,
+        r"line 9 \(series 1\): the value in channel 2, step 2 is missing, but",
+    ),
+    "lengths": (
+        {"equalLength": "true"},
+        None,
+        r"line 10 \(series 2\): a series of 1 steps, but all .* have 3",
+    ),
     "series length": (
         {"equalLength": "true", "seriesLength": "4"},
         None,
-        r"line 10: a series of 3 steps, but all have to have 4; truncated\?",
+        r"line 10 \(series 1\): a series of 3 steps, but all have to have 4; truncated\?",
     ),
     "lengths by option": ({}, False, "a series of 1 steps, but all have to have 3"),
     "lengths against the header": ({"equalLength": "false"}, False, "a series of 1 steps, but"),
