@@ -19,7 +19,7 @@ import torch
 
 from experiments.base.errors import ConfigError, DataError
 from experiments.data.files import Remote, read
-from experiments.data.images import MEAN, STD, ImageOptions, RawImages, split_images
+from experiments.data.images import MEAN, PUBLISHED, STD, ImageOptions, RawImages, split_images
 from experiments.data.sources import DAMAGED, Source
 from experiments.data.splits import Splits
 
@@ -51,8 +51,6 @@ class Form:
         """Return where the archive comes from."""
         return Source("cifar10", FOLDERS, (self.archive.name,), (self.archive,))
 
-
-PUBLISHED = "files as published (md5 checked)"
 
 PYTHON = Form(
     folder="cifar-10-batches-py",
@@ -152,9 +150,8 @@ def _read_archive(version: Form, root: Path, download: bool) -> tuple[RawImages,
 
 def _decoded(version: Form, where: Path, contents: dict[str, bytes]) -> tuple[RawImages, RawImages]:
     """Return training and test part of the content of all batches."""
-    batches = []
-    for file, content in contents.items():
-        batches.append((_unpickled if version is PYTHON else _records)(where, file, content))
+    decode = _unpickled if version is PYTHON else _records
+    batches = [decode(where, file, content) for file, content in contents.items()]
     first = len(batches[0].labels)
     for file, batch in zip(contents, batches[:-1], strict=False):
         if len(batch.labels) != first:

@@ -16,6 +16,8 @@ from experiments.data.splits import DataInfo, Splits, validate
 MEAN, STD = 0.1307, 0.3081
 """Of MNIST's training pixels. The published experiments normalise all image sets with them."""
 
+PUBLISHED = "files as published (md5 checked)"
+
 
 class RawImages(NamedTuple):
     """Images as published: uint8 (N, C, H, W) in 0 ... 255 and int64 labels (N,)."""
@@ -63,7 +65,7 @@ def split_images(
     train: RawImages,
     test: RawImages,
     options: ImageOptions,
-    origin: str = "files as published (md5 checked)",
+    origin: str = PUBLISHED,
 ) -> Splits:
     """Split off validation images from the published training part; normalise all three splits.
 

@@ -251,7 +251,7 @@ def extract(
             with _members(archive) as entries:
                 for entry in entries:
                     _refuse_hostile(archive, entry)
-                    wanted = next((end for end in members if _ends(entry.name, end)), None)
+                    wanted = next(filter(PurePosixPath(entry.name).match, members), None)
                     if entry.kind != "file" or wanted is None:
                         continue
                     if wanted in found:
@@ -288,11 +288,6 @@ def _refuse_hostile(archive: Path, entry: _Member) -> None:
         raise DataError(
             f"{archive}: holds '{entry.name}', which is a {entry.kind}; nothing was unpacked"
         )
-
-
-def _ends(name: str, end: str) -> bool:
-    wanted = PurePosixPath(end).parts
-    return PurePosixPath(name).parts[-len(wanted) :] == wanted
 
 
 def _copy(archive: Path, entry: _Member, target: Path) -> None:

@@ -1,12 +1,12 @@
 """Two of the time series problems in the form in which the UCI repository has the originals.
 
-``SpokenArabicDigits``: ``Train_Arabic_Digit.txt`` and ``Test_Arabic_Digit.txt``. A line is a frame
-of 13 cepstral coefficients, a block of lines between blank lines is a series. The files have no
-labels: all blocks of the digit 0 come first, then as many of the digit 1, and so on.
+``SpokenArabicDigits``: two text files. A line is a frame of 13 cepstral coefficients, a block of
+lines between blank lines is a series. The files have no labels: all blocks of the digit 0 come
+first, then as many of the digit 1, and so on.
 
-``CharacterTrajectories``: ``mixoutALL_shifted.mat``. The cell array ``mixout`` has a matrix
-(3, length) for each character (velocity in x and y, force of the pen's tip), ``consts.charlabels``
-their classes, ``consts.key`` the letters. Zeros precede and follow most strokes.
+``CharacterTrajectories``: a ``.mat`` file. The cell array ``mixout`` has a matrix (3, length) for
+each character (velocity in x and y, force of the pen's tip), ``consts.charlabels`` their classes,
+``consts.key`` the letters. Zeros precede and follow most strokes.
 """
 
 from __future__ import annotations
