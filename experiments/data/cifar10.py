@@ -19,7 +19,7 @@ import torch
 
 from experiments.base.errors import ConfigError, DataError
 from experiments.data.files import Remote, read
-from experiments.data.images import MEAN, PUBLISHED, STD, ImageOptions, RawImages, split_images
+from experiments.data.images import PUBLISHED, ImageOptions, RawImages, split_images
 from experiments.data.sources import DAMAGED, Source
 from experiments.data.splits import Splits
 
@@ -89,28 +89,24 @@ def load(
     data_dir: str | Path | None,
     name: str = "cifar10",
     form: str = "auto",
-    mean: float = MEAN,
-    std: float = STD,
-    val_size: int = 5_000,
-    limit_train: int | None = None,
-    split_seed: int = 0,
     download: bool = True,
+    **options: Any,
 ) -> Splits:
     """Load CIFAR-10: image data of shape (3, 32, 32).
 
     ``form`` is ``python``, ``binary`` or ``auto`` (whichever is there). The 50 000 training images
-    are split; see :class:`experiments.data.images.ImageOptions`.
+    are split as :class:`experiments.data.images.ImageOptions` says.
 
     Raises:
         ConfigError: An option is out of range, or ``data_dir`` is not set.
         DataError: Files are missing and cannot be downloaded, or are damaged.
     """
-    options = ImageOptions(mean, std, val_size, limit_train, split_seed)
+    chosen = ImageOptions(**options)
     if form not in FORMS:
         raise ConfigError(f"{name}: form is '{form}', but has to be one of {', '.join(FORMS)}")
-    root = options.root(name, data_dir, f"{PYTHON.archive.name} or {BINARY.archive.name}")
+    root = chosen.root(name, data_dir, f"{PYTHON.archive.name} or {BINARY.archive.name}")
     train, test, origin = _read(root, form, download)
-    return split_images(name, "CIFAR-10", train, test, options, origin)
+    return split_images(name, "CIFAR-10", train, test, chosen, origin)
 
 
 def sources(**_: Any) -> dict[str, Source]:

@@ -13,9 +13,6 @@ from torch import Tensor
 from experiments.base.errors import ConfigError, DataError
 from experiments.data.splits import DataInfo, Splits, validate
 
-MEAN, STD = 0.1307, 0.3081
-"""Of MNIST's training pixels. The published experiments normalise all image sets with them."""
-
 PUBLISHED = "files as published (md5 checked)"
 
 
@@ -29,6 +26,9 @@ class RawImages(NamedTuple):
 class ImageOptions(NamedTuple):
     """How raw images become splits.
 
+    The default mean and deviation are those of MNIST's training pixels; the published experiments
+    normalise all image sets with them.
+
     Attributes:
         mean: Subtracted from the pixels after they are scaled to [0, 1].
         std: Divides the result.
@@ -37,11 +37,11 @@ class ImageOptions(NamedTuple):
         split_seed: Seed of the permutation.
     """
 
-    mean: float
-    std: float
-    val_size: int
-    limit_train: int | None
-    split_seed: int
+    mean: float = 0.1307
+    std: float = 0.3081
+    val_size: int = 5_000
+    limit_train: int | None = None
+    split_seed: int = 0
 
     def root(self, name: str, data_dir: str | Path | None, what: str) -> Path:
         """Return the data folder, or raise ConfigError for options that are wrong for any data.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from experiments.base.errors import DataError
 from experiments.data.files import Remote, read
-from experiments.data.images import MEAN, STD, ImageOptions, RawImages, split_images
+from experiments.data.images import ImageOptions, RawImages, split_images
 from experiments.data.sources import Source
 from experiments.data.splits import Splits
 
@@ -34,29 +34,21 @@ FILES = {  # published checksum and bytes
 
 
 def load(
-    *,
-    data_dir: str | Path | None,
-    name: str = "mnist",
-    mean: float = MEAN,
-    std: float = STD,
-    val_size: int = 5_000,
-    limit_train: int | None = None,
-    split_seed: int = 0,
-    download: bool = True,
+    *, data_dir: str | Path | None, name: str = "mnist", download: bool = True, **options: Any
 ) -> Splits:
     """Load MNIST: image data of shape (1, 28, 28).
 
-    The 60 000 training images are split; see :class:`experiments.data.images.ImageOptions`.
+    The 60 000 training images are split as :class:`experiments.data.images.ImageOptions` says.
 
     Raises:
         ConfigError: An option is out of range, or ``data_dir`` is not set.
         DataError: Files are missing and cannot be downloaded, or are damaged.
     """
-    options = ImageOptions(mean, std, val_size, limit_train, split_seed)
-    root = options.root(name, data_dir, f"{FOLDERS[0]}/*.gz")
+    chosen = ImageOptions(**options)
+    root = chosen.root(name, data_dir, f"{FOLDERS[0]}/*.gz")
     folder = sources()["original"].locate(root, download=download)
     train, test = (_part(folder, part) for part in ("train", "t10k"))
-    return split_images(name, "MNIST", train, test, options)
+    return split_images(name, "MNIST", train, test, chosen)
 
 
 def sources(**_: Any) -> dict[str, Source]:

@@ -14,7 +14,7 @@ import torch
 
 from experiments.base.errors import DataError
 from experiments.data.files import Remote, read_mat
-from experiments.data.images import MEAN, STD, ImageOptions, RawImages, split_images
+from experiments.data.images import ImageOptions, RawImages, split_images
 from experiments.data.sources import Source
 from experiments.data.splits import Splits
 
@@ -27,29 +27,21 @@ FILES = {  # published checksum and bytes
 
 
 def load(
-    *,
-    data_dir: str | Path | None,
-    name: str = "svhn",
-    mean: float = MEAN,
-    std: float = STD,
-    val_size: int = 5_000,
-    limit_train: int | None = None,
-    split_seed: int = 0,
-    download: bool = True,
+    *, data_dir: str | Path | None, name: str = "svhn", download: bool = True, **options: Any
 ) -> Splits:
     """Load SVHN: image data of shape (3, 32, 32); label 0 is the digit 0, which the files call 10.
 
-    The 73 257 training images are split; see :class:`experiments.data.images.ImageOptions`.
+    The 73 257 training images are split as :class:`experiments.data.images.ImageOptions` says.
 
     Raises:
         ConfigError: An option is out of range, or ``data_dir`` is not set.
         DataError: Files are missing and cannot be downloaded, or are damaged.
     """
-    options = ImageOptions(mean, std, val_size, limit_train, split_seed)
-    root = options.root(name, data_dir, " and ".join(FILES))
+    chosen = ImageOptions(**options)
+    root = chosen.root(name, data_dir, " and ".join(FILES))
     folder = sources()["original"].locate(root, download=download)
     train, test = (_read(folder / file, checksum) for file, (checksum, _) in FILES.items())
-    return split_images(name, "SVHN", train, test, options)
+    return split_images(name, "SVHN", train, test, chosen)
 
 
 def sources(**_: Any) -> dict[str, Source]:

@@ -14,6 +14,7 @@ from hydra.utils import get_method, instantiate
 
 from experiments.data import catalogue
 from experiments.data.files import Remote
+from experiments.data.images import ImageOptions
 from experiments.data.sources import Source
 from experiments.data.splits import TASKS
 from experiments.run.config import load_config, options, resolve
@@ -133,7 +134,8 @@ def test_options_fit_the_loader(name):
     config = resolved(name)
     target, task = config.pop("_target_"), config.pop("task")
     assert task in TASKS
-    inspect.signature(get_method(target)).bind(**config)
+    given = inspect.signature(get_method(target)).bind(**config)
+    assert set(given.arguments.get("options", ())) <= set(ImageOptions._fields)
     assert config["name"] == ("Handwriting" if name == "uea" else name)
 
 
