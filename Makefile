@@ -81,7 +81,7 @@ scaling: $(STAMP) ## One process against two: results/benchmarks/scaling.json (w
 
 # The comparison is one of equals on one thread each, so two at a time are fair where there are two cores.
 protocol: $(STAMP) ## The comparison of BUDGET: what is missing is run (JOBS=2 unless given), then results/protocol/
-	$(BIN)/python scripts/protocol.py run --budget $(BUDGET) --data-dir $(DATA_DIR) --output-dir $(OUTPUT_DIR) \
+	$(BIN)/python scripts/compare.py run --budget $(BUDGET) --data-dir $(DATA_DIR) --output-dir $(OUTPUT_DIR) \
 		--jobs $(if $(filter file,$(origin JOBS)),2,$(JOBS))
 
 wandb-sweep: $(STAMP) ## The search spaces as W&B sweep files: OUTPUT_DIR/wandb-sweeps/

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from experiments.base.errors import ConfigError
+from experiments.models.blocks import preserved_nfe
 from experiments.models.cnf import CNF
-from experiments.models.nfe import preserved_nfe
 
 Batch = tuple[Tensor, ...]
 

@@ -5,7 +5,7 @@ Liu, Chen, Theodorou, "Second-Order Neural ODE Optimizer", NeurIPS 2021.
 
 from snopt.curvature.quadrature import evaluations, gauss_legendre, steps, uniform
 from snopt.errors import SolverError
-from snopt.integration_time.hooks import IntegrationTime
+from snopt.integration_time import IntegrationTime
 from snopt.precondition.kronecker import KroneckerPair
 from snopt.precondition.ranks import average_gradients
 from snopt.precondition.schedules import DenseThenSparse, TrustRegion
@@ -14,7 +14,7 @@ from snopt.solve.adjoint import odeint_adjoint
 from snopt.solve.checkpoint import odeint_checkpoint
 from snopt.solve.direct import odeint
 from snopt.solve.ode_block import ODEBlock
-from snopt.solve.torchdiffeq import NFE
+from snopt.solve.solver import NFE
 from snopt.theory.low_rank import hessian_factors, low_rank_adjoint
 from snopt.theory.second_order import second_order_adjoint
 

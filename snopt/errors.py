@@ -13,6 +13,8 @@ class SolverError(RuntimeError):
         rtol: relative tolerance of the solve.
         atol: absolute tolerance of the solve.
         nfe: evaluations of the vector field up to the failure.
+        direction: ``"forward"``, ``"backward"`` or ``"curvature"``: which solve it was.
+        advice: what the user can do about it.
     """
 
     def __init__(
@@ -27,18 +29,7 @@ class SolverError(RuntimeError):
         direction: str = "forward",
         advice: str = "",
     ) -> None:
-        """Store the facts and compose one message from them.
-
-        Args:
-            reason: what went wrong, in a few words.
-            t: time at which the solve stopped.
-            dt: last step that was tried.
-            rtol: relative tolerance.
-            atol: absolute tolerance.
-            nfe: evaluations of the vector field so far.
-            direction: ``"forward"``, ``"backward"`` or ``"curvature"``: which solve it was.
-            advice: what the user can do about it.
-        """
+        """Store the facts and compose one message from them."""
         self.reason = reason
         self.t = t
         self.dt = dt
@@ -63,3 +54,29 @@ class SolverError(RuntimeError):
 
 def _rebuild(reason: str, facts: dict[str, object]) -> SolverError:
     return SolverError(reason, **facts)  # type: ignore[arg-type]
+
+
+# Reasons with advice, the same whichever engine notices.
+
+NON_FINITE = ("non-finite state", "Check the input, the step size and the learning rate.")
+
+
+def too_many_steps(limit: int) -> tuple[str, str]:
+    """Return reason and advice for a solve of more than ``limit`` steps."""
+    return (
+        f"more than max_num_steps = {limit} steps",
+        "The ODE may have become stiff: lower the learning rate, loosen the tolerance, or raise"
+        ' options={"max_num_steps": …}.',
+    )
+
+
+def why_stuck(*, state_finite: bool, field_finite: bool) -> tuple[str, str]:
+    """Return reason and advice for a solve whose step has shrunk to nothing."""
+    if not state_finite:
+        return "non-finite state", "Check the input and the learning rate."
+    if not field_finite:
+        return "the vector field is not finite", "Check its parameters and its input."
+    return (
+        "step size underflow",
+        "The ODE is too stiff for this tolerance: loosen rtol and atol, or regularise F.",
+    )

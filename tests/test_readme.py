@@ -17,8 +17,8 @@ from experiments.figures.reproduce import MEASURED, TARGETS
 from experiments.figures.sensitivity_table import read_entries
 from experiments.publish.names import dataset_name, optimizer_name
 from experiments.studies.comparison import report
-from experiments.studies.comparison.rows import read_rows
-from experiments.studies.comparison.scoring import score, studies_of
+from experiments.studies.comparison.rows import names_of, read_rows
+from experiments.studies.comparison.scoring import scores_of, studies_of
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -132,15 +132,16 @@ def test_the_comparison_is_that_of_its_runs():
     found, ups = studies_of(rows), report.speed_ups(studies_of(rows), rows)
     table = re.search(r"<!-- protocol -->\n(.*?)<!-- /protocol -->", README, re.S).group(1)
     header = [cell.strip() for cell in table.splitlines()[0].split("|")[1:-1]]
-    goals = {row.dataset: report.goal(row) for row in rows}
-    assert header[1:-1] == [f"{dataset_name(name)}, {goals[name]}" for name in found]
-    names = sorted(report.optimizers(rows), key=lambda name: -ups[name, "seconds"].bounded)
+    datasets = names_of(rows, "dataset")
+    goals = {row["dataset"]: report.goal(row) for _, row in rows.iterrows()}
+    assert header[1:-1] == [f"{dataset_name(name)}, {goals[name]}" for name in datasets]
+    names = sorted(names_of(rows, "optimizer"), key=lambda name: -ups[name, "seconds"].bounded)
     assert [row[0] for row in cells("protocol")] == [optimizer_name(name) for name in names]
     for name, row in zip(names, cells("protocol"), strict=True):
-        for dataset, cell in zip(found, row[1:-1], strict=True):
-            studies = found[dataset][name]
-            hits = sum(math.isfinite(study.values["seconds"]) for study in studies)
-            value = score(studies)
+        for dataset, cell in zip(datasets, row[1:-1], strict=True):
+            studies = found["seconds"].xs(dataset).xs(name)
+            hits = sum(map(math.isfinite, studies))
+            value = scores_of(found).loc[(dataset, name), "seconds"]
             time = f"{value:.1f} s" if math.isfinite(value) else "missed"
             assert cell == f"{time} ({hits} of {len(studies)})", (dataset, name)
         up = ups[name, "seconds"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
-from experiments.base.errors import ConfigError
+from experiments.base.errors import ConfigError, UserError, one_line
 
 
 def check_whole(name: str, value: Any, *, least: int = 1) -> None:
@@ -29,24 +33,6 @@ def check_finite(name: str, value: Any) -> None:
         raise ConfigError(f"{name} must be a finite number, got {value!r}")
 
 
-def check_fractions(name: str, value: Any, count: int) -> None:
-    """Raise ConfigError unless ``value`` is a list of ``count`` numbers in [0, 1)."""
-    if (
-        not isinstance(value, list | tuple)
-        or len(value) != count
-        or not all(is_number(x) and 0 <= x < 1 for x in value)
-    ):
-        raise ConfigError(f"{name} must be {count} numbers from 0 to below 1, got {value!r}")
-
-
-def check_interval(name: str, value: Any, interval: str) -> None:
-    """Raise ConfigError unless ``value`` is a number in ``interval``, such as ``"(0, 1]"``."""
-    low, high = (float(end) for end in interval[1:-1].split(","))
-    above = is_number(value) and (value >= low if interval[0] == "[" else value > low)
-    if not above or not (value <= high if interval[-1] == "]" else value < high):
-        raise ConfigError(f"{name} must be a number in {interval}, got {value!r}")
-
-
 def check_flag(name: str, value: Any) -> None:
     """Raise ConfigError unless ``value`` is true or false."""
     if not isinstance(value, bool):
@@ -57,6 +43,84 @@ def check_group(name: str, value: Any) -> None:
     """Raise ConfigError unless ``value`` is a group of keys that names what to build."""
     if not isinstance(value, Mapping) or not isinstance(value.get("_target_"), str):
         raise ConfigError(f"{name} must be a group of keys with a _target_, got {value!r}")
+
+
+def call_named(path: str, make: partial[Any], *arguments: Any, **more: Any) -> Any:
+    """Call a factory whose keywords come from a configuration; name the one that it refuses.
+
+    Args:
+        path: where the keywords stand, such as ``"optimizer"``.
+        make: the class or function, with the keywords.
+        *arguments: what else it takes.
+        **more: likewise.
+
+    Raises:
+        ValueError: the message starts with ``<path>.<keyword>`` where one keyword is to blame, with
+            ``<path>`` otherwise.
+    """
+    known = _parameters(make.func)
+    for key, value in make.keywords.items():
+        if key in known:
+            check_kind(f"{path}.{key}", value, known[key])
+    try:
+        return make(*arguments, **more)
+    except Exception as error:
+        if isinstance(error, UserError | RuntimeError | OSError):
+            raise  # says more than that a value is wrong
+        text = one_line(error)
+        first = re.match(r"\w+", text)
+        if first and first[0] in make.keywords:  # it names the keyword itself
+            raise ValueError(f"{path}.{text}") from error
+        for key, value in make.keywords.items():
+            others = {name: one for name, one in make.keywords.items() if name != key}
+            if _works(make.func, *arguments, *make.args, **others, **more):  # with its default
+                raise ValueError(f"{path}.{key}={value!r}: {text}") from error
+        raise ValueError(f"{path}: {text}") from error
+
+
+def _works(function: Callable[..., Any], *arguments: Any, **more: Any) -> bool:
+    try:
+        function(*arguments, **more)
+    except Exception:
+        return False
+    return True
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a function, or of a class and, behind ``**options``, its bases."""
+    found: dict[str, inspect.Parameter] = {}
+    for one in getattr(function, "__mro__", (function,)):
+        with suppress(ValueError):  # a class that is not written in Python
+            found = {**inspect.signature(one).parameters, **found}
+    return found
+
+
+def check_kind(name: str, value: Any, parameter: inspect.Parameter) -> None:
+    """Raise ValueError unless ``value`` is of the kind that a parameter is declared to be.
+
+    Flags, whole numbers, numbers and lists of numbers are told by default and annotation. None and
+    what was built from a ``_target_`` pass, and so does all else.
+    """
+    default, annotation = parameter.default, parameter.annotation
+    if value is None or not isinstance(value, bool | int | float | str | list | tuple):
+        return
+    if isinstance(default, bool):
+        right, wanted = isinstance(value, bool), "true or false"
+    elif annotation in (int, "int"):
+        right, wanted = isinstance(value, int) and is_number(value), "a whole number"
+    elif is_number(default) or annotation in (float, "float", "float | None"):
+        right, wanted = _finite([value]), "a finite number"
+    elif isinstance(default, list | tuple) and default and _finite(default):
+        right = isinstance(value, list | tuple) and len(value) == len(default) and _finite(value)
+        wanted = f"{len(default)} finite numbers"
+    else:
+        return
+    if not right:
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+
+
+def _finite(values: Sequence[Any]) -> bool:
+    return all(is_number(value) and math.isfinite(value) for value in values)
 
 
 def is_number(value: Any) -> bool:

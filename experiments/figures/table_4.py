@@ -1,28 +1,35 @@
 """Table 4: test metric of every optimizer on the embedded data sets, with searched settings.
 
-The runs are those of the protocol (``experiments/protocol/``): every optimizer's best setting of an
-equal search, trained for the whole budget on fresh seeds. Where ``protocol/runs.csv`` is there, the
-table is made from it alone; where it is missing, the protocol runs first.
+The runs are those of the protocol (``experiments/studies/comparison/``): every optimizer's best
+setting of an equal search, trained for the whole budget on fresh seeds. Where ``protocol/runs.csv``
+is there, the table is made from it alone; where it is missing, the protocol runs first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+
+import pandas as pd
 
 from experiments.base.errors import ConfigError, RecordError
 from experiments.publish.names import dataset_name, optimizer_name
-from experiments.publish.tables import Table, check_request, csv_text, write_table
-from experiments.studies.comparison.drawing import RUNS, draw
-from experiments.studies.comparison.fresh import Fresh, fresh_of, mean_and_deviation, settings_text
-from experiments.studies.comparison.report import optimizers, where_and_how
-from experiments.studies.comparison.rows import Row, read_rows
+from experiments.publish.tables import Table, check_request, csv_of, write_table
+from experiments.studies.comparison.planning import FRESH
+from experiments.studies.comparison.report import RUNS, draw, where_and_how
+from experiments.studies.comparison.rows import (
+    fresh_of,
+    mean_and_deviation,
+    names_of,
+    read_rows,
+    settings_text,
+)
 from experiments.studies.comparison.session import Request, compare
 from experiments.studies.execute import Say
 
 NAME = "table-4"
 PROFILES = ("embedded",)
+UNITS = {"accuracy": "%", "nll": "nats"}
 COLUMNS = ("dataset", "optimizer", "metric", "mean", "deviation", "seeds", "diverged", "settings")
 
 
@@ -69,89 +76,64 @@ def reproduce(
     make(read_rows(path), folder, command=command)
 
 
-def make(rows: Sequence[Row], folder: Path, *, command: str) -> None:
+def make(rows: pd.DataFrame, folder: Path, *, command: str) -> None:
     """Write the table's four files.
 
     Raises:
         RecordError: there are no fresh runs, or a file cannot be written.
     """
     found = fresh_of(rows)
-    if not found:
+    if found.empty:
         raise RecordError(f"{NAME}: the protocol has no runs on fresh seeds")
-    runs = [row for row in rows if row.role == "fresh"]
+    runs = rows[rows["role"] == FRESH]
+    kept = runs[["dataset", "optimizer", "seed", "hash", "state", "test"]].astype(object)
     write_table(
         folder,
         as_table(rows),
-        csv_text(COLUMNS, _data(found)),
+        csv_of(_data(found), digits=6),
         target=NAME,
         command=command,
         facts={
             "source": f"protocol/{RUNS}",
-            "seeds": sorted({row.seed for row in runs}),
-            "commits": sorted({str(row.commit) for row in runs}),
-            "run_processors": sorted({row.processor for row in runs}),
-            "runs": [
-                {"dataset": row.dataset, "optimizer": row.optimizer, "seed": row.seed}
-                | {"hash": row.hash, "state": row.state, "test": row.test}
-                for row in runs
-            ],
+            "seeds": sorted(runs["seed"].unique().tolist()),
+            "commits": sorted(names_of(runs, "commit")),
+            "run_processors": sorted(names_of(runs, "processor")),
+            "runs": kept.where(runs["test"].notna(), None).to_dict("records"),
         },
     )
 
 
-def as_table(rows: Sequence[Row]) -> Table:
+def as_table(rows: pd.DataFrame) -> Table:
     """Return the table: a row an optimizer, a column a data set, then the settings of each."""
-    found, names = fresh_of(rows), optimizers(rows)
-    header = ["", *(f"{dataset_name(d)}{_unit(own)}" for d, own in found.items())]
-    lines = [
-        [optimizer_name(name), *(_cell(own.get(name)) for own in found.values())] for name in names
-    ]
+    found, names = fresh_of(rows), names_of(rows, "optimizer")
+    datasets = names_of(rows, "dataset")
+
+    def cells(form: Callable[[pd.Series], str], name: str) -> list[str]:
+        places = [(dataset, name) for dataset in datasets]
+        own = [form(found.loc[place]) if place in found.index else "–" for place in places]
+        return [optimizer_name(name), *own]
+
+    units = found.groupby("dataset")["metric"].first().map(UNITS)
+    header = ["", *(f"{dataset_name(dataset)} ({units[dataset]})" for dataset in datasets)]
+    lines = [cells(lambda fresh: mean_and_deviation(fresh, short=True), name) for name in names]
     lines.append(["Best settings of the search"])
-    for name in names:
-        chosen = [_settings(own.get(name)) for own in found.values()]
-        lines.append([optimizer_name(name), *chosen])
-    seeds = sorted({row.seed for row in rows if row.role == "fresh"})
-    budgets = {dataset_name(row.dataset): row.budget for row in rows}
+    lines += [cells(settings_text, name) for name in names]
+    seeds = sorted(rows["seed"][rows["role"] == FRESH].unique())
+    budgets = rows.groupby("dataset", sort=False)["budget"].first()
     published = "JapaneseVowels: as published, Adam trains what is outside the ODE. "
     caption = (
         f"Test accuracy in per cent (nats per example for densities) after"
-        f" {', '.join(f'{budget:g} s ({name})' for name, budget in budgets.items())} of training,"
+        f" {', '.join(f'{seconds:g} s ({dataset_name(d)})' for d, seconds in budgets.items())} of"
+        " training,"
         f" mean ± sample standard deviation over the {len(seeds)} fresh seeds"
         f" {', '.join(map(str, seeds))}. {where_and_how(rows)}; the best setting is the fastest to"
-        f" the validation target. {published * ('japanese_vowels' in found)}"
+        f" the validation target. {published * ('japanese_vowels' in datasets)}"
         "(!) marks a setting on the border of its search space."
     )
     return Table(header, lines, caption)
 
 
-def _unit(own: dict[str, Fresh]) -> str:
-    metric = next(iter(own.values())).rows[0].metric
-    return " (%)" if metric == "accuracy" else " (nats)"
-
-
-def _cell(fresh: Fresh | None) -> str:
-    return "–" if fresh is None else mean_and_deviation(fresh, short=True)
-
-
-def _settings(fresh: Fresh | None) -> str:
-    if fresh is None:
-        return "–"
-    return settings_text(fresh.rows[0]) + (" (!)" if fresh.rows[0].border else "")
-
-
-def _data(found: dict[str, dict[str, Fresh]]) -> list[dict[str, Any]]:
-    """Return the rows of ``data.csv``."""
-    return [
-        {
-            "dataset": dataset,
-            "optimizer": name,
-            "metric": fresh.rows[0].metric,
-            "mean": fresh.mean,
-            "deviation": fresh.deviation,
-            "seeds": len(fresh.rows),
-            "diverged": len(fresh.rows) - len(fresh.tests),
-            "settings": settings_text(fresh.rows[0]),
-        }
-        for dataset, own in found.items()
-        for name, fresh in own.items()
-    ]
+def _data(found: pd.DataFrame) -> pd.DataFrame:
+    """Return what ``data.csv`` holds."""
+    settings = found.apply(lambda fresh: settings_text(fresh).removesuffix(" (!)"), axis=1)
+    return found.assign(settings=settings).reset_index()[list(COLUMNS)]

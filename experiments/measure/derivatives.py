@@ -141,7 +141,7 @@ def _train(net: nn.Module, x: Tensor, y: Tensor) -> None:
         chosen = torch.randint(len(x), (DIGITS["training_batch"],))
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(net(x[chosen]), y[chosen])
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
 
 
@@ -210,7 +210,7 @@ def exact(system: System, solver: Mapping[str, Any]) -> Exact:
     for v in system.V.T:
         hessian.append(flat(_grad(slope @ v, params)))
         (Jv,) = torch.autograd.grad(pulled @ v, u, retain_graph=True)
-        _, curved = vhp(system.terminal, z1.detach(), Jv)  # type: ignore[no-untyped-call]
+        _, curved = vhp(system.terminal, z1.detach(), Jv)
         gauss_newton.append(flat(_grad(z1, params, curved)))
     return Exact(slope.detach(), torch.stack(hessian, 1), torch.stack(gauss_newton, 1))
 
@@ -342,7 +342,7 @@ def run_kronecker(system: System) -> Preconditioner:
     preconditioner = Preconditioner(system.field)
     z1 = odeint_adjoint(system.field, system.z0, system.t, **DOPRI5)[-1]
     loss = system.terminal(z1)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     preconditioner.step()
     return preconditioner
 
@@ -422,7 +422,7 @@ def measure_peak(way: str, d: int, seed: int) -> dict[str, Any]:
     chosen.run(memory_system(3, seed))
     target = memory_system(d, seed)
     held: list[object] = []
-    return peak_of(lambda: held.append(chosen.run(target)), torch.device("cpu")).as_json()
+    return peak_of(lambda: held.append(chosen.run(target)), torch.device("cpu"))
 
 
 def measure_memory(way: Way, widths: Sequence[int], seeds: Sequence[int]) -> list[dict[str, Any]]:

@@ -120,7 +120,7 @@ def headline(entry: Mapping[str, Any]) -> str:
 def run_once(case: Case) -> None:
     """Run one forward and backward pass from empty gradients."""
     case.model.zero_grad()
-    case.loss().backward()  # type: ignore[no-untyped-call]
+    case.loss().backward()
 
 
 def gradient(case: Case) -> Tensor:
@@ -180,7 +180,7 @@ def count(case: Case) -> Counts:
         case.model.zero_grad()
         loss = case.loss()
         phase = "backward"
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     finally:
         for handle in handles:
             handle.remove()
@@ -272,7 +272,7 @@ class FloorBlock(ODEBlock):
         share = self.plan[self._next % len(self.plan)]
         self._next += 1
         time = torch.zeros((), dtype=y0.dtype, device=y0.device)
-        return _Evaluations.apply(self.func, share, time, y0)  # type: ignore[no-untyped-call]
+        return _Evaluations.apply(self.func, share, time, y0)
 
 
 class _Evaluations(torch.autograd.Function):

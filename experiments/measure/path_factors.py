@@ -134,7 +134,7 @@ def gather(
         collector.arm()
     try:
         loss = nn.functional.cross_entropy(net(snapshot.x), snapshot.y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     finally:
         for collector in collectors.values():
             collector.disarm()
@@ -191,7 +191,7 @@ def node_errors(snapshot: Snapshot, field: str, settings: Settings) -> Iterator[
             yield {**facts, **named, "factor": factor, "error": _worst(found, true, factor)}
 
     reference = composite(settings.pieces)
-    own = float(snapshot.net.ode.solver["rtol"])
+    own = float(snapshot.net.ode.solver.rtol)
     length = float((snapshot.t[-1] - snapshot.t[0]).abs())
     rules: dict[str, Quadrature] = {"reference": reference}
     rules |= {f"gauss_legendre {n}": gauss_legendre(n) for n in settings.gauss_legendre}

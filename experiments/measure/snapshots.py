@@ -93,7 +93,7 @@ class Snapshot:
         """
         net = copy.deepcopy(self.net)
         net.ode.gradient = settings.pop("gradient", net.ode.gradient)
-        net.ode.solver.update(settings)
+        net.ode.solver = replace(net.ode.solver, **settings)
         return net
 
     def double(self) -> Snapshot:

@@ -25,7 +25,7 @@ from experiments.measure.harness import averaged, call, interleaved, origin, pai
 from experiments.measure.memory import ALLOCATOR, peak_of_steps
 from experiments.measure.steps import NEVER, TIMED, Step, configuration, configured_step, plain_step
 from experiments.measure.workloads import Workload
-from experiments.models.nfe import nfe_counts, reset_nfe
+from experiments.models.blocks import nfe_counts, reset_nfe
 from experiments.run.config import identity, options
 
 # --- optimizer.json: SNOpt against SGD and Adam --------------------------------------------------
@@ -279,7 +279,7 @@ def memory_of(overrides: Sequence[str], optimizer: str) -> dict[str, Any]:
     config = configuration([*overrides, f"optimizer={optimizer}", *often])
     device = choose_device(str(config["device"]))
     step = configured_step(config, device)
-    return {**peak_of_steps(step, device).as_json(), "origin": origin(device, 1)}
+    return {**peak_of_steps(step, device), "origin": origin(device, 1)}
 
 
 @dataclass(frozen=True)

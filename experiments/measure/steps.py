@@ -17,9 +17,8 @@ from torch.optim import SGD, Adam, Optimizer
 
 from experiments.base.seeds import epoch_order
 from experiments.measure.workloads import Case
-from experiments.models.nfe import nfe_counts
-from experiments.optimizers.evaluation import Evaluation
-from experiments.optimizers.protocol import may_repeat, protocol_of, take_step
+from experiments.models.blocks import nfe_counts
+from experiments.optimizers.evaluation import Evaluation, may_repeat, protocol_of, take_step
 from experiments.run.build import Parts, build
 from experiments.run.config import check_config, load_config, resolve
 from snopt import SNOpt
@@ -69,7 +68,7 @@ def plain_step(
 
     def take() -> int:
         optimizer.zero_grad()
-        case.loss().backward()  # type: ignore[no-untyped-call]
+        case.loss().backward()
         if after_backward is not None:
             after_backward()
         optimizer.step()

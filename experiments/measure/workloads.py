@@ -37,9 +37,11 @@ class StockBlock(ODEBlock):
         times = self.t if t is None else torch.as_tensor(t, dtype=torch.float64)
         dtype = torch.float64 if y0.dtype == torch.float64 else torch.float32
         times = times.to(y0.device, dtype)
-        solver = {key: self.solver[key] for key in ("method", "rtol", "atol", "options")}
+        solver = {key: getattr(self.solver, key) for key in ("method", "rtol", "atol", "options")}
         if self.gradient == "adjoint":
-            solution = torchdiffeq.odeint_adjoint(self.func, y0, times, **solver, **self.adjoint)
+            back = self.backward_solver
+            adjoint = {f"adjoint_{key}": getattr(back, key) for key in solver}
+            solution = torchdiffeq.odeint_adjoint(self.func, y0, times, **solver, **adjoint)
         else:
             solution = torchdiffeq.odeint(self.func, y0, times, **solver)
         return solution[-1].clone()

@@ -1,9 +1,13 @@
-"""Continuous normalizing flows: exact log-densities and samples from an ODE (Chen et al. 2018)."""
+"""Continuous normalizing flows: exact log-densities and samples from an ODE (Chen et al. 2018).
+
+Two fields, :class:`HyperField` (Chen et al. 2018) and :class:`ConcatSquashField` (FFJORD, Grathwohl
+et al. 2019), the trace of a field's Jacobian, exact or estimated, and the flows made of them.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import cast
 
@@ -12,13 +16,18 @@ from torch import Tensor, nn
 
 from experiments.base.errors import ConfigError
 from experiments.data.splits import DataInfo
-from experiments.models.augmented import AugmentedField
 from experiments.models.checks import require_positive, require_task, require_whole
-from experiments.models.concat_squash import ConcatSquashField
-from experiments.models.hyper_field import HyperField
 from experiments.models.solver import SolverSettings
-from experiments.models.trace import check_trace, draw_noise
 from snopt import ODEBlock
+
+Pair = tuple[Tensor, Tensor]
+
+TRACES = ("exact", "rademacher", "gaussian")
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softplus": nn.functional.softplus,
+    "tanh": torch.tanh,
+}
 
 
 class CNF(nn.Module):
@@ -85,8 +94,7 @@ class CNF(nn.Module):
         kind = self.trace if trace is None else trace
         z, delta = x, x.new_zeros(x.shape[0], 1)
         for flow in self.flows:
-            noise = draw_noise(kind, z, generator)
-            z, delta = self._solve(flow, (z, delta), noise=noise)
+            z, delta = _solve(flow, (z, delta), noise=draw_noise(kind, z, generator))
         return standard_normal_log_prob(z) - delta[:, 0]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,25 +140,25 @@ class CNF(nn.Module):
                 k = int(now)
                 stop = min(end, k + 1.0)
                 times = (self.t1 * (now - k), self.t1 * (stop - k))
-                z, _ = self._solve(flows[k], (z, nothing), times=times, density=False)
+                z, _ = _solve(flows[k], (z, nothing), times, density=False)
                 now = stop
             found.append(z)
         return found
 
-    @staticmethod
-    def _solve(
-        flow: nn.Module,
-        state: tuple[Tensor, Tensor],
-        *,
-        times: tuple[float, float] | None = None,
-        noise: Tensor | None = None,
-        density: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        block = cast(ODEBlock, flow)
-        field = cast(AugmentedField, block.func).field
-        # A fresh wrapper a solve: a backward pass still to come keeps the noise of its own solve.
-        block.func = AugmentedField(field, noise=noise, density=density)
-        return cast("tuple[Tensor, Tensor]", block(state, t=times))
+
+def _solve(
+    flow: nn.Module,
+    state: Pair,
+    times: tuple[float, float] | None = None,
+    *,
+    noise: Tensor | None = None,
+    density: bool = True,
+) -> Pair:
+    """Integrate (z, log p) by a field that belongs to this solve alone."""
+    block = cast(ODEBlock, flow)
+    field = cast(AugmentedField, block.func).field
+    augmented = AugmentedField(field, noise=noise, density=density)
+    return cast(Pair, block.integrate(augmented, state, times))
 
 
 class HyperCNF(CNF):
@@ -238,3 +246,226 @@ def point_dim(model: str, info: DataInfo) -> int:
             f"{tuple(info.input_shape)}"
         )
     return info.input_shape[0]
+
+
+class AugmentedField(nn.Module):
+    """d(z, log p)/dt = (F(t, z), -tr ∂F/∂z), the instantaneous change of variables.
+
+    An object belongs to one solve: its noise never changes. The adjoint, which evaluates the field
+    again long after the forward solve, keeps the object and so sees the same noise, even if other
+    solves have begun in between.
+
+    F's layers run once an evaluation. The trace differentiates through that same evaluation, or,
+    where the field has a method ``with_trace``, comes from it in closed form.
+    """
+
+    def __init__(
+        self, field: nn.Module, *, noise: Tensor | None = None, density: bool = True
+    ) -> None:
+        """Wrap a field; its parameters are shared, not copied.
+
+        Args:
+            field: F, called as ``field(t, z)``; row n of its result depends on row n of z only.
+            noise: frozen noise of the trace estimate, shape (batch, dim); None means the exact
+                trace.
+            density: False leaves the log-density where it is, for sampling.
+        """
+        super().__init__()
+        self.field = field
+        self.noise = noise
+        self.density = density
+
+    def forward(self, t: Tensor, state: Pair) -> Pair:
+        """Return the time derivatives of z (batch, dim) and of the log-density (batch, 1)."""
+        z, logp = state
+        if not self.density:
+            return self.field(t, z), torch.zeros_like(logp)
+        closed_form = getattr(self.field, "with_trace", None)
+        if self.noise is None and closed_form is not None:
+            dz, trace = closed_form(t, z)
+            return dz, -trace[:, None]
+
+        differentiable = torch.is_grad_enabled()
+        with torch.enable_grad():
+            if not z.requires_grad:
+                z = z.detach().requires_grad_()
+            dz = self.field(t, z)
+            if self.noise is None:
+                trace = exact_trace(dz, z, create_graph=differentiable)
+            else:
+                trace = hutchinson_trace(dz, z, self.noise, create_graph=differentiable)
+        if not differentiable:
+            dz, trace = dz.detach(), trace.detach()
+        return dz, -trace[:, None]
+
+
+def exact_trace(dz: Tensor, z: Tensor, *, create_graph: bool) -> Tensor:
+    """Return tr(∂F/∂z) by one backward pass a dimension.
+
+    Args:
+        dz: F(t, z), shape (batch, dim), connected to ``z``; row n may depend on row n only.
+        z: state, shape (batch, dim), requires a gradient.
+        create_graph: whether the trace is to be differentiated.
+
+    Returns:
+        The trace of each row, shape (batch,).
+    """
+    trace = dz.new_zeros(dz.shape[0])
+    for i in range(dz.shape[1]):
+        # The graph is needed again: for the next dimension, or by whoever differentiates dz.
+        (row,) = torch.autograd.grad(
+            dz[:, i].sum(), z, create_graph=create_graph, retain_graph=True
+        )
+        trace = trace + row[:, i]
+    return trace
+
+
+def hutchinson_trace(dz: Tensor, z: Tensor, noise: Tensor, *, create_graph: bool) -> Tensor:
+    """Return eᵀ (∂F/∂z) e, unbiased for the trace where E[e eᵀ] = I (Hutchinson 1990; FFJORD).
+
+    Args:
+        dz: F(t, z), shape (batch, dim), connected to ``z``; row n may depend on row n only.
+        z: state, shape (batch, dim), requires a gradient.
+        noise: e, shape (batch, dim).
+        create_graph: whether the trace is to be differentiated.
+
+    Returns:
+        The estimate of each row, shape (batch,).
+    """
+    (vjp,) = torch.autograd.grad(dz, z, noise, create_graph=create_graph, retain_graph=True)
+    return (vjp * noise).sum(dim=1)
+
+
+def draw_noise(kind: str, like: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
+    """Draw the noise of one solve; None for the exact trace.
+
+    It is drawn once, before the solve: noise that changed between evaluations would make the field
+    discontinuous in time, and the adjoint would integrate another one than the forward solve.
+
+    Args:
+        kind: one of :data:`TRACES`.
+        like: gives shape, dtype and device.
+        generator: where the noise comes from; None means torch's global generator.
+
+    Raises:
+        ConfigError: if ``kind`` is unknown.
+    """
+    check_trace(kind)
+    if kind == "exact":
+        return None
+    # Drawn in place: the ..._like functions take no generator.
+    noise = torch.empty_like(like, requires_grad=False)
+    if kind == "gaussian":
+        return noise.normal_(generator=generator)
+    return noise.bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+
+
+def check_trace(kind: str) -> None:
+    """Raise ConfigError unless ``kind`` is one of :data:`TRACES`."""
+    if kind not in TRACES:
+        raise ConfigError(f"unknown trace '{kind}'; valid traces: {', '.join(TRACES)}")
+
+
+class HyperField(nn.Module):
+    """F(t, z) = 1/K Σ_k u_k(t) tanh(w_k(t)ᵀ z + b_k(t)), with w, b, u from a hyper-network of t.
+
+    The hyper-network has three linear layers with tanh between; u is gated, u · σ(g), as published.
+    Its layers see the time alone, as one row of shape (1, 1).
+    """
+
+    def __init__(self, dim: int, *, width: int = 64, hidden: int = 32) -> None:
+        """Build the field.
+
+        Args:
+            dim: size D of the state.
+            width: number K of terms; 64 in the paper.
+            hidden: width of the hyper-network's two inner layers.
+        """
+        super().__init__()
+        self.dim = dim
+        self.width = width
+        self.fc1 = nn.Linear(1, hidden)
+        self.fc2 = nn.Linear(hidden, hidden)
+        self.fc3 = nn.Linear(hidden, width * (3 * dim + 1))
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        """Return dz/dt, shape (batch, D)."""
+        w, b, u = self.weights(t.to(z))
+        return torch.tanh(z @ w.T + b) @ u / self.width
+
+    def with_trace(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return dz/dt, shape (batch, D), and tr(∂F/∂z) in closed form, shape (batch,).
+
+        ∂F/∂z = 1/K Σ_k (1 - h_k²) u_k w_kᵀ, so the trace needs no backward pass of its own.
+        """
+        w, b, u = self.weights(t.to(z))
+        h = torch.tanh(z @ w.T + b)
+        return h @ u / self.width, (1 - h.square()) @ (w * u).sum(dim=1) / self.width
+
+    def weights(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return w (K, D), b (K,) and u (K, D) at the scalar time ``t``."""
+        hidden = torch.tanh(self.fc1(t.reshape(1, 1)))
+        flat = self.fc3(torch.tanh(self.fc2(hidden))).reshape(-1)
+        block = self.width * self.dim
+        w, u, gate, b = flat.split([block, block, block, self.width])
+        shape = (self.width, self.dim)
+        return w.view(shape), b, (u * torch.sigmoid(gate)).view(shape)
+
+
+class ConcatSquashLinear(nn.Module):
+    """A linear layer on z, scaled and shifted by the time: layer(z) · σ(gate(t)) + bias(t).
+
+    ``gate`` and ``bias`` see the time alone, as one row of shape (1, 1).
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        """Build the three linear maps.
+
+        Args:
+            in_features: size of the input.
+            out_features: size of the output.
+        """
+        super().__init__()
+        self.layer = nn.Linear(in_features, out_features)
+        self.gate = nn.Linear(1, out_features)
+        # No constant part of its own: the layer's bias has that role, as published.
+        self.bias = nn.Linear(1, out_features, bias=False)
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        """Map (batch, in_features) to (batch, out_features) at the scalar time ``t``."""
+        row = t.to(z).reshape(1, 1)
+        out: Tensor = self.layer(z) * torch.sigmoid(self.gate(row)) + self.bias(row)
+        return out
+
+
+class ConcatSquashField(nn.Module):
+    """Concat-squash layers dim → width → … → dim with an activation between."""
+
+    def __init__(self, dim: int, *, width: int, layers: int, activation: str) -> None:
+        """Build the field.
+
+        Args:
+            dim: size of the state.
+            width: size of the inner layers.
+            layers: number of concat-squash layers, at least 1.
+            activation: ``"softplus"`` or ``"tanh"``; smooth, because the trace is differentiated.
+
+        Raises:
+            ConfigError: if the activation is unknown.
+        """
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ConfigError(
+                f"unknown activation '{activation}'; valid activations: {', '.join(ACTIVATIONS)}"
+            )
+        sizes = [dim, *[width] * (layers - 1), dim]
+        self.layers = nn.ModuleList(ConcatSquashLinear(a, b) for a, b in pairwise(sizes))
+        self.activation = activation
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        """Return dz/dt, shape (batch, dim)."""
+        activation = ACTIVATIONS[self.activation]
+        for layer in self.layers[:-1]:
+            z = activation(layer(t, z))
+        out: Tensor = self.layers[-1](t, z)
+        return out

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from experiments.base.checks import check_flag, check_number, check_whole
 from experiments.base.errors import ConfigError, one_line
-from snopt import ODEBlock, SolverError
-from snopt.solve.engine import ENGINES
+from snopt import ODEBlock
 from snopt.solve.ode_block import GRADIENTS
-from snopt.solve.torchdiffeq import METHODS
+from snopt.solve.solver import ENGINES, METHODS
 
 _POSITIVE = ("step_size", "first_step", "max_step", "safety", "ifactor", "dfactor")
-
-_MOMENT = 1e-6  # so short that a wrong but possible step_size costs nothing
 
 
 @dataclass(frozen=True)
@@ -77,7 +72,15 @@ class SolverSettings:
         check_flag("solver.reuse_step", self.reuse_step)
         _check_options("options", self.options)
         _check_options("adjoint_options", self.adjoint_options)
-        self._rehearse()
+        if self.gradient == "direct" and self.method == "scipy_solver":
+            raise ConfigError(
+                "solver: autograd does not go through scipy_solver: use gradient=adjoint"
+            )
+        try:
+            # The library's own block, also where a subclass makes blocks of another kind.
+            SolverSettings.block(self, nn.Identity())
+        except ValueError as error:
+            raise ConfigError(f"solver: {one_line(error, 500)}") from error
 
     def block(self, func: nn.Module, t: Sequence[float] | Tensor = (0.0, 1.0)) -> ODEBlock:
         """Return an ODE block that integrates ``func`` over ``t`` with these settings."""
@@ -88,43 +91,14 @@ class SolverSettings:
             method=self.method,
             rtol=self.rtol,
             atol=self.atol,
-            options=None if self.options is None else dict(self.options),
+            options=self.options,
             adjoint_rtol=self.adjoint_rtol,
             adjoint_atol=self.adjoint_atol,
             adjoint_method=self.adjoint_method,
-            adjoint_options=None if self.adjoint_options is None else dict(self.adjoint_options),
+            adjoint_options=self.adjoint_options,
             engine=self.engine,
             reuse_step=self.reuse_step,
         )
-
-    def _rehearse(self) -> None:
-        """Solve dy/dt = -w y for a moment: what the library refuses, it says before a run starts.
-
-        Raises:
-            ConfigError: with the library's reason.
-        """
-        try:
-            with warnings.catch_warnings(), torch.enable_grad():
-                warnings.simplefilter("ignore")  # the run itself will warn
-                # The library's own block, also where a subclass makes blocks of another kind.
-                block = SolverSettings.block(self, _Decay(), (0.0, _MOMENT))
-                state: Tensor = block(torch.ones(1))
-                state.sum().backward()  # type: ignore[no-untyped-call]
-        except SolverError:
-            return  # a matter of numbers: possible for this solve and not for another
-        except Exception as error:
-            raise ConfigError(f"solver: {one_line(error, 500)}") from error
-
-
-class _Decay(nn.Module):
-    """F(t, y) = -w y; without random numbers, which belong to the model."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rate = nn.Parameter(torch.ones(1))
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        return -self.rate * y
 
 
 def _check_options(name: str, options: object) -> None:

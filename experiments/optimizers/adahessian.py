@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from experiments.optimizers.evaluation import Evaluation
-from experiments.optimizers.parameters import check_count, trainable_groups
+from experiments.optimizers.parameters import trainable_groups
 from snopt import ODEBlock
+from snopt.validate import check_choice, check_count, check_number
 
 HVP: Final = ("auto", "double_backward", "finite_difference")
 
@@ -64,12 +65,10 @@ class AdaHessian(pytorch_optimizer.AdaHessian):  # type: ignore[misc]
         params: Iterable[Any] | None = None,
     ) -> None:
         """Check the arguments and choose how products are made."""
-        if not 0 < hessian_power <= 1:
-            raise ValueError(f"hessian_power must lie in (0, 1], got {hessian_power!r}")
+        check_number("hessian_power", hessian_power, "(0, 1]")
         check_count("update_period", update_period)
         check_count("samples", samples)
-        if relative_step is not None and not 0 < relative_step < 1:
-            raise ValueError(f"relative_step must lie in (0, 1), got {relative_step!r}")
+        check_number("relative_step", relative_step, "(0, 1)", or_none=True)
         self.hvp = _choose(hvp, model)
         self.samples = samples
         self.relative_step = relative_step
@@ -170,8 +169,7 @@ def _signs(params: Sequence[Tensor]) -> list[Tensor]:
 
 def _choose(hvp: str, model: nn.Module) -> str:
     """Return how products are made with this model's gradient modes."""
-    if hvp not in HVP:
-        raise ValueError(f"hvp must be one of {', '.join(HVP)}, got {hvp!r}")
+    check_choice("hvp", hvp, HVP)
     modes = {m.gradient for m in model.modules() if isinstance(m, ODEBlock)} - {"direct"}
     if hvp == "double_backward" and modes:
         raise ValueError(

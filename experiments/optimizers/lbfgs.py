@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.optimizers.parameters import check_count
+from snopt.validate import check_choice, check_count, check_number
 
 
 class LBFGS(torch.optim.LBFGS):
@@ -34,9 +34,10 @@ class LBFGS(torch.optim.LBFGS):
         for name in ("max_iter", "max_eval", "history_size"):
             if options.get(name) is not None:
                 check_count(name, options[name])
-        line_search = options.get("line_search_fn")
-        if line_search not in (None, "strong_wolfe"):
-            raise ValueError(f"line_search_fn must be strong_wolfe or null, got {line_search!r}")
+        for name in ("tolerance_grad", "tolerance_change"):
+            check_number(name, options.get(name, 0.0), "[0, inf)")
+        if options.get("line_search_fn") is not None:
+            check_choice("line_search_fn", options["line_search_fn"], ("strong_wolfe", "null"))
         params = list(params)
         frozen = [isinstance(p, Tensor) and not p.requires_grad for p in params]
         super().__init__([p for p, skip in zip(params, frozen, strict=True) if not skip], **options)
@@ -50,7 +51,7 @@ class LBFGS(torch.optim.LBFGS):
         Returns:
             The loss before the step.
         """
-        loss = super().step(closure)  # type: ignore[no-untyped-call]
+        loss = super().step(closure)
         state = self.state[self._params[0]]
         if self.param_groups[0]["line_search_fn"] is not None and float(state.get("t", 1.0)) == 0.0:
             state.clear()

@@ -74,9 +74,3 @@ def tell_of_plain_updates(optimizer: str, update: str, names: Sequence[str]) -> 
             UserWarning,
             stacklevel=4,
         )
-
-
-def check_count(name: str, value: object) -> None:
-    """Raise ValueError unless ``value`` is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")

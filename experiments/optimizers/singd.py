@@ -20,11 +20,13 @@ from singd.structures.base import StructuredMatrix
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from experiments.optimizers.parameters import check_count, tell_of_plain_updates, trainable_groups
+from experiments.optimizers.parameters import tell_of_plain_updates, trainable_groups
 from snopt import gauss_legendre
 from snopt.curvature.collector import Collector
+from snopt.curvature.factors import Accumulator
 from snopt.curvature.layers import groups_of
 from snopt.curvature.quadrature import Quadrature
+from snopt.validate import check_count, check_number
 
 _MATRICES = ("Ks", "Cs", "m_Ks", "m_Cs")
 
@@ -75,10 +77,11 @@ class SINGD(singd.optim.optimizer.SINGD):  # type: ignore[misc]
     ) -> None:
         """Sort the parameters and wait for the first backward pass."""
         check_count("T", T)
-        if not damping > 0:
-            raise ValueError(f"damping must be greater than 0, got {damping!r}")
-        if not 0 <= alpha1 < 1:
-            raise ValueError(f"alpha1 must lie in [0, 1), got {alpha1!r}")
+        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+            check_number(name, value, "[0, inf)")
+        check_number("damping", damping, "(0, inf)")
+        check_number("lr_cov", lr_cov, "(0, inf)")
+        check_number("alpha1", alpha1, "[0, 1)")
         known = self.SUPPORTED_STRUCTURES
         if len(structures) != 2 or any(name not in known for name in structures):
             raise ValueError(f"structures must be two of {', '.join(known)}, got {structures!r}")
@@ -118,7 +121,7 @@ class SINGD(singd.optim.optimizer.SINGD):  # type: ignore[misc]
         tell_of_plain_updates("SINGD", "SGD", [name for name, _ in others])
         self._period = T
         rule = gauss_legendre(4) if quadrature is None else quadrature
-        self._collector = Collector(dict(self._layers), rule)
+        self._collector = Collector(dict(self._layers), rule, Accumulator)
         self._collector.arm()
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -16,9 +16,15 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from experiments.models.parameters import ode_parameters, other_parameters
-from experiments.optimizers.evaluation import Evaluation, needs_output
-from experiments.optimizers.protocol import is_plain, metrics_of, protocol_of
+from experiments.base.checks import call_named
+from experiments.models.blocks import ode_parameters, other_parameters
+from experiments.optimizers.evaluation import (
+    Evaluation,
+    is_plain,
+    metrics_of,
+    needs_output,
+    protocol_of,
+)
 
 MakeOptimizer = Callable[..., Optimizer]
 
@@ -46,8 +52,8 @@ class SplitOptimizer(Optimizer):
         for place, found in (("inside", inside), ("outside", outside)):
             if not found:
                 raise ValueError(f"the model has no parameters {place} an ODE to split off")
-        self.ode = _made(ode, model, inside)
-        self.rest = _made(rest, model, outside)
+        self.ode = _made("ode", ode, model, inside)
+        self.rest = _made("rest", rest, model, outside)
         if needs_output(self.ode) and needs_output(self.rest):
             raise ValueError("only one of ode and rest can have a curvature other than empirical")
         super().__init__([*self.ode.param_groups, *self.rest.param_groups], {})
@@ -144,8 +150,15 @@ def takes_model(make: MakeOptimizer) -> bool:
     return next(iter(inspect.signature(made).parameters), "") == "model"
 
 
-def _made(make: MakeOptimizer, model: nn.Module, params: list[nn.Parameter]) -> Optimizer:
-    return make(model, params=params) if takes_model(make) else make(params)
+def _made(
+    part: str, make: MakeOptimizer, model: nn.Module, params: list[nn.Parameter]
+) -> Optimizer:
+    make = make if isinstance(make, partial) else partial(make)
+    if takes_model(make):
+        made: Optimizer = call_named(part, make, model, params=params)
+    else:
+        made = call_named(part, make, params)
+    return made
 
 
 @torch.no_grad()

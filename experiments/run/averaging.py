@@ -91,7 +91,7 @@ class Averaging:
 
 
 def _ema(decay: float) -> Any:
-    return get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return get_ema_multi_avg_fn(decay)
 
 
 def check_averaging(config: Mapping[str, Any] | None) -> None:

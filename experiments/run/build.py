@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from experiments.base.checks import call_named
 from experiments.base.errors import ConfigError, one_line
 from experiments.base.seeds import seed_everything
 from experiments.data.splits import Splits
@@ -28,6 +29,7 @@ from experiments.run.config import NESTED, Config, TrainerSettings
 from experiments.run.integration_time import build_horizon
 from experiments.tasks import Task
 from snopt import IntegrationTime
+from snopt.validate import check_number
 
 INTERVALS = ("epoch", "step")
 
@@ -100,10 +102,35 @@ def build_optimizer(config: Mapping[str, Any], model: nn.Module) -> Optimizer:
     if accepts not in ("model", "parameters"):
         raise ConfigError(f"optimizer.accepts must be model or parameters, got {accepts!r}")
     config = {key: _part(key, value) if key in NESTED else value for key, value in config.items()}
+    _check_ranges("optimizer", config)
     make = _factory("optimizer", config, drop=("name", "accepts", "scheduler"))
     subject = model if accepts == "model" else list(model.parameters())
     optimizer: Optimizer = _call("optimizer", make, subject)
     return optimizer
+
+
+# What optimizers of libraries refuse without a range, or accept and cannot work with.
+_RANGES = {
+    "lr": "[0, inf)",
+    "momentum": "[0, inf)",
+    "weight_decay": "[0, inf)",
+    "eps": "[0, inf)",
+    "betas": "[0, 1)",
+    "matrix_eps": "(0, inf)",
+    "shampoo_beta": "[0, 1)",
+}
+
+
+def _check_ranges(path: str, config: Mapping[str, Any]) -> None:
+    for key, interval in _RANGES.items():
+        value = config.get(key)
+        if isinstance(value, Mapping):
+            continue  # a rule, which checks itself
+        for number in value if isinstance(value, list) else [value]:
+            try:
+                check_number(key, number, interval, or_none=True)
+            except ValueError as error:
+                raise ConfigError(f"{path}.{error}") from error
 
 
 def _part(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,6 +140,7 @@ def _part(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
             f"optimizer.{name}.scheduler is set, but one schedule acts on both: set"
             " optimizer.scheduler"
         )
+    _check_ranges(f"optimizer.{name}", config)
     kept = {k: v for k, v in config.items() if k not in ("name", "accepts", "scheduler")}
     return {**kept, "_partial_": True}
 
@@ -187,9 +215,9 @@ def _call(group: str, make: partial[Any], *positional: object) -> Any:
     """Call a factory; what it refuses becomes a ConfigError that names the group."""
     _check_arguments(group, make, *positional)
     try:
-        return make(*positional)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{group}: {error}") from error
+        return call_named(group, make, *positional)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _rehearse(make: partial[Any], groups: int) -> None:

@@ -27,9 +27,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from experiments.base.checks import (
     check_finite,
     check_flag,
-    check_fractions,
     check_group,
-    check_interval,
     check_number,
     check_whole,
 )
@@ -320,93 +318,11 @@ def _flatten(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _flatten(value, f"{prefix}{name}.")
 
 
-_NOT_NEGATIVE: tuple[str, ...] = (
-    "lr",
-    "momentum",
-    "weight_decay",
-    "eps",
-    "alpha",
-    "adamw_lr",
-    "adamw_wd",
-)
-
-_NOT_NEGATIVE += ("adamw_eps", "tolerance_grad", "tolerance_change")
-
-_WHOLE: tuple[str, ...] = (
-    "max_iter",
-    "max_eval",
-    "history_size",
-    "update_period",
-    "samples",
-    "T",
-    "ns_steps",
-)
-
-_WHOLE += ("precondition_frequency", "preconditioning_compute_steps", "max_precondition_dim")
-
-_WHOLE += ("update_freq",)
-
-_INTERVALS = {
-    "hessian_power": "(0, 1]",
-    "relative_step": "(0, 1)",
-    "damping": "(0, inf)",
-    "alpha1": "[0, 1)",
-    "lr_cov": "(0, inf)",
-    "matrix_eps": "(0, inf)",
-    "shampoo_beta": "[0, 1)",
-    "b0": "(0, inf)",
-    "decay": "[0, 1)",
-    "exponent": "(0, 1]",
-    "factor_decay": "[0, 1)",
-    "kl_clip": "(0, inf)",
-}
-
-_OPTIONAL = ("max_eval", "relative_step", "shampoo_beta", "scheduler", "kl_clip")
-
-_PAIRS = ("betas", "adamw_betas")
-
-_FLAGS: tuple[str, ...] = (
-    "nesterov",
-    "amsgrad",
-    "maximize",
-    "decoupled_weight_decay",
-    "average_kernels",
-)
-
-_FLAGS += ("kfac_like", "normalize_lr_cov", "precondition_1d", "merge_dims", "correct_bias")
-
 NESTED = ("ode", "rest")  # the two of experiments.optimizers.split
 
 _SIZES = ("train_size", "val_size", "test_size")
 
 _DATASET_FLAGS = ("download", "allow_unverified", "trim_zeros")
-
-
-def check_optimizer(group: Mapping[str, Any], name: str = "optimizer") -> None:
-    """Check the numbers of an optimizer and of those inside it.
-
-    Raises:
-        ConfigError: naming the key, its value and what would be valid.
-    """
-    for key, value in group.items():
-        where = f"{name}.{key}"
-        if key in NESTED:
-            check_group(where, value)
-            check_optimizer(value, where)
-        elif value is None and key in _OPTIONAL:
-            continue
-        elif key == "scheduler" or isinstance(value, Mapping):
-            check_group(where, value)  # a schedule or a rule, which checks itself
-        elif key in _NOT_NEGATIVE:
-            check_number(where, value, positive=False)
-        elif key in _WHOLE:
-            check_whole(where, value)
-        elif key in _INTERVALS:
-            check_interval(where, value, _INTERVALS[key])
-        elif key in _PAIRS:
-            check_fractions(where, value, 2)
-        elif key in _FLAGS:
-            check_flag(where, value)
 
 
 def check_dataset(group: Mapping[str, Any]) -> None:
@@ -576,7 +492,9 @@ def check_config(config: Config) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(config.get("device"))):
         raise ConfigError(f"device must be auto, cpu or cuda, got {config.get('device')!r}")
     TrainerSettings.from_config(config["trainer"])
-    check_optimizer(config["optimizer"])
+    for key in (*NESTED, "scheduler"):
+        if config["optimizer"].get(key) is not None:
+            check_group(f"optimizer.{key}", config["optimizer"][key])
     check_dataset(config["dataset"])
     check_averaging(config.get("averaging"))
     check_horizon(config.get("horizon"))

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from experiments.base.checks import check_number, check_whole
 from experiments.base.errors import ConfigError
-from experiments.optimizers.protocol import is_plain
+from experiments.optimizers.evaluation import is_plain
 from snopt import IntegrationTime, ODEBlock
 
 NONE: Final = "none"

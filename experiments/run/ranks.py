@@ -32,8 +32,7 @@ from torch.optim import Optimizer
 from experiments.base.device import choose_device
 from experiments.base.errors import ConfigError, UserError, one_line
 from experiments.base.seeds import seed_everything
-from experiments.optimizers.evaluation import Diverged, Evaluation
-from experiments.optimizers.protocol import is_plain
+from experiments.optimizers.evaluation import Diverged, Evaluation, is_plain
 from experiments.optimizers.split import SplitOptimizer, takes_model
 from experiments.run.build import Parts
 from experiments.run.config import TrainerSettings

@@ -34,9 +34,14 @@ from torch import Tensor
 from experiments.base.clock import EVALUATION, TRAIN, Clock
 from experiments.base.interrupts import LONG_S, Interrupted, Interrupts
 from experiments.base.seeds import epoch_order, rng_state, set_rng_state
-from experiments.models.nfe import KINDS, nfe_counts
-from experiments.optimizers.evaluation import Diverged
-from experiments.optimizers.protocol import may_repeat, metrics_of, protocol_of, take_step
+from experiments.models.blocks import KINDS, nfe_counts
+from experiments.optimizers.evaluation import (
+    Diverged,
+    may_repeat,
+    metrics_of,
+    protocol_of,
+    take_step,
+)
 from experiments.run.build import Parts
 from experiments.run.checkpoint import (
     load_checkpoint,

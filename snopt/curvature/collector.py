@@ -5,9 +5,8 @@ A :class:`Collector` is *armed* for the steps at which factors are wanted. While
 - a layer used outside an ODE is seen by a forward hook, whose tensor hook on the output gives
   (x, g) once in the backward pass: one node of weight 1;
 - inside an ODE solve the hooks stay silent: the solver evaluates the field at stages, probes and
-  rejected steps, none of which is a use of the layer. Instead the backward solve hands the pair
-  (z, a) at each quadrature node to :func:`collect_node`, which evaluates the field once more and
-  gives every layer's (x, g) with the node's weight.
+  rejected steps, none of which is a use of the layer. Instead the backward solve's observers
+  (:mod:`snopt.solve.observers`) give every layer's (x, g) at each quadrature node, with its weight.
 
 A collector may ask for the solver's evaluations instead
 (:class:`snopt.curvature.quadrature.Evaluations`). It then sees those that autograd differentiates
@@ -24,14 +23,15 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from snopt.curvature.factors import Accumulator, Sums
-from snopt.curvature.quadrature import Evaluations, Quadrature
+if TYPE_CHECKING:
+    from snopt.curvature.factors import Sums
+    from snopt.curvature.quadrature import Quadrature
 
 
 @dataclass(frozen=True)
@@ -122,24 +122,31 @@ def backward_pass() -> int:
     return int(torch._C._current_graph_task_id())
 
 
-class _Hook:
-    """Forward hook that lets a copied or pickled model go without its collector."""
+class WeakHook:
+    """Forward hook that lets a copied or pickled module go without who watches it.
 
-    def __init__(self, collector: Collector | None) -> None:
-        self._collector = None if collector is None else weakref.ref(collector)
+    It calls ``owner.on_forward(module, args, kwargs, output)`` as long as the owner lives.
+    """
+
+    def __init__(self, owner: Any) -> None:
+        """Watch for ``owner``, or for nobody (None)."""
+        self._owner = None if owner is None else weakref.ref(owner)
 
     def __call__(
-        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        collector = self._collector() if self._collector is not None else None
-        if collector is not None:
-            collector._saw(layer, args[0] if args else kwargs["input"], output)
+        """Tell the owner of a forward pass."""
+        owner = self._owner() if self._owner is not None else None
+        if owner is not None:
+            owner.on_forward(module, args, kwargs, output)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
-        return _Hook(None)
+    def __deepcopy__(self, memo: dict[int, Any]) -> WeakHook:
+        """Return a hook of nobody's."""
+        return WeakHook(None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_Hook, (None,))
+        """Pickle as a hook of nobody's."""
+        return (WeakHook, (None,))
 
 
 class Collector:
@@ -148,25 +155,35 @@ class Collector:
     Args:
         layers: the layers to watch, each with the key under which its sums are kept (layers that
             share their weights share a key).
-        quadrature: rule for the nodes inside an ODE.
+        quadrature: where an ODE is looked at.
+        accumulator: makes the running sums of one layer.
         scope: ``"all"``, or ``"ode"`` to ignore uses outside an ODE.
         max_rows: rows of a batch that factors are made from, evenly spaced; None means all.
-        accumulator: makes the running sums of one layer.
+
+    Raises:
+        TypeError: if ``quadrature`` is no rule.
     """
 
     def __init__(
         self,
         layers: Mapping[nn.Module, str],
         quadrature: Quadrature,
+        accumulator: Callable[[], Sums],
         scope: str = "all",
         max_rows: int | None = None,
-        accumulator: Callable[[], Sums] = Accumulator,
     ) -> None:
         """Start disarmed and empty."""
+        if not callable(quadrature) and not hasattr(quadrature, "looks_at"):
+            raise TypeError(
+                f"quadrature must be a rule such as gauss_legendre(4), got {quadrature!r}"
+            )
         self.max_rows = max_rows
         self.accumulator = accumulator
         self.layers = dict(layers)
         self.quadrature = quadrature
+        # Where a solve is seen: "nodes", "step ends" or "evaluations".
+        self.looks_at: str = getattr(quadrature, "looks_at", "nodes")
+        self.discrete = self.looks_at == "evaluations"  # then a use is one of the solver's own
         self.scope = scope
         self.paused = False  # an armed collector that is paused lets backward passes go by
         self.sums: dict[str, Sums] = {}
@@ -179,18 +196,13 @@ class Collector:
         """Whether uses are being recorded."""
         return bool(self._handles)
 
-    @property
-    def discrete(self) -> bool:
-        """Whether a use inside an ODE is one of the solver's evaluations, not a node of its own."""
-        return isinstance(self.quadrature, Evaluations)
-
     def arm(self) -> None:
         """Forget what was gathered and record the forward passes made from now on."""
         self.clear()
         self._release()
         self._generation += 1
         if not self._handles:
-            hook = _Hook(self)
+            hook = WeakHook(self)
             self._handles = [
                 layer.register_forward_hook(hook, with_kwargs=True) for layer in self.layers
             ]
@@ -224,10 +236,13 @@ class Collector:
                 sums = self.sums[key] = self.accumulator()
             sums.add(layer, x, g, weight, task, self.max_rows)  # type: ignore[arg-type]
 
-    def _saw(self, layer: nn.Module, x: Tensor, output: Tensor) -> None:
+    def on_forward(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> None:
         """Handle one forward pass of ``layer`` (called by its hook)."""
         if layer not in self.layers:  # a copy of the model
             return
+        x = args[0] if args else kwargs["input"]
         recording = _where.recording
         if recording is not None and self in recording.collectors:
             if output.requires_grad:
@@ -241,7 +256,7 @@ class Collector:
         if torch.is_grad_enabled() and output.requires_grad:
             held = [x.detach()]
             self._held.append(held)
-            output.register_hook(self._on_gradient(layer, held))  # type: ignore[no-untyped-call]
+            output.register_hook(self._on_gradient(layer, held))
 
     def _on_gradient(self, layer: nn.Module, held: list[Tensor]) -> Callable[[Tensor], None]:
         generation = self._generation

@@ -6,6 +6,9 @@ The factors are time integrals, ``A = ∫ E[x xᵀ] dt`` and ``B = ∫ E[g gᵀ]
 
 The adjoint jumps where the loss reads the state, so a solve with several output times has several
 smooth pieces, and the rule is applied to each.
+
+:class:`StepEnds` and :class:`Evaluations` have no nodes: they say at which points of a solve its
+observers (:mod:`snopt.solve.observers`) look instead.
 """
 
 from __future__ import annotations
@@ -13,13 +16,13 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 
-class Quadrature(Protocol):
+class Nodes(Protocol):
     """Anything that maps an interval to nodes and positive weights."""
 
     def __call__(self, a: float, b: float) -> tuple[Tensor, Tensor]:
@@ -34,11 +37,7 @@ class GaussLegendre:
     n: int
 
     def __post_init__(self) -> None:
-        """Check the number of nodes.
-
-        Raises:
-            ValueError: if ``n`` is not a positive integer.
-        """
+        """Raise ValueError unless ``n`` is a positive integer."""
         if isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 1:
             raise ValueError(f"gauss_legendre needs a positive number of nodes, got n={self.n!r}")
 
@@ -88,11 +87,7 @@ class Uniform:
     step: float
 
     def __post_init__(self) -> None:
-        """Check the cell length.
-
-        Raises:
-            ValueError: if ``step`` is not a positive finite number.
-        """
+        """Raise ValueError unless ``step`` is a positive finite number."""
         if not (isinstance(self.step, (int, float)) and 0 < self.step < math.inf):
             raise ValueError(f"uniform needs a positive step in units of t, got step={self.step!r}")
 
@@ -111,16 +106,11 @@ class StepEnds:
     Where the method evaluates the field at the ends anyway (dopri5, bosh3), it adds no evaluation.
     """
 
-    def __call__(self, a: float, b: float) -> tuple[Tensor, Tensor]:
-        """Refuse: the ends are known only to a solver that hands its steps over.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(
-            "the steps quadrature needs the project's own engine: a method and options that it"
-            ' takes (dopri5, bosh3, … and engine="auto"), see snopt.odeint_adjoint'
-        )
+    looks_at: ClassVar[str] = "step ends"
+    needs_engine: ClassVar[str] = (
+        "the steps quadrature needs the project's own engine: a method and options that it"
+        ' takes (dopri5, bosh3, … and engine="auto"), see snopt.odeint_adjoint'
+    )
 
 
 @dataclass(frozen=True)
@@ -138,17 +128,16 @@ class Evaluations:
     It adds no evaluation of the field. The weight of the factors is the number of uses.
     """
 
-    def __call__(self, a: float, b: float) -> tuple[Tensor, Tensor]:
-        """Refuse: the uses are known only to a solver that hands its stages over.
+    looks_at: ClassVar[str] = "evaluations"
+    needs_engine: ClassVar[str] = (
+        'the evaluations of a solve are seen with gradient="direct" or "checkpoint"; with the'
+        " adjoint that needs the project's own engine: a method and options that it takes"
+        ' (dopri5, bosh3, … and engine="auto"), see snopt.odeint_adjoint'
+    )
 
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(
-            'the evaluations of a solve are seen with gradient="direct" or "checkpoint"; with the'
-            " adjoint that needs the project's own engine: a method and options that it takes"
-            ' (dopri5, bosh3, … and engine="auto"), see snopt.odeint_adjoint'
-        )
+
+Quadrature: TypeAlias = Nodes | StepEnds | Evaluations
+"""What ``SNOpt(quadrature=...)`` takes."""
 
 
 def evaluations() -> Evaluations:

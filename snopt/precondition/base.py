@@ -103,10 +103,6 @@ class Layerwise(ABC, Generic[State]):
         if curvature_batch is not None:
             check_count("curvature_batch", curvature_batch)
         check_choice("scope", scope, SCOPES)
-        if quadrature is not None and not callable(quadrature):
-            raise TypeError(
-                f"quadrature must be a rule such as gauss_legendre(4), got {quadrature!r}"
-            )
         self.update_freq = update_freq
         self.scope = scope
         self.steps = 0
@@ -123,9 +119,9 @@ class Layerwise(ABC, Generic[State]):
         self.collector = Collector(
             keys,
             gauss_legendre(4) if quadrature is None else quadrature,
+            accumulator,
             scope,
-            max_rows=curvature_batch,
-            accumulator=accumulator,
+            curvature_batch,
         )
         self.collector.arm()
         self.ranks: Ranks | None = None
@@ -412,7 +408,7 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
                 samples=self.samples,
                 generator=generator,
             )
-        loss.backward(retain_graph=needed)  # type: ignore[no-untyped-call]
+        loss.backward(retain_graph=needed)
         if needed:
             rows = output.shape[0]
             self.preconditioner.gather(output, [y * (scale / rows) for y in vectors])

@@ -10,16 +10,22 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from snopt.curvature.collector import armed_collectors
 from snopt.solve.backward import integrate_backward
-from snopt.solve.engine import StepMemory
-from snopt.solve.field import autocast_state
+from snopt.solve.field import (
+    NO_EVENTS,
+    Field,
+    State,
+    autocast_state,
+    check_times,
+    parameters_of,
+    parts_of,
+)
 from snopt.solve.forward import solve_forward
-from snopt.solve.problem import Problem, make_problem
-from snopt.solve.torchdiffeq import NFE, State
+from snopt.solve.solver import NFE, Problem, Solver, StepMemory
 
 
 def odeint_adjoint(
@@ -89,34 +95,23 @@ def odeint_adjoint(
         ValueError: if ``t`` is not strictly monotonic, the method is unknown, ``func`` is no module
             and ``adjoint_params`` is missing, or ``adjoint_options`` cannot be inferred.
     """
-    if adjoint_params is None and not isinstance(func, nn.Module):
-        raise ValueError(
-            "func is no nn.Module, so its parameters are unknown: pass adjoint_params=… (an empty"
-            " tuple if there are none)"
-        )
-    problem = make_problem(
-        func,
-        y0,
-        t,
-        rtol=rtol,
-        atol=atol,
-        method=method,
-        options=options,
-        event_fn=event_fn,
-        adjoint_rtol=adjoint_rtol,
-        adjoint_atol=adjoint_atol,
-        adjoint_method=adjoint_method,
-        adjoint_options=adjoint_options,
-        nfe=nfe,
-        engine=engine,
-        memory=memory,
-    )
-    if adjoint_params is None and isinstance(func, nn.Module):
-        adjoint_params = func.parameters()
-    params = [p for p in adjoint_params or () if p.requires_grad]
-    parts = y0 if isinstance(y0, tuple) else (y0,)
-    solution = _Adjoint.apply(problem, len(parts), t, *parts, *params)  # type: ignore[no-untyped-call]
-    return problem.pack(solution)
+    if event_fn is not None:
+        raise ValueError(NO_EVENTS)
+    solver = Solver(method, rtol, atol, options, engine)
+    backward = solver.adjoint(adjoint_method, adjoint_rtol, adjoint_atol, adjoint_options)
+    problem = Problem(Field(func, y0), solver, backward, NFE() if nfe is None else nfe, memory)
+    return solve_with_adjoint(problem, y0, t, adjoint_params)
+
+
+def solve_with_adjoint(
+    problem: Problem, y0: State, t: Tensor, adjoint_params: Iterable[Tensor] | None = None
+) -> State:
+    """Return the solution of ``problem``, differentiable by the adjoint ODE."""
+    check_times(t)
+    params = parameters_of(problem.field.func, adjoint_params)
+    parts = parts_of(y0)
+    solution = _Adjoint.apply(problem, len(parts), t, *parts, *params)
+    return problem.field.pack(solution)
 
 
 class _Adjoint(torch.autograd.Function):
@@ -148,7 +143,7 @@ class _Adjoint(torch.autograd.Function):
                 solution,
                 grad_solution,
                 params,
-                armed_collectors(ctx.problem.func),
+                armed_collectors(ctx.problem.field.func),
                 t_requires_grad=ctx.needs_input_grad[2],
             )
         return (None, None, grad_t, *a, *grad_params)

@@ -5,29 +5,49 @@ With a(t1) = Φ_z and Q_u(t1) = 0 it integrates
     dz/dt = F(t, z, θ),    -da/dt = F_zᵀ a,    -dQ_u/dt = F_θᵀ a
 
 (docs/method.md, eq. 2), adding the loss's gradient at every output time on the way: O(1) memory in
-the number of solver steps. This file does it on stock torchdiffeq, the reference and the road for
-everything that the engine (:mod:`snopt.solve.backward_engine`) does not take.
+the number of solver steps.
 
-On a step at which an optimizer wants curvature, the quadrature nodes become extra output times of
-that same solve. Output times are dense output: they change neither its steps nor its result, so the
-gradient with collection is the gradient without, bit for bit.
+On the engine the state is (z, a) alone. Nothing depends on Q_u while the solve runs, so it is an
+integral along the path,
+
+    Q_u(t0) = ∫ F_θᵀ a dt  ≈  Σ over accepted steps of dt Σ_i b_i F_θᵀ a at stage i,
+
+the same sum that a Runge-Kutta method makes of it as a state. Stages with b_i = 0 cost no parameter
+product. The product of a stage comes out of the one backward pass through F that -F_zᵀ a needs
+anyway; taking it after acceptance would repeat that pass for five stages out of six, which costs
+more than the products of a few rejected steps that are taken in vain
+(``results/benchmarks/deferral.json``). Error control sees z and a: the semantics of
+``norm="seminorm"``, exactly. Output times are jumps of a within one solve: the first stage is taken
+anew and the step size stays.
+
+What the engine does not take runs on torchdiffeq with Q_u in the state
+(:func:`snopt.solve.torchdiffeq.backward_on_torchdiffeq`).
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from snopt.curvature.collector import Collector, all_or_nothing, node_collectors
-from snopt.curvature.nodes import collect_node, leaves_no_trace, plan_nodes
-from snopt.solve.backward_engine import integrate_on_engine
-from snopt.solve.norms import adjoint_norm
-from snopt.solve.problem import Problem
-from snopt.solve.torchdiffeq import FIXED_GRID, NFE, Settings, solve, user_callbacks
+from snopt.curvature.collector import (
+    Collector,
+    Recording,
+    all_or_nothing,
+    inside_solve,
+    node_collectors,
+)
+from snopt.solve.field import adjoint_norm, rms_norm
+from snopt.solve.observers import leaves_no_trace, observer_on_torchdiffeq, observers_on_engine
+from snopt.solve.runge_kutta import Negated, Part, Stepper, takes
+from snopt.solve.solver import NFE, Problem
+from snopt.solve.tableau import TABLEAUX, Tableau
+from snopt.solve.torchdiffeq import backward_on_torchdiffeq
 
 
 def integrate_backward(
@@ -48,7 +68,7 @@ def integrate_backward(
         solution: components of the forward solution, each (T, …).
         grad_solution: gradient of the loss with respect to them, same shapes.
         params: parameters whose gradient is accumulated (Q_u).
-        collectors: who wants curvature; nodes are placed for them on every output interval.
+        collectors: who wants curvature, on every output interval.
         t_requires_grad: whether to compute gradients with respect to ``t``.
 
     Returns:
@@ -56,151 +76,152 @@ def integrate_backward(
 
     Raises:
         SolverError: if the solve fails.
+        ValueError: if a collector wants what only the engine has and the engine does not take the
+            solve.
     """
-    if problem.engine[1]:
-        return integrate_on_engine(
-            problem, t, solution, grad_solution, params, collectors, t_requires_grad=t_requires_grad
+    # A norm of the user's own may read the parameter adjoints: they must be in the state.
+    own_norm = callable(problem.backward.options.get("norm"))
+    if own_norm or not takes(problem.backward, problem.field):
+        observer = observer_on_torchdiffeq(problem, collectors)
+        return backward_on_torchdiffeq(
+            problem, t, solution, grad_solution, params, observer, t_requires_grad=t_requires_grad
         )
-    n = len(solution)
-    dynamics = _augmented_dynamics(problem, n, params, t_requires_grad)
-    times = t.detach().tolist()
-    a = [g[-1].clone() for g in grad_solution]
-    vjp_t = solution[0].new_zeros(())
-    Q_u = [torch.zeros_like(p) for p in params]
-    grad_t = torch.zeros_like(t) if t_requires_grad else None
-    for i in range(len(times) - 1, 0, -1):
-        if grad_t is not None:
-            grad_t[i] = _grad_of_output_time(problem, t, i, solution, grad_solution)
-            vjp_t = vjp_t - grad_t[i]
-        plan = plan_nodes(collectors, times[i], times[i - 1]) if collectors else []
-        grid = _output_times(t, i, [node for node, _ in plan])
-        z = [s[i] for s in solution]
-        aug = solve(
-            dynamics,
-            (vjp_t, *z, *a, *Q_u),
-            grid,
-            _backward_settings(problem, n, extra_outputs=bool(plan)),
-            nfe=problem.nfe,
+    # Marked once for the whole solve; its nodes and recorded stages open a mark of their own.
+    with inside_solve():
+        return _BackwardSolve(problem, t, solution, params, collectors).run(
+            grad_solution, t_requires_grad=t_requires_grad
+        )
+
+
+_UNMARKED: AbstractContextManager[None] = nullcontext()
+
+
+class _BackwardSolve:
+    """One backward solve on the engine."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        t: Tensor,
+        solution: Sequence[Tensor],
+        params: Sequence[Tensor],
+        collectors: Sequence[Collector],
+    ) -> None:
+        self.problem = problem
+        self.times: list[float] = t.detach().tolist()
+        self.t = t
+        self.solution = solution
+        self.params = list(params)
+        self.n = len(solution)
+        self.layout = problem.field.layout.twice()
+        tableau = TABLEAUX[problem.backward.method]
+        self.observers = observers_on_engine(problem, collectors, tableau)
+        self.Q_u = PathSum(self.params, tableau)
+        self.products_at = [tableau.needs_product(i) for i in range(tableau.stages)]
+        # A last stage at the step's end; None if the method has none.
+        self.end_stage = tableau.stages - 1 if tableau.ends_on_a_stage else None
+        self.end = self.times[0]
+        self.calls = 0
+
+    def run(
+        self, grad_solution: Sequence[Tensor], *, t_requires_grad: bool
+    ) -> tuple[list[Tensor], Tensor | None, list[Tensor]]:
+        """Return a(t[0]) by part, the gradient to ``t`` or None, and Q_u(t[0])."""
+        memory, times = self.problem.memory, self.times
+        grad_t = torch.zeros_like(self.t) if t_requires_grad else None
+        a = [torch.zeros_like(g[0]) for g in grad_solution]
+        stepper = Stepper(
+            self._derivative,
+            self.problem.backward,
+            self.layout,
+            self._norm(),
+            self.solution[0],
             kind="backward",
-            callbacks=user_callbacks(problem.func, adjoint=True),
+            evaluations=lambda: self.calls,
+            first_step=None if memory is None else memory.recall("backward"),
         )
-        for k, (_, takers) in enumerate(plan, start=1):
-            problem.nfe.add("curvature")
-            collect_node(
-                problem.func,
-                grid[k],
-                tuple(part[k] for part in aug[1 : 1 + n]),
-                tuple(part[k] for part in aug[1 + n : 1 + 2 * n]),
-                takers,
-                is_tuple=problem.is_tuple,
-            )
-        extra = _interpolation_cost(problem, len(plan))
-        problem.nfe.add("curvature", extra)
-        problem.nfe.add("backward", -extra)
-        vjp_t, Q_u = aug[0][-1], [part[-1] for part in aug[1 + 2 * n :]]
-        a = [
-            part[-1] + g[i - 1]
-            for part, g in zip(aug[1 + n : 1 + 2 * n], grad_solution, strict=True)
-        ]
-    if grad_t is not None:
-        grad_t[0] = vjp_t
-    return a, grad_t, Q_u
+        for i in range(len(times) - 1, 0, -1):
+            z = [part[i] for part in self.solution]
+            if grad_t is not None:
+                grad_t[i] = self._time_product(times[i], z, [g[i] for g in grad_solution])
+            a = [adj + g[i] for adj, g in zip(a, grad_solution, strict=True)]
+            y = self.layout.flatten([*z, *a])
+            self.end = times[i - 1]
+            for observer in self.observers:
+                observer.begin(times[i], self.end)
+            for step in stepper.steps(y, times[i], self.end):
+                # The solve runs from the end of the path to its start.
+                self.Q_u.accept(step.t0 - step.t1)
+                for observer in self.observers:
+                    observer.on_step(step, is_last=step.t1 == self.end)
+                y = step.y1
+            stepper.check_finite(y, self.end)
+            a = self.layout.split(y)[self.n :]
+        if grad_t is not None:
+            # Moving the start moves the whole solution along F: dΦ/dt0 = -a(t0)ᵀ F(t0, z(t0)).
+            grad_t[0] = -self._time_product(times[0], [part[0] for part in self.solution], a)
+        if memory is not None:
+            memory.keep("backward", stepper.dt)
+        a = [adj + g[0] for adj, g in zip(a, grad_solution, strict=True)]
+        return a, grad_t, self.Q_u.result()
 
-
-def _augmented_dynamics(
-    problem: Problem, n: int, params: Sequence[Tensor], t_requires_grad: bool
-) -> Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-    """Return the right-hand side for the state (vjp_t, *z, *a, *Q_u)."""
-
-    def dynamics(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        z, a = state[1 : 1 + n], state[1 + n : 1 + 2 * n]
-        with torch.enable_grad():
-            t = t.detach().requires_grad_(t_requires_grad)
-            z = tuple(part.detach().requires_grad_(True) for part in z)
-            out = problem.func(t, problem.pack(z))
-            outputs = out if problem.is_tuple else (out,)
-            inputs = [*([t] if t_requires_grad else []), *z, *params]
-            pairs = [(o, -adj) for o, adj in zip(outputs, a, strict=True) if o.requires_grad]
+    def _derivative(
+        self, stage: int, t: float, y: Tensor
+    ) -> tuple[Sequence[Part], Recording | None]:
+        """Return (F, -F_zᵀ a) by parts and the uses of layers; hand the parameter products on."""
+        self.calls += 1
+        self.problem.nfe.backward += 1
+        # The last stage of all has weight 0, and there is no next step to hand it on to.
+        last = stage == self.end_stage and t == self.end
+        needed = stage >= 0 and self.products_at[stage] and not last
+        wanted = self.params if needed else []
+        watching = [c for o in self.observers for c in o.records(stage, counts=needed)]
+        recording = Recording(watching) if watching else None
+        parts, n = self.layout.split(y), self.n
+        # Inside the marks to the end: the backward pass through a field that solves an ODE itself
+        # is the solver's evaluation too.
+        with torch.enable_grad(), _UNMARKED if recording is None else inside_solve(recording):
+            z = [part.detach().requires_grad_() for part in parts[:n]]
+            outputs = self.problem.field.at(t, z)
+            inputs: list[Any] = [*z, *wanted, *(recording.edges if recording else ())]
+            adjoints = parts[n:]
+            if all(o.requires_grad for o in outputs):
+                reached = outputs
+            else:  # a constant part of the field has no graph
+                live = [i for i, o in enumerate(outputs) if o.requires_grad]
+                reached, adjoints = [outputs[i] for i in live], [adjoints[i] for i in live]
             products: Sequence[Tensor | None] = [None] * len(inputs)
-            if pairs:
+            if reached:
                 # retain_graph: a field may hold a graph made before the solve.
                 products = torch.autograd.grad(
-                    [o for o, _ in pairs],
-                    inputs,
-                    [adj for _, adj in pairs],
-                    allow_unused=True,
-                    retain_graph=True,
+                    reached, inputs, adjoints, allow_unused=True, retain_graph=True
                 )
-        filled = [
-            torch.zeros_like(x) if p is None else p for x, p in zip(inputs, products, strict=True)
+        if wanted:
+            self.Q_u.add(stage, products[n : n + len(wanted)])
+        if recording is not None:
+            recording.gradients = products[n + len(wanted) :]
+        adjoint = [
+            torch.zeros_like(part) if p is None else Negated(p)
+            for part, p in zip(parts, products[:n], strict=False)
         ]
-        if not t_requires_grad:
-            filled = [torch.zeros_like(state[0]), *filled]
-        outputs = tuple(o.detach() for o in outputs)
-        return (filled[0].to(state[0].dtype), *outputs, *filled[1:])
+        return [*outputs, *adjoint], recording
 
-    return dynamics
+    def _time_product(self, t: float, z: Sequence[Tensor], a: Sequence[Tensor]) -> Tensor:
+        """Return aᵀ F(t, z), a scalar."""
+        self.problem.nfe.backward += 1
+        outputs = self.problem.field.at(t, z)
+        return torch.stack([(o * adj).sum() for o, adj in zip(outputs, a, strict=True)]).sum()
 
+    def _norm(self) -> Callable[[Tensor], Tensor]:
+        user_norm = self.problem.forward.options.get("norm")
+        if user_norm is None:
+            return rms_norm(self.layout)
+        norm = adjoint_norm(self.problem.field, user_norm, seminorm=True)
 
-def _grad_of_output_time(
-    problem: Problem,
-    t: Tensor,
-    i: int,
-    solution: Sequence[Tensor],
-    grad_solution: Sequence[Tensor],
-) -> Tensor:
-    """Return dΦ/dt_i = F(t_i, z(t_i))ᵀ Φ_z(t_i), the effect of moving output time i alone."""
-    problem.nfe.add("backward")
-    out = problem.func(t[i].to(solution[0].dtype), problem.pack([s[i] for s in solution]))
-    outputs = out if problem.is_tuple else (out,)
-    terms = [(o * g[i]).sum() for o, g in zip(outputs, grad_solution, strict=True)]
-    return torch.stack([term.to(t.dtype) for term in terms]).sum()
+        def of_flat(e: Tensor) -> Tensor:
+            return torch.as_tensor(norm((e.new_zeros(()), *self.layout.split(e))))
 
-
-def _output_times(t: Tensor, i: int, nodes: list[float]) -> Tensor:
-    """Return t[i], the nodes, t[i-1]; a node that rounds onto a neighbour names the interval."""
-    inner = torch.tensor(nodes, dtype=t.dtype, device=t.device)
-    grid = torch.cat([t[i : i + 1], inner, t[i - 1 : i]]).detach()
-    if nodes and not bool((torch.diff(grid) * torch.sign(t[i - 1] - t[i]) > 0).all()):
-        raise ValueError(
-            f"{len(nodes)} quadrature nodes cannot be told apart in {t.dtype} between t ="
-            f" {float(t[i])} and {float(t[i - 1])}: use fewer nodes or times in float64"
-        )
-    return grid
-
-
-def _interpolation_cost(problem: Problem, nodes: int) -> int:
-    """Return the evaluations that the backward solve spends on interpolating at the nodes.
-
-    Adaptive methods have dense output for nothing; a fixed grid's cubic (see
-    :func:`_backward_settings`) costs one evaluation for each output time.
-    """
-    if problem.backward.method not in FIXED_GRID or nodes == 0:
-        return 0
-    users_choice = problem.backward.options.get("interp")
-    return {None: nodes + 1, "cubic": nodes}.get(users_choice, 0)
-
-
-def _backward_settings(problem: Problem, n: int, *, extra_outputs: bool) -> Settings:
-    """Return the backward settings, such that extra output times leave the result alone."""
-    options = dict(problem.backward.options)
-    if problem.backward.method in FIXED_GRID:
-        options.pop("norm", None)
-        if "step_size" not in options and "grid_constructor" not in options:
-            # Without either, torchdiffeq takes the output times as the grid.
-            options["grid_constructor"] = lambda _func, _y0, t: t[[0, -1]]
-        if extra_outputs:
-            # Linear interpolation would put first-order errors into the factors. The cubic costs an
-            # evaluation for each output time and returns the grid's own values at the grid's times.
-            options.setdefault("interp", "cubic")
-    else:
-        norm = options.get("norm")
-        if not callable(norm):
-            user_norm = problem.forward.options.get("norm")
-            seminorm = norm is not None
-            options["norm"] = adjoint_norm(problem.pack, n, user_norm, seminorm=seminorm)
-    backward = problem.backward
-    return Settings(backward.rtol, backward.atol, backward.method, options)
+        return of_flat
 
 
 def collect_without_gradient(
@@ -211,7 +232,7 @@ def collect_without_gradient(
     A failure here must not end a training step whose gradient is sound: it warns, and the
     optimizer keeps the factors that it has.
     """
-    collectors = node_collectors(problem.func)
+    collectors = node_collectors(problem.field.func)
     if not collectors:
         return
     nfe = NFE()
@@ -219,7 +240,7 @@ def collect_without_gradient(
         with (
             torch.no_grad(),
             all_or_nothing(collectors),
-            leaves_no_trace(problem.func, t.device),
+            leaves_no_trace(problem.field.func, t.device),
         ):
             integrate_backward(
                 replace(problem, nfe=nfe, memory=None),
@@ -232,3 +253,85 @@ def collect_without_gradient(
     except RuntimeError as error:
         warnings.warn(f"no curvature from this step: {error}", RuntimeWarning, stacklevel=2)
     problem.nfe.add("curvature", nfe.backward + nfe.curvature)
+
+
+Products: TypeAlias = Sequence[Tensor | None]
+
+Sums: TypeAlias = list[Tensor | None] | None
+
+
+class PathSum:
+    """Sums the products F_θᵀ a of a Runge-Kutta method's stages, in little memory.
+
+    Products arrive stage by stage, before it is known whether the step will be accepted. They are
+    added to a pending sum at once: apart from it, only the product of the stage that one step hands
+    on to the next is kept, where keeping all of them would take seven times the parameters with
+    dopri5.
+
+    Args:
+        params: parameters θ.
+        tableau: the method.
+    """
+
+    def __init__(self, params: Sequence[Tensor], tableau: Tableau) -> None:
+        """Start at zero."""
+        self._params = params
+        self._tableau = tableau
+        self._total: Sums = None
+        self._pending: Sums = None
+        self._first: Products | None = None
+        self._handed_on: Products | None = None
+        self._latest = 0
+
+    def add(self, stage: int, products: Products) -> None:
+        """Take the products at a stage, None for parameters that the field does not use.
+
+        Stages arrive in order; one that does not continue the order begins the step anew, the
+        attempt before having been rejected. Stage 0 is taken once for all attempts.
+        """
+        b = self._tableau.b
+        if stage == 0:
+            self._first, self._pending, self._latest = products, None, 0
+            return
+        if stage <= self._latest or self._pending is None:
+            self._pending = _added(None, self._first, b[0])
+        self._latest = stage
+        self._pending = _added(self._pending, products, b[stage])
+        if self._tableau.adaptive and stage == self._tableau.stages - 1:
+            self._handed_on = products
+
+    def accept(self, dt: float) -> None:
+        """Add the step, of length ``dt``, whose stages were taken last."""
+        if self._pending is None:
+            self._pending = _added(None, self._first, self._tableau.b[0])
+        self._total = _added(self._total, self._pending, dt)
+        self._pending, self._latest = None, 0
+        self._first, self._handed_on = self._handed_on, None
+
+    def result(self) -> list[Tensor]:
+        """Return Q_u by parameter, zero where there was no product."""
+        total = self._total or [None] * len(self._params)
+        return [
+            torch.zeros_like(p) if t is None else t
+            for p, t in zip(self._params, total, strict=True)
+        ]
+
+
+def _added(sums: Sums, products: Products | None, weight: float) -> Sums:
+    """Return ``sums + weight × products``, written into the sums where there are some."""
+    if products is None or weight == 0:
+        return sums
+    given = [p for p in products if p is not None]
+    if sums is None:
+        if len(given) == len(products):
+            return list(torch._foreach_mul(given, weight))
+        return [None if p is None else p * weight for p in products]
+    held = [s for s in sums if s is not None]
+    if len(held) == len(given) == len(products):
+        torch._foreach_add_(held, given, alpha=weight)
+        return sums
+    for i, product in enumerate(products):
+        total = sums[i]
+        if product is not None:
+            sums[i] = product * weight if total is None else total.add_(product, alpha=weight)
+    return sums

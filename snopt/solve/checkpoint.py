@@ -13,18 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from snopt.curvature.collector import Collector, Recording, armed_collectors, inside_solve
 from snopt.solve.backward import collect_without_gradient
-from snopt.solve.engine import forward_steps
-from snopt.solve.field import Layout, autocast_state, evaluate_field
-from snopt.solve.problem import Problem, make_problem
-from snopt.solve.runge_kutta import Step, take_step
-from snopt.solve.stages import Stages
+from snopt.solve.field import Field, State, autocast_state, check_times, parameters_of, parts_of
+from snopt.solve.forward import forward_steps
+from snopt.solve.runge_kutta import Step, stages_like, take_step, takes
+from snopt.solve.solver import NFE, Problem, Solver
 from snopt.solve.tableau import TABLEAUX
-from snopt.solve.torchdiffeq import NFE, State
 
 
 def odeint_checkpoint(
@@ -66,37 +64,39 @@ def odeint_checkpoint(
         ValueError: if the engine does not take the solve, ``t`` requires a gradient, or the
             arguments are wrong (see :func:`snopt.odeint_adjoint`).
     """
-    problem = make_problem(
-        func, y0, t, rtol=rtol, atol=atol, method=method, options=options, nfe=nfe
-    )
-    return checkpointed(problem, y0, t, adjoint_params)
+    solver = Solver(method, rtol, atol, options)
+    counter = NFE() if nfe is None else nfe
+    problem = Problem(Field(func, y0), solver, solver.curvature(), counter)
+    return solve_with_checkpoints(problem, y0, t, adjoint_params)
 
 
-def checkpointed(
+def solve_with_checkpoints(
     problem: Problem, y0: State, t: Tensor, adjoint_params: Iterable[Tensor] | None = None
 ) -> State:
     """Return the solution of ``problem``, differentiable step by step."""
+    check_times(t)
     if t.numel() < 2:
         raise ValueError("checkpoints need at least two times")
-    if not problem.engine[0]:
-        raise ValueError(
-            "gradient by checkpoints needs the project's own engine: one of the methods"
-            f" {', '.join(TABLEAUX)} with options of step-size control only, float32 or float64"
-            f' states, no callbacks, engine="auto"; got method={problem.forward.method!r}, options='
-            f"{dict(problem.forward.options)}"
-        )
+    if not takes(problem.forward, problem.field):
+        raise ValueError(needs_engine(problem.forward))
     if t.requires_grad:
         raise ValueError(
             "checkpoints give no gradient to t: use the adjoint or the direct gradient"
         )
-    if adjoint_params is None:
-        if not isinstance(problem.func, nn.Module):
-            raise ValueError("func is no nn.Module: pass adjoint_params=…")
-        adjoint_params = problem.func.parameters()
-    params = [p for p in adjoint_params if p.requires_grad]
-    parts = y0 if isinstance(y0, tuple) else (y0,)
-    solution = _Checkpoint.apply(problem, len(parts), t, *parts, *params)  # type: ignore[no-untyped-call]
-    return problem.pack(solution)
+    params = parameters_of(problem.field.func, adjoint_params)
+    parts = parts_of(y0)
+    solution = _Checkpoint.apply(problem, len(parts), t, *parts, *params)
+    return problem.field.pack(solution)
+
+
+def needs_engine(solver: Solver) -> str:
+    """Return the error of a solve by checkpoints that the engine does not take."""
+    return (
+        "gradient by checkpoints needs the project's own engine: one of the methods"
+        f" {', '.join(TABLEAUX)} with options of step-size control only, float32 or float64"
+        f' states, no callbacks, engine="auto"; got method={solver.method!r}, options='
+        f"{dict(solver.options)}"
+    )
 
 
 @dataclass(frozen=True)
@@ -119,26 +119,16 @@ class _Checkpoint(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         """Solve and keep a record of each accepted step."""
         parts, params = tensors[:n_state], tensors[n_state:]
-        layout = Layout(tuple(part.shape for part in parts))
-        times = t.detach().tolist()
-        adaptive = TABLEAUX[problem.forward.method].adaptive
+        layout, times = problem.field.layout, t.detach().tolist()
         records, rows = [], [layout.flatten(parts)]
         with torch.no_grad(), inside_solve():
-            for step, inside in forward_steps(
-                problem.func,
-                problem.pack,
-                parts,
-                times,
-                problem.forward,
-                lambda: problem.nfe.add("forward"),
-                problem.memory,
-            ):
-                k0 = step.stages[0].clone() if adaptive else None
+            for step, inside in forward_steps(problem, parts, times):
+                k0 = step.stages[0].clone() if step.tableau.adaptive else None
                 records.append(_Record(step.t0, step.t1, step.y0, k0, inside))
                 rows.extend(step.interpolate(times[i], cubic=_cubic(problem)) for i in inside)
         solution = tuple(layout.split(torch.stack(rows)))
         ctx.autocast = autocast_state(parts[0].device.type)
-        ctx.problem, ctx.layout, ctx.records, ctx.times = problem, layout, records, times
+        ctx.problem, ctx.records, ctx.times = problem, records, times
         ctx.save_for_backward(t, *solution, *params)
         return solution
 
@@ -150,8 +140,8 @@ class _Checkpoint(torch.autograd.Function):
         t, *saved = ctx.saved_tensors
         solution, params = saved[:n], saved[n:]
         collect_without_gradient(ctx.problem, t, solution, grad_solution)
-        discrete = [c for c in armed_collectors(ctx.problem.func) if c.discrete]
-        replay = _Replay(ctx.problem, ctx.layout, ctx.times, params, discrete)
+        discrete = [c for c in armed_collectors(ctx.problem.field.func) if c.discrete]
+        replay = _Replay(ctx.problem, ctx.times, params, discrete)
         rows = torch.cat([g.reshape(len(ctx.times), -1) for g in grad_solution], dim=1)
         y_bar, k_bar = torch.zeros_like(rows[0]), None
         with ctx.autocast():
@@ -160,7 +150,7 @@ class _Checkpoint(torch.autograd.Function):
             if k_bar is not None:
                 y_bar = replay.pull_first_stage(ctx.records[0], y_bar, k_bar)
         y_bar = y_bar + rows[0]
-        return (None, None, None, *ctx.layout.split(y_bar), *replay.grads)
+        return (None, None, None, *replay.layout.split(y_bar), *replay.grads)
 
 
 class _Replay:
@@ -169,12 +159,11 @@ class _Replay:
     def __init__(
         self,
         problem: Problem,
-        layout: Layout,
         times: list[float],
         params: Sequence[Tensor],
         collectors: Sequence[Collector],
     ) -> None:
-        self.problem, self.layout, self.times = problem, layout, times
+        self.problem, self.layout, self.times = problem, problem.field.layout, times
         self.tableau = TABLEAUX[problem.forward.method]
         self.params = list(params)
         self.grads = [torch.zeros_like(p) for p in params]
@@ -187,16 +176,16 @@ class _Replay:
         """Return the gradients to a step's state and first stage from those to its results."""
         with torch.enable_grad():
             y0 = record.y0.detach().requires_grad_(True)
-            stages = Stages.like(y0, self.tableau, differentiable=True)
+            stages = stages_like(y0, self.tableau, differentiable=True)
             inputs = [y0]
             if record.k0 is None:
-                stages[0], _ = self._field(0, record.t0, y0)
+                stages[0], _ = self._derivative(0, record.t0, y0)
             else:
                 k0 = record.k0.detach().requires_grad_(True)
                 stages[0] = [k0]
                 inputs.append(k0)
             kept: list[Any] = [None] * self.tableau.stages
-            y1 = take_step(self._field, self.tableau, y0, record.t0, record.t1, stages, kept)
+            y1 = take_step(self._derivative, self.tableau, y0, record.t0, record.t1, stages, kept)
             step = Step(
                 record.t0,
                 record.t1,
@@ -244,14 +233,13 @@ class _Replay:
             for x, g in zip(inputs, found[: len(inputs)], strict=True)
         ]
 
-    def _field(self, _stage: int, t: float, y: Tensor) -> tuple[Sequence[Tensor], None]:
-        self.problem.nfe.add("backward")
-        problem, layout = self.problem, self.layout
+    def _derivative(self, _stage: int, t: float, y: Tensor) -> tuple[Sequence[Tensor], None]:
+        self.problem.nfe.backward += 1
         with inside_solve(self.uses if self.collectors else None):
-            return evaluate_field(problem.func, problem.pack, layout, t, layout.split(y)), None
+            return self.problem.field.at(t, self.layout.split(y)), None
 
     def _flat(self, t: float, y: Tensor) -> Tensor:
-        parts, _ = self._field(0, t, y)
+        parts, _ = self._derivative(0, t, y)
         return self.layout.flatten(parts)
 
 

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from snopt.curvature.collector import node_collectors
 from snopt.solve.backward import collect_without_gradient
-from snopt.solve.engine import StepMemory
+from snopt.solve.field import NO_EVENTS, Field, State, check_times, parts_of
 from snopt.solve.forward import solve_forward
-from snopt.solve.problem import Problem, make_problem
-from snopt.solve.torchdiffeq import NFE, State
+from snopt.solve.solver import NFE, Problem, Solver, StepMemory
 
 
 def odeint(
@@ -65,28 +64,24 @@ def odeint(
         TypeError: if the state or ``t`` is not of floating point.
         ValueError: if ``t`` is not strictly monotonic or the method is unknown.
     """
-    problem = make_problem(
-        func,
-        y0,
-        t,
-        rtol=rtol,
-        atol=atol,
-        method=method,
-        options=options,
-        event_fn=event_fn,
-        # The curvature's own solve has other components than the state.
-        adjoint_rtol=_tightest(rtol),
-        adjoint_atol=_tightest(atol),
-        nfe=nfe,
-        engine=engine,
-        memory=memory,
+    if event_fn is not None:
+        raise ValueError(NO_EVENTS)
+    solver = Solver(method, rtol, atol, options, engine)
+    counter = NFE() if nfe is None else nfe
+    return solve_through(
+        Problem(Field(func, y0), solver, solver.curvature(), counter, memory), y0, t
     )
-    given = y0 if isinstance(y0, tuple) else (y0,)
-    parts = solve_forward(problem, given, t, differentiable=torch.is_grad_enabled())
+
+
+def solve_through(problem: Problem, y0: State, t: Tensor) -> State:
+    """Return the solution of ``problem``, differentiable through the solver's steps."""
+    check_times(t)
+    field = problem.field
+    parts = solve_forward(problem, parts_of(y0), t, differentiable=torch.is_grad_enabled())
     wants = torch.is_grad_enabled() and any(p.requires_grad for p in parts)
-    if wants and node_collectors(func, paused=True):
-        parts = _CollectInBackward.apply(problem, t, *parts)  # type: ignore[no-untyped-call]
-    return problem.pack(parts)
+    if wants and node_collectors(field.func, paused=True):
+        parts = _CollectInBackward.apply(problem, t, *parts)
+    return field.pack(parts)
 
 
 class _CollectInBackward(torch.autograd.Function):
@@ -106,7 +101,3 @@ class _CollectInBackward(torch.autograd.Function):
             t, *solution = ctx.saved_tensors
             collect_without_gradient(ctx.problem, t, solution, grad_solution)
         return (None, None, *grad_solution)
-
-
-def _tightest(tol: Any) -> Any:
-    return min(tol) if isinstance(tol, (tuple, list)) else tol

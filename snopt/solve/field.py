@@ -1,22 +1,35 @@
-"""The parts of a state within one flat vector.
+"""A vector field on states of fixed shapes, and the norms of such states.
 
-The autocast state of a forward pass, for the backward pass that evaluates the field again.
-
-One evaluation of a vector field at a flat state, its answer checked and by parts.
+Solvers see a state as one flat vector of its parts; a user sees a tensor or a tuple of tensors.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from snopt.solve.torchdiffeq import State
+State: TypeAlias = Tensor | tuple[Tensor, ...]
+
+NormOfParts = Callable[[tuple[Tensor, ...]], Any]
+
+NO_EVENTS = (
+    "event_fn is not supported: the end time of an event solve is not a parameter here; use"
+    " torchdiffeq.odeint_event"
+)
+
+_CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
+
+
+def parts_of(state: State) -> tuple[Tensor, ...]:
+    """Return a state as a tuple of tensors."""
+    return (state,) if isinstance(state, Tensor) else tuple(state)
 
 
 @dataclass(frozen=True)
@@ -54,8 +67,126 @@ class Layout:
         return Layout(self.shapes * 2)
 
 
+class Field:
+    """A vector field F(t, z) with the shapes of its state.
+
+    Attributes:
+        func: F as the user gave it.
+        is_tuple: whether its state is a tuple.
+        layout: parts of the state within a flat vector.
+        dtype: of the state; None where its parts differ.
+
+    Raises:
+        TypeError: if the state is not of floating point, or of a wrong container type.
+        ValueError: if the state has no part or a part has no entry.
+    """
+
+    def __init__(self, func: Callable[..., Any], y0: State) -> None:
+        """Look up shapes and type of the state ``y0``."""
+        parts = (y0,) if isinstance(y0, Tensor) else y0
+        _check_state(y0, parts)
+        self.func = func
+        self.is_tuple = isinstance(y0, tuple)
+        self.layout = Layout(tuple(part.shape for part in parts))
+        dtype = parts[0].dtype
+        self.dtype = dtype if all(part.dtype == dtype for part in parts) else None
+
+    def pack(self, parts: Sequence[Tensor]) -> State:
+        """Return the state as ``func`` wants it."""
+        return tuple(parts) if self.is_tuple else parts[0]
+
+    def at(self, t: float, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Return F(t, z) by parts, in the dtype of the state, which is given by parts.
+
+        Raises:
+            ValueError: if the field's answer is not of the state's shape.
+        """
+        first = parts[0]
+        time = torch.full((), t, dtype=first.dtype, device=first.device)
+        out = self.func(time, tuple(parts) if self.is_tuple else first)
+        if len(parts) == 1 and isinstance(out, Tensor) and out.shape == first.shape:  # usual case
+            return [out if out.dtype == first.dtype else out.to(first.dtype)]
+        answer, shapes = parts_of(out), self.layout.shapes
+        fits = len(answer) == len(shapes)
+        if not fits or any(a.shape != s for a, s in zip(answer, shapes, strict=True)):
+            raise ValueError(
+                "the vector field must answer with the shape of the state: expected"
+                f" {_shown(shapes)}, got {_shown([part.shape for part in answer])}"
+            )
+        # Under autocast a field may answer in half precision.
+        return [part.to(first.dtype) for part in answer]
+
+    def callbacks(self, *, adjoint: bool = False) -> dict[str, Callable[..., Any]]:
+        """Return the step callbacks that ``func`` defines, under the names a solver looks up."""
+        suffix = "_adjoint" if adjoint else ""
+        found = {name: getattr(self.func, name + suffix, None) for name in _CALLBACKS}
+        return {name: callback for name, callback in found.items() if callback is not None}
+
+
+def _check_state(y0: object, parts: Any) -> None:
+    if not isinstance(parts, tuple) or not all(isinstance(p, Tensor) for p in parts):
+        raise TypeError(f"y0 must be a tensor or a tuple of tensors, got {type(y0).__name__}")
+    if not parts:
+        raise ValueError("y0 is an empty tuple: there is no state to integrate")
+    for i, part in enumerate(parts):
+        if not part.is_floating_point():
+            name = "y0" if isinstance(y0, Tensor) else f"y0[{i}]"
+            raise TypeError(
+                f"{name} has dtype {part.dtype}: an ODE state must be of floating point; convert"
+                " it, for example with .float()"
+            )
+    if any(part.numel() == 0 for part in parts):
+        shapes = _shown([part.shape for part in parts])
+        raise ValueError(f"the state is empty (shape {shapes}): there is nothing to integrate")
+
+
+def _shown(shapes: Sequence[torch.Size]) -> str:
+    return ", ".join(str(tuple(shape)) for shape in shapes)
+
+
+def check_times(t: Tensor) -> None:
+    """Raise TypeError unless ``t`` is a vector of floating point, ValueError unless monotonic."""
+    if not isinstance(t, Tensor) or t.dim() != 1 or not t.is_floating_point() or t.numel() == 0:
+        what = f"{t.dtype} tensor of shape {tuple(t.shape)}" if isinstance(t, Tensor) else repr(t)
+        raise TypeError(f"t must be a 1-d floating point tensor of times, got {what}")
+    check_monotonic(t.detach().tolist())
+
+
+def check_monotonic(times: Sequence[float]) -> None:
+    """Raise ValueError unless ``times`` are finite and strictly monotonic."""
+    for i, time in enumerate(times):
+        if not math.isfinite(time):
+            raise ValueError(f"t[{i}] = {time} is not a finite time")
+    sign = 1.0 if len(times) < 2 or times[1] > times[0] else -1.0
+    for i in range(1, len(times)):
+        if not sign * (times[i] - times[i - 1]) > 0:
+            raise ValueError(
+                f"t must be strictly increasing or strictly decreasing, but t[{i - 1}] ="
+                f" {times[i - 1]:.6g} is followed by t[{i}] = {times[i]:.6g}"
+            )
+
+
+def parameters_of(func: object, given: Iterable[Tensor] | None) -> list[Tensor]:
+    """Return the tensors to differentiate with respect to: those given, or the parameters of F.
+
+    Raises:
+        ValueError: if none are given and ``func`` is no module.
+    """
+    if given is None:
+        if not isinstance(func, nn.Module):
+            raise ValueError(
+                "func is no nn.Module, so its parameters are unknown: pass adjoint_params=… (an"
+                " empty tuple if there are none)"
+            )
+        given = func.parameters()
+    return [p for p in given if p.requires_grad]
+
+
 def autocast_state(device_type: str) -> Callable[[], AbstractContextManager[Any]]:
-    """Return a context that brings back the present autocast state of a device type."""
+    """Return a context that brings back the present autocast state of a device type.
+
+    For a backward pass that evaluates the field again.
+    """
     return functools.partial(
         torch.autocast,
         device_type,
@@ -64,39 +195,55 @@ def autocast_state(device_type: str) -> Callable[[], AbstractContextManager[Any]
     )
 
 
-def evaluate_field(
-    func: Callable[..., Any],
-    pack: Callable[[Sequence[Tensor]], State],
-    layout: Layout,
-    t: float,
-    parts: Sequence[Tensor],
-) -> list[Tensor]:
-    """Return F(t, z) by parts, in the dtype of the state.
+def rms_norm(layout: Layout) -> Callable[[Tensor], Tensor]:
+    """Return torchdiffeq's norm of a flat state: the largest root mean square of its parts."""
+    sizes = layout.sizes
+    count, size = len(sizes), sizes[0]
+
+    def of_one(e: Tensor) -> Tensor:
+        length: Tensor = torch.linalg.vector_norm(e)
+        return length / math.sqrt(size)
+
+    def of_equals(e: Tensor) -> Tensor:
+        lengths: Tensor = torch.linalg.vector_norm(e.view(count, size), dim=1)
+        return lengths.max() / math.sqrt(size)
+
+    def of_parts(e: Tensor) -> Tensor:
+        pieces = e.split_with_sizes(sizes)
+        return torch.stack([_rms(p) for p in pieces]).max()
+
+    if count == 1:
+        return of_one
+    return of_equals if len(set(sizes)) == 1 else of_parts
+
+
+def adjoint_norm(field: Field, state_norm: Any, *, seminorm: bool) -> NormOfParts:
+    """Return torchdiffeq's norm of a backward state: the largest of its components' norms.
 
     Args:
-        func: vector field.
-        pack: makes the state that ``func`` wants from its parts.
-        layout: shapes of the parts.
-        t: time.
-        parts: the state by part.
+        field: the vector field of the forward solve.
+        state_norm: the user's norm of a state, applied to z and to a; None means the largest root
+            mean square of the parts.
+        seminorm: whether to leave the parameter adjoints out.
 
-    Raises:
-        ValueError: if the field's answer is not of the state's shape.
+    Returns:
+        A function of (vjp_t, *z, *a, *parameter adjoints).
     """
-    first = parts[0]
-    out = func(torch.full((), t, dtype=first.dtype, device=first.device), pack(parts))
-    if len(parts) == 1 and isinstance(out, Tensor) and out.shape == first.shape:  # the usual case
-        return [out if out.dtype == first.dtype else out.to(first.dtype)]
-    answer = (out,) if isinstance(out, Tensor) else tuple(out)
-    fits = len(answer) == len(layout.shapes)
-    if not fits or any(a.shape != s for a, s in zip(answer, layout.shapes, strict=True)):
-        raise ValueError(
-            "the vector field must answer with the shape of the state: expected"
-            f" {_shapes(layout.shapes)}, got {_shapes([part.shape for part in answer])}"
-        )
-    # Under autocast a field may answer in half precision.
-    return [part.to(first.dtype) for part in answer]
+    n = len(field.layout.shapes)
+
+    def of_state(parts: tuple[Tensor, ...]) -> Any:
+        return max(_rms(p) for p in parts) if state_norm is None else state_norm(field.pack(parts))
+
+    def of_backward(state: tuple[Tensor, ...]) -> Any:
+        z, a, params = state[1 : 1 + n], state[1 + n : 1 + 2 * n], state[1 + 2 * n :]
+        norms = [state[0].abs(), of_state(z), of_state(a)]
+        if not seminorm:
+            norms.extend(_rms(p) for p in params)
+        return max(norms)
+
+    return of_backward
 
 
-def _shapes(shapes: Sequence[torch.Size]) -> str:
-    return ", ".join(str(tuple(shape)) for shape in shapes)
+def _rms(x: Tensor) -> Tensor:
+    length: Tensor = torch.linalg.vector_norm(x)
+    return length / math.sqrt(x.numel())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
-from snopt.solve.engine import solve_on_engine
-from snopt.solve.problem import Problem
-from snopt.solve.torchdiffeq import solve, user_callbacks
+from snopt.curvature.collector import inside_solve
+from snopt.solve.field import rms_norm
+from snopt.solve.runge_kutta import Step, Stepper, takes
+from snopt.solve.solver import Problem
+from snopt.solve.torchdiffeq import solve
 
 
 def solve_forward(
@@ -26,24 +29,84 @@ def solve_forward(
     Raises:
         SolverError: if the solve fails.
     """
-    if problem.engine[0] and not (differentiable and t.requires_grad):
-        return solve_on_engine(
-            problem.func,
-            problem.pack,
-            parts,
-            t.detach().tolist(),
-            problem.forward,
-            lambda: problem.nfe.add("forward"),
-            problem.memory,
-            differentiable=differentiable,
-        )
+    field, solver = problem.field, problem.forward
+    if engine_takes(problem, t) and not (differentiable and t.requires_grad):
+        times = t.detach().tolist()
+        rows = [field.layout.flatten(parts)]
+        cubic = solver.options.get("interp") == "cubic"
+        with inside_solve():  # once for the whole solve: small ones are spent on such details
+            for step, inside in forward_steps(problem, parts, times, differentiable=differentiable):
+                rows.extend(step.interpolate(times[i], cubic=cubic) for i in inside)
+        return tuple(field.layout.split(torch.stack(rows)))
     solution = solve(
-        problem.func,
-        problem.pack(parts),
+        field.func,
+        field.pack(parts),
         t,
-        problem.forward,
+        solver,
         nfe=problem.nfe,
         kind="forward",
-        callbacks=user_callbacks(problem.func),
+        callbacks=field.callbacks(),
     )
     return solution if isinstance(solution, tuple) else (solution,)
+
+
+def engine_takes(problem: Problem, t: Tensor) -> bool:
+    """Return whether the forward solve is one for the engine."""
+    return t.numel() > 1 and takes(problem.forward, problem.field)
+
+
+def forward_steps(
+    problem: Problem,
+    parts: Sequence[Tensor],
+    times: Sequence[float],
+    *,
+    differentiable: bool = False,
+) -> Iterator[tuple[Step, list[int]]]:
+    """Yield every accepted step of a solve on the engine with the output times that lie in it.
+
+    To be run to its end inside :class:`snopt.curvature.collector.inside_solve`; arguments and
+    errors as of :func:`solve_forward`.
+    """
+    field, solver, memory = problem.field, problem.forward, problem.memory
+    layout = field.layout
+    y = layout.flatten(parts)
+    calls = 0
+
+    def evaluate(_stage: int, t: float, y: Tensor) -> tuple[Sequence[Tensor], None]:
+        nonlocal calls
+        calls += 1
+        problem.nfe.forward += 1
+        return field.at(t, layout.split(y)), None
+
+    user_norm = solver.options.get("norm")
+    norm = rms_norm(layout)
+    if user_norm is not None:
+        norm = lambda e: user_norm(field.pack(layout.split(e)))  # noqa: E731
+    stepper = Stepper(
+        evaluate,
+        solver,
+        layout,
+        norm,
+        y,
+        kind="forward",
+        evaluations=lambda: calls,
+        first_step=None if memory is None else memory.recall("forward"),
+        differentiable=differentiable,
+    )
+    # Without a step size the output times are the grid of a method without step-size control.
+    grid_is_output_times = not stepper.tableau.adaptive and solver.options.get("step_size") is None
+    ends = times[1:] if grid_is_output_times else times[-1:]
+    sign = 1.0 if times[-1] > times[0] else -1.0
+    due, start = 1, times[0]
+    for end in ends:
+        for step in stepper.steps(y, start, end):
+            inside = []
+            while due < len(times) and sign * (times[due] - step.t1) <= 0:
+                inside.append(due)
+                due += 1
+            yield step, inside
+            y = step.y1
+        start = end
+    if memory is not None:
+        memory.keep("forward", stepper.dt)
+    stepper.check_finite(y, times[-1])

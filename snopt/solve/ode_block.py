@@ -9,17 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from snopt.curvature.collector import inside_solve
-from snopt.curvature.nodes import leaves_no_trace
 from snopt.linalg import at_least_float32
-from snopt.solve.adjoint import odeint_adjoint
-from snopt.solve.checkpoint import checkpointed
-from snopt.solve.checks import check_monotonic
-from snopt.solve.direct import odeint
-from snopt.solve.engine import StepMemory
-from snopt.solve.problem import make_problem
-from snopt.solve.torchdiffeq import NFE, State
+from snopt.solve.adjoint import solve_with_adjoint
+from snopt.solve.checkpoint import needs_engine, solve_with_checkpoints
+from snopt.solve.direct import solve_through
+from snopt.solve.field import Field, State, check_monotonic, parts_of
+from snopt.solve.observers import leaves_no_trace
+from snopt.solve.runge_kutta import knows
+from snopt.solve.solver import NFE, Problem, Solver, StepMemory
 
-GRADIENTS = ("adjoint", "direct", "checkpoint")
+_SOLVES = {
+    "adjoint": solve_with_adjoint,
+    "direct": solve_through,
+    "checkpoint": solve_with_checkpoints,
+}
+
+GRADIENTS = tuple(_SOLVES)
 
 
 class ODEBlock(nn.Module):
@@ -46,12 +51,13 @@ class ODEBlock(nn.Module):
 
     Attributes:
         t: buffer, (T,).
+        solver: how the forward solve is done; another value takes effect at the next call.
         nfe: evaluations so far, ``nfe.forward``, ``nfe.backward``, ``nfe.curvature``.
 
     Raises:
         TypeError: if ``func`` is no module.
-        ValueError: if ``gradient`` is unknown, fewer than two times are given, or they are not
-            monotonic.
+        ValueError: if ``gradient`` is unknown, fewer than two times are given, they are not
+            monotonic, or the settings of the solver are wrong or do not go with ``gradient``.
     """
 
     def __init__(
@@ -80,24 +86,23 @@ class ODEBlock(nn.Module):
             raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
         self.func = func
         self.gradient = gradient
-        self.solver: dict[str, Any] = {
-            "method": method,
-            "rtol": rtol,
-            "atol": atol,
-            "options": options,
-            "engine": engine,
-        }
+        self.solver = Solver(method, rtol, atol, options, engine)
+        self._adjoint = (adjoint_method, adjoint_rtol, adjoint_atol, adjoint_options)
+        _ = self.backward_solver  # raises what is wrong with it now
+        if gradient == "checkpoint" and not knows(self.solver):
+            raise ValueError(needs_engine(self.solver))
         self.memory = StepMemory() if reuse_step else None
-        self.adjoint: dict[str, Any] = {
-            "adjoint_rtol": adjoint_rtol,
-            "adjoint_atol": adjoint_atol,
-            "adjoint_method": adjoint_method,
-            "adjoint_options": adjoint_options,
-        }
         self.return_all = return_all
         self.nfe = NFE()
         self.t: Tensor
         self.register_buffer("t", _times(t))
+
+    @property
+    def backward_solver(self) -> Solver:
+        """How the backward solve is done: the adjoint's, or one for the curvature alone."""
+        if self.gradient == "adjoint":
+            return self.solver.adjoint(*self._adjoint)
+        return self.solver.curvature()
 
     def forward(self, y0: State, t: Sequence[float] | Tensor | None = None) -> Any:
         """Integrate from ``y0``.
@@ -114,23 +119,27 @@ class ODEBlock(nn.Module):
         Raises:
             SolverError: if the solve fails.
         """
+        return self.integrate(self.func, y0, t)
+
+    def integrate(
+        self, func: nn.Module, y0: State, t: Sequence[float] | Tensor | None = None
+    ) -> Any:
+        """Integrate a field other than the block's own with its settings, times and counter.
+
+        For a field that is made anew for each solve, such as one with frozen noise; the backward
+        pass keeps it. Other arguments, result and errors are those of a call of the block.
+        """
         # Steps and tolerances mean nothing in half precision, which is what a layer before the
         # block gives under autocast.
         y0 = tuple(map(at_least_float32, y0)) if isinstance(y0, tuple) else at_least_float32(y0)
-        first = y0 if isinstance(y0, Tensor) else y0[0]
+        first = parts_of(y0)[0]
         times = self.t if t is None else _times(t)
         # Times in half precision could not tell the solver's steps apart.
         dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
         times = times.to(first.device, dtype)
-        func, half = self._field(first.device.type)
-        own: dict[str, Any] = {"nfe": self.nfe, "memory": self.memory}
-        if self.gradient == "adjoint":
-            solution = odeint_adjoint(func, y0, times, **self.solver, **self.adjoint, **own)
-        elif self.gradient == "direct":
-            solution = odeint(func, y0, times, **self.solver, **own)
-        else:
-            problem = make_problem(func, y0, times, **self.solver, **own)
-            solution = checkpointed(problem, y0, times)
+        func, half = _on_full_precision(func, first.device.type)
+        problem = Problem(Field(func, y0), self.solver, self.backward_solver, self.nfe, self.memory)
+        solution = _SOLVES[self.gradient](problem, y0, times)
         if self.return_all:
             return solution
         # A copy: an in-place activation behind the block must not write into the solution that the
@@ -152,9 +161,9 @@ class ODEBlock(nn.Module):
         Returns:
             dy/dt, like ``y`` and at least in float32.
         """
-        parts = tuple(map(at_least_float32, y if isinstance(y, tuple) else (y,)))
+        parts = tuple(map(at_least_float32, parts_of(y)))
         device, dtype = parts[0].device, parts[0].dtype
-        func, _ = self._field(device.type)
+        func, _ = _on_full_precision(self.func, device.type)
         with torch.no_grad(), leaves_no_trace(self.func, device), inside_solve():
             self.nfe.add("curvature")
             time = torch.full((), t, dtype=dtype, device=device)
@@ -164,17 +173,10 @@ class ODEBlock(nn.Module):
         answer: Tensor = out.to(dtype)
         return answer
 
-    def _field(self, device_type: str) -> tuple[nn.Module, torch.dtype | None]:
-        """Return the field as the solver gets it, and its dtype where that is half precision."""
-        half = _half_precision(self.func)
-        if half is not None and not torch.is_autocast_enabled(device_type):
-            return _InHalfPrecision(self.func, half), half
-        return self.func, half
-
     def extra_repr(self) -> str:
         """Return times, gradient mode and solver for ``print(block)``."""
         times = ", ".join(f"{x:g}" for x in self.t.tolist())
-        solver = ", ".join(f"{k}={v}" for k, v in self.solver.items() if v is not None)
+        solver = ", ".join(f"{k}={v}" for k, v in vars(self.solver).items() if v != {})
         return f"t=({times}), gradient={self.gradient}, {solver}"
 
 
@@ -192,11 +194,14 @@ class _InHalfPrecision(nn.Module):
         return self.func(t.to(self.dtype), y.to(self.dtype))
 
 
-def _half_precision(func: nn.Module) -> torch.dtype | None:
-    """Return the dtype of a field whose parameters are of half precision, else None."""
+def _on_full_precision(func: nn.Module, device: str) -> tuple[nn.Module, torch.dtype | None]:
+    """Return the field as the solver gets it, and its dtype where that is half precision."""
     first = next(func.parameters(), None)
-    halves = (torch.float16, torch.bfloat16)
-    return first.dtype if first is not None and first.dtype in halves else None
+    if first is None or first.dtype not in (torch.float16, torch.bfloat16):
+        return func, None
+    if torch.is_autocast_enabled(device):
+        return func, first.dtype
+    return _InHalfPrecision(func, first.dtype), first.dtype
 
 
 def _times(t: Sequence[float] | Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The stepping loop: explicit Runge-Kutta steps over a flat state, adaptive or on a grid.
+"""The engine: explicit Runge-Kutta steps over a flat state, adaptive or on a grid.
 
 Step-size control, initial step and error norm are torchdiffeq's, so the sequence of steps is too,
 except for the last: where torchdiffeq steps over the end and interpolates back, this lands on it.
@@ -8,25 +8,51 @@ a step size, and none on a grid.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from snopt.solve.stages import Part, Stages, join
-from snopt.solve.tableau import Tableau
-from snopt.solve.torchdiffeq import too_many_steps, why_stuck
+from snopt.errors import NON_FINITE, SolverError, too_many_steps, why_stuck
+from snopt.solve.field import Field, Layout
+from snopt.solve.solver import CONTROL_OPTIONS, GRID_OPTIONS, Solver
+from snopt.solve.tableau import TABLEAUX, Tableau
 
 # (stage, t, y) -> derivative by parts, and what the caller wants to keep of that stage. The stage
 # is the tableau's index, -1 for the probe that chooses the first step.
-Field = Callable[[int, float, Tensor], tuple[Sequence[Part], Any]]
+Derivative: TypeAlias = "Callable[[int, float, Tensor], tuple[Sequence[Part], Any]]"
 
-# Raises the error of a solve that fails: (reason, advice, t, dt).
-Failure = Callable[[str, str, float, float], Exception]
+
+def knows(solver: Solver) -> bool:
+    """Return whether the engine has a method with all of its options.
+
+    It has the methods of :mod:`snopt.solve.tableau` with the options of step-size control and of
+    fixed grids.
+    """
+    tableau = TABLEAUX.get(solver.method)
+    if tableau is None or solver.engine != "auto":
+        return False
+    known = CONTROL_OPTIONS if tableau.adaptive else GRID_OPTIONS
+    return known.issuperset(solver.options)
+
+
+def takes(solver: Solver, field: Field) -> bool:
+    """Return whether the engine can do a solve exactly as asked; torchdiffeq does the others.
+
+    Beside a method that it knows, it needs a state of one dtype, float32 or float64, and a field
+    without callbacks.
+    """
+    return (
+        knows(solver)
+        and field.dtype in (torch.float32, torch.float64)
+        and not field.callbacks()
+        and not field.callbacks(adjoint=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -55,12 +81,39 @@ class Control:
     max_step: float = math.inf
     max_num_steps: int = 10_000
 
+    @staticmethod
+    def of(
+        solver: Solver, layout: Layout, norm: Callable[[Tensor], Tensor], like: Tensor
+    ) -> Control:
+        """Return the step-size control that a solver's options ask for."""
+        given = {
+            name: float(solver.options[name])
+            for name in ("safety", "ifactor", "dfactor", "min_step", "max_step")
+            if solver.options.get(name) is not None
+        }
+        atol = _entrywise(solver.atol, layout.sizes, like)
+        return Control(
+            rtol=_entrywise(solver.rtol, layout.sizes, like),
+            atol=atol.to(like) if isinstance(atol, Tensor) else like.new_full((), atol),
+            norm=norm,
+            max_num_steps=solver.max_num_steps,
+            **given,
+        )
+
     def scale(self, y: Tensor) -> Tensor:
         """Return the error that a state, (n,), is allowed in each entry: rtol |y| + atol."""
         size = y.detach().abs()
         if isinstance(self.rtol, Tensor):
             return size.mul_(self.rtol).add_(self.atol)
         return torch.add(self.atol, size, alpha=self.rtol)  # a pass less
+
+
+def _entrywise(tol: Any, sizes: Sequence[int], like: Tensor) -> float | Tensor:
+    if isinstance(tol, (tuple, list)):
+        if len(tol) != len(sizes):
+            raise ValueError(f"{len(tol)} tolerances were given for a state of {len(sizes)} parts")
+        return torch.cat([like.new_full((n,), float(x)) for x, n in zip(tol, sizes, strict=True)])
+    return tol if isinstance(tol, Tensor) and tol.dim() else float(tol)
 
 
 @dataclass
@@ -84,7 +137,7 @@ class Step:
     stages: Stages
     kept: list[Any]
     tableau: Tableau
-    end_derivative: Callable[[], Tensor] = field(repr=False)
+    end_derivative: Callable[[], Tensor]
 
     def interpolate(self, t: float, *, cubic: bool = True) -> Tensor:
         """Return the state at a time within the step, (n,).
@@ -119,39 +172,74 @@ class Stepper:
     """Steps of one solve; consecutive intervals continue with the step size of the last.
 
     Args:
-        field: the vector field (see :data:`Field`).
-        tableau: the method.
-        control: step-size control; unused on a grid.
-        failure: makes the error of a solve that fails.
+        derivative: the vector field (see :data:`Derivative`).
+        solver: method, tolerances, options.
+        layout: parts of the state.
+        norm: maps an error in units of the tolerance, (n,), to a scalar.
+        like: a tensor of the state's dtype and device.
+        kind: ``"forward"`` or ``"backward"``, for errors.
+        evaluations: returns the evaluations so far, for errors.
         first_step: step size to start with, positive; None means Hairer's choice.
         differentiable: whether autograd is to record the steps (never their size).
+
+    Raises:
+        SolverError: from the steps, if the solve fails.
     """
 
     def __init__(
         self,
-        field: Field,
-        tableau: Tableau,
-        control: Control,
-        failure: Failure,
+        derivative: Derivative,
+        solver: Solver,
+        layout: Layout,
+        norm: Callable[[Tensor], Tensor],
+        like: Tensor,
         *,
+        kind: str,
+        evaluations: Callable[[], int],
         first_step: float | None = None,
         differentiable: bool = False,
     ) -> None:
         """Keep the settings; nothing is evaluated yet."""
-        self.field = field
-        self.tableau = tableau
-        self.control = control
-        self.failure = failure
-        self.dt = first_step
-        self.steps = 0
+        self.derivative = derivative
+        self.solver = solver
+        self.tableau = TABLEAUX[solver.method]
+        self.control = Control.of(solver, layout, norm, like)
+        self.kind = kind
+        self.evaluations = evaluations
+        given = solver.options.get("first_step")
+        self.dt = first_step if given is None else float(given)
+        self.count = 0
         self.differentiable = differentiable
 
-    def adaptive(self, y: Tensor, t0: float, t1: float) -> Iterator[Step]:
+    def failure(self, reason: str, advice: str, t: float, dt: float = math.nan) -> SolverError:
+        """Return the error of this solve, stopped at ``t`` on a step of ``dt``."""
+        return SolverError(
+            reason,
+            t=t,
+            dt=dt,
+            rtol=self.solver.rtol,
+            atol=self.solver.atol,
+            nfe=self.evaluations(),
+            direction=self.kind,
+            advice=advice,
+        )
+
+    def steps(self, y: Tensor, t0: float, t1: float) -> Iterator[Step]:
         """Yield the accepted steps from ``y`` at ``t0`` to exactly ``t1``."""
+        if self.tableau.adaptive:
+            return self._adaptive(y, t0, t1)
+        return self._grid(y, grid_between(t0, t1, self.solver.options.get("step_size")))
+
+    def check_finite(self, y: Tensor, t: float) -> None:
+        """Raise SolverError unless the state ``y``, reached at ``t``, is finite."""
+        if not _is_finite(y.detach()):
+            raise self.failure(*NON_FINITE, t)
+
+    def _adaptive(self, y: Tensor, t0: float, t1: float) -> Iterator[Step]:
         control, tableau = self.control, self.tableau
-        stages = Stages.like(y, tableau, differentiable=self.differentiable)
+        stages = stages_like(y, self.tableau, differentiable=self.differentiable)
         kept: list[Any] = [None] * tableau.stages
-        stages[0], kept[0] = self.field(0, t0, y)
+        stages[0], kept[0] = self.derivative(0, t0, y)
         sign = 1.0 if t1 > t0 else -1.0
         scale = control.scale(y)
         if self.dt is None:
@@ -166,13 +254,13 @@ class Stepper:
             end = t1 if last else t + sign * dt
             if end == t or not dt > 1e-16 * abs(t1 - t0):
                 why = why_stuck(
-                    state_finite=is_finite(y.detach()), field_finite=math.isfinite(ratio)
+                    state_finite=_is_finite(y.detach()), field_finite=math.isfinite(ratio)
                 )
                 raise self.failure(*why, t, dt)
-            if self.steps >= control.max_num_steps:
+            if self.count >= control.max_num_steps:
                 raise self.failure(*too_many_steps(control.max_num_steps), t, dt)
-            self.steps += 1
-            y1 = take_step(self.field, tableau, y, t, end, stages, kept)
+            self.count += 1
+            y1 = take_step(self.derivative, tableau, y, t, end, stages, kept)
             scale1 = control.scale(y1)
             # The scale of the larger state, entry by entry, is the larger of the two scales.
             ratio = float(control.norm(stages.error(y, dt).div_(torch.maximum(scale, scale1))))
@@ -187,19 +275,18 @@ class Stepper:
                     stages.hand_on()
                     kept[0] = kept[-1]
 
-    def grid(self, y: Tensor, grid: Sequence[float]) -> Iterator[Step]:
-        """Yield the steps from ``y`` at ``grid[0]`` from each grid point to the next."""
-        stages = Stages.like(y, self.tableau, differentiable=self.differentiable)
+    def _grid(self, y: Tensor, grid: Sequence[float]) -> Iterator[Step]:
+        stages = stages_like(y, self.tableau, differentiable=self.differentiable)
         kept: list[Any] = [None] * self.tableau.stages
         ahead: list[Any] = []  # first stage at the current point, where a step before took it
         for t0, t1 in itertools.pairwise(grid):
-            stages[0], kept[0] = ahead or self.field(0, t0, y)
-            y1 = take_step(self.field, self.tableau, y, t0, t1, stages, kept)
+            stages[0], kept[0] = ahead or self.derivative(0, t0, y)
+            y1 = take_step(self.derivative, self.tableau, y, t0, t1, stages, kept)
             ahead = []
 
             def end_derivative(t1: float = t1, y1: Tensor = y1, ahead: list[Any] = ahead) -> Tensor:
                 if not ahead:
-                    ahead.extend(self.field(0, t1, y1))
+                    ahead.extend(self.derivative(0, t1, y1))
                 return join(ahead[0])
 
             yield Step(t0, t1, y, y1, stages, kept, self.tableau, end_derivative)
@@ -222,7 +309,7 @@ class Stepper:
         control = self.control
         d0, d1 = torch.stack([control.norm(y / scale), control.norm(f0 / scale)]).tolist()
         h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
-        parts, _ = self.field(-1, t0 + sign * h0, torch.add(y, f0, alpha=sign * h0))
+        parts, _ = self.derivative(-1, t0 + sign * h0, torch.add(y, f0, alpha=sign * h0))
         change = join(parts).sub_(f0).div_(scale)
         d2 = float(control.norm(change)) / h0 if h0 > 0 else math.nan
         if d1 <= 1e-15 and d2 <= 1e-15:
@@ -232,14 +319,8 @@ class Stepper:
         return min(100 * h0, h1)
 
 
-def is_finite(y: Tensor) -> bool:
-    """Return whether all entries are finite: one pass, since extremes carry NaN and infinity."""
-    low, high = torch.aminmax(y)
-    return math.isfinite(float(low)) and math.isfinite(float(high))
-
-
 def take_step(
-    field: Field,
+    derivative: Derivative,
     tableau: Tableau,
     y: Tensor,
     t0: float,
@@ -252,5 +333,146 @@ def take_step(
     for i, c in enumerate(tableau.c):
         if i > 0:
             at = stages.place(i, y, dt)
-            stages[i], kept[i] = field(i, t1 if c == 1 else t0 + c * dt, at)
+            stages[i], kept[i] = derivative(i, t1 if c == 1 else t0 + c * dt, at)
     return at if tableau.ends_on_a_stage else stages.result(y, dt)
+
+
+def grid_between(t0: float, t1: float, step: Any) -> list[float]:
+    """Return the grid from ``t0`` to ``t1``: steps of this length, the last one shorter."""
+    if step is None:
+        return [t0, t1]
+    count = max(1, math.ceil(abs(t1 - t0) / float(step) - 1e-9))
+    sign = math.copysign(float(step), t1 - t0)
+    return [*(t0 + sign * i for i in range(count)), t1]
+
+
+def _is_finite(y: Tensor) -> bool:
+    """Return whether all entries are finite: one pass, since extremes carry NaN and infinity."""
+    low, high = torch.aminmax(y)
+    return math.isfinite(float(low)) and math.isfinite(float(high))
+
+
+class Negated(NamedTuple):
+    """A part that is to be stored with the other sign: one pass instead of two."""
+
+    value: Tensor
+
+
+Part: TypeAlias = Tensor | Negated
+
+
+def join(parts: Sequence[Part]) -> Tensor:
+    """Return parts as one new vector."""
+    plain = [-part.value if isinstance(part, Negated) else part for part in parts]
+    return torch.cat([part.reshape(-1) for part in plain])
+
+
+class Stages:
+    """Derivatives at the stages of one method, each a flat vector; assigned by parts.
+
+    They lie one below the other in a (stages, n) buffer, so that a combination of them is a single
+    matrix-vector product over contiguous memory.
+    """
+
+    def __init__(self, y: Tensor, tableau: Tableau) -> None:
+        """Make room for the stages of a method at a state like ``y``, (n,)."""
+        self._K = y.new_empty(tableau.stages, y.numel())
+        # Views and weights are made once: small solves are otherwise spent on making them.
+        self._first = [self._K[:count].T for count in range(tableau.stages + 1)]
+        self._weights = _weights(tableau.name, y.dtype, y.device)
+        self._places: list[tuple[Tensor, ...]] = []
+
+    def __setitem__(self, i: int, parts: Sequence[Part]) -> None:
+        """Store stage ``i``, given by parts that fill the vector one after the other."""
+        if not self._places:
+            plain = [part.value if isinstance(part, Negated) else part for part in parts]
+            columns = self._K.split_with_sizes([part.numel() for part in plain], dim=1)
+            shaped = [c.view(-1, *part.shape) for c, part in zip(columns, plain, strict=True)]
+            self._places = list(zip(*[s.unbind() for s in shaped], strict=True))
+        for place, part in zip(self._places[i], parts, strict=True):
+            if isinstance(part, Negated):
+                torch.neg(part.value, out=place)
+            else:
+                place.copy_(part)
+
+    def __getitem__(self, i: int) -> Tensor:
+        """Return stage ``i``, (n,)."""
+        return self._K[i]
+
+    def place(self, i: int, y: Tensor, dt: float) -> Tensor:
+        """Return the state at which stage ``i`` is taken, ``y + dt Σ_j a[i][j] k_j``."""
+        return torch.addmv(y, self._first[i], self._weights.a[i], alpha=dt)
+
+    def result(self, y: Tensor, dt: float) -> Tensor:
+        """Return the step's result, ``y + dt Σ_j b[j] k_j``."""
+        return torch.addmv(y, self._first[-1], self._weights.b, alpha=dt)
+
+    def error(self, y: Tensor, dt: float) -> Tensor:
+        """Return the error estimate ``dt Σ_j error[j] k_j``, a new tensor without a graph."""
+        # beta=0: y lends its size alone; dt within the product saves a pass.
+        return torch.addmv(y, self._first[-1], self._weights.error, beta=0, alpha=dt)
+
+    def combine(self, y: Tensor, weights: Sequence[float], dt: float) -> Tensor:
+        """Return ``y + dt Σ_j weights[j] k_j`` for weights of the caller's."""
+        vector = torch.tensor(weights, dtype=y.dtype, device=y.device)
+        return torch.addmv(y, self._first[len(weights)], vector, alpha=dt)
+
+    def hand_on(self) -> None:
+        """Make the last stage the first one of the next step."""
+        self._K[0].copy_(self._K[-1])
+
+
+class _RecordedStages(Stages):
+    """Stages as separate tensors with their graph, combined by a chain of additions."""
+
+    def __init__(self, tableau: Tableau) -> None:
+        self._tableau = tableau
+        self._k: dict[int, Tensor] = {}
+
+    def __setitem__(self, i: int, parts: Sequence[Part]) -> None:
+        self._k[i] = join(parts)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self._k[i % self._tableau.stages]
+
+    def place(self, i: int, y: Tensor, dt: float) -> Tensor:
+        return self.combine(y, self._tableau.a[i], dt)
+
+    def result(self, y: Tensor, dt: float) -> Tensor:
+        return self.combine(y, self._tableau.b, dt)
+
+    def error(self, y: Tensor, dt: float) -> Tensor:
+        with torch.no_grad():
+            return self.combine(torch.zeros_like(y), self._tableau.error, dt)
+
+    def combine(self, y: Tensor, weights: Sequence[float], dt: float) -> Tensor:
+        for j, weight in enumerate(weights):
+            if weight != 0:
+                y = torch.add(y, self[j], alpha=weight * dt)
+        return y
+
+    def hand_on(self) -> None:
+        self._k[0] = self[-1]
+
+
+def stages_like(y: Tensor, tableau: Tableau, *, differentiable: bool) -> Stages:
+    """Return storage for the stages of a method at a state like ``y``, (n,)."""
+    return _RecordedStages(tableau) if differentiable else Stages(y, tableau)
+
+
+class _Weights(NamedTuple):
+    """A tableau's weights as tensors."""
+
+    a: list[Tensor]
+    b: Tensor
+    error: Tensor
+
+
+@functools.lru_cache(maxsize=64)
+def _weights(method: str, dtype: torch.dtype, device: torch.device) -> _Weights:
+    tableau = TABLEAUX[method]
+    *a, b, error = (
+        torch.tensor(row, dtype=dtype, device=device)
+        for row in (*tableau.a, tableau.b, tableau.error)
+    )
+    return _Weights(a, b, error)

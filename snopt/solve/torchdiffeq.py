@@ -1,90 +1,39 @@
-"""One ODE solve on stock torchdiffeq: checked input, counted evaluations, typed failure."""
+"""Solves on stock torchdiffeq: the reference, and the road for all that the engine does not take.
+
+Input is checked, evaluations are counted, and a failure is a :class:`SolverError`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torchdiffeq
 from torch import Tensor
 
 from snopt.curvature.collector import inside_solve
-from snopt.errors import SolverError
+from snopt.errors import NON_FINITE, SolverError, too_many_steps, why_stuck
+from snopt.solve.field import State, adjoint_norm, parts_of
+from snopt.solve.solver import ADAPTIVE, FIXED_GRID, NFE, Problem, Solver
 
-State: TypeAlias = Tensor | tuple[Tensor, ...]
-
-ADAPTIVE = frozenset({"dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"})
-
-FIXED_GRID = frozenset(
-    {
-        "euler",
-        "midpoint",
-        "heun2",
-        "heun3",
-        "rk4",
-        "explicit_adams",
-        "implicit_adams",
-        "fixed_adams",
-    }
-)
-
-METHODS = ADAPTIVE | FIXED_GRID | {"scipy_solver"}
-
-DEFAULT_METHOD = "dopri5"
-
-# torchdiffeq's own limit is 2³¹ - 1: a field that turned stiff would run for days.
-DEFAULT_MAX_NUM_STEPS = 10_000
-
-_CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
+if TYPE_CHECKING:
+    from snopt.solve.observers import AtNodes
 
 
-@dataclass
-class NFE:
-    """Evaluations of a vector field: forward solves, backward solves, and curvature nodes."""
-
-    forward: int = 0
-    backward: int = 0
-    curvature: int = 0
-
-    def reset(self) -> None:
-        """Set all counts to 0."""
-        self.forward = self.backward = self.curvature = 0
-
-    def add(self, kind: str, count: int = 1) -> None:
-        """Add ``count`` evaluations of ``kind``, the name of one of the counts."""
-        setattr(self, kind, getattr(self, kind) + count)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a solve is done: torchdiffeq's arguments of the same names."""
-
-    rtol: Any
-    atol: Any
-    method: str
-    options: Mapping[str, Any]
-
-    @property
-    def max_num_steps(self) -> int:
-        """Steps, accepted and rejected, after which a solve is given up."""
-        return int(self.options.get("max_num_steps", DEFAULT_MAX_NUM_STEPS))
-
-
-class _Field:
+class _Watched:
     """The vector field as a solver sees it: counts, watches the steps, passes callbacks on."""
 
     def __init__(
         self,
         func: Callable[..., Any],
-        settings: Settings,
+        solver: Solver,
         nfe: NFE,
         kind: str,
         callbacks: Mapping[str, Callable[..., Any]],
     ) -> None:
         self.func = func
-        self.settings = settings
+        self.solver = solver
         self.nfe = nfe
         self.kind = kind
         self.calls = 0
@@ -95,7 +44,7 @@ class _Field:
         self._user_step = callbacks.get("callback_step")
         for name, callback in callbacks.items():
             setattr(self, name, callback)
-        if settings.method != "scipy_solver":  # it knows no callbacks and says so at every solve
+        if solver.method != "scipy_solver":  # it knows no callbacks and says so at every solve
             self.callback_step = self._step
 
     def __call__(self, t: Tensor, y: State) -> Any:
@@ -113,123 +62,217 @@ class _Field:
         self.t, self.dt = float(t0.detach()), float(dt.detach())
         if self._user_step is not None:
             self._user_step(t0, y0, dt)
-        if self.settings.method not in ADAPTIVE:
+        if self.solver.method not in ADAPTIVE:
             return
         # t0 is the caller's time, negated back in a solve that runs downwards; dt is positive.
         if not abs(self.t) + self.dt > abs(self.t):
             # torchdiffeq answers an error estimate that is not finite with a step of min_step = 0.
             raise self.failure(*why_stuck(state_finite=_finite(y0), field_finite=self.dt != 0))
-        if self.steps > self.settings.max_num_steps:
-            raise self.failure(*too_many_steps(self.settings.max_num_steps))
+        if self.steps > self.solver.max_num_steps:
+            raise self.failure(*too_many_steps(self.solver.max_num_steps))
 
     def failure(self, reason: str, advice: str = "") -> SolverError:
         """Return the error that says where this solve stands."""
-        return solver_error(self.settings, reason, advice, self.t, self.dt, self.calls, self.kind)
-
-
-def solver_error(
-    settings: Settings,
-    reason: str,
-    advice: str,
-    t: float | None,
-    dt: float | None,
-    evaluations: int,
-    kind: str,
-) -> SolverError:
-    """Return the error of a solve with these settings that stopped at ``t``."""
-    return SolverError(
-        reason,
-        t=t,
-        dt=dt,
-        rtol=settings.rtol,
-        atol=settings.atol,
-        nfe=evaluations,
-        direction=kind,
-        advice=advice,
-    )
+        return SolverError(
+            reason,
+            t=self.t,
+            dt=self.dt,
+            rtol=self.solver.rtol,
+            atol=self.solver.atol,
+            nfe=self.calls,
+            direction=self.kind,
+            advice=advice,
+        )
 
 
 def solve(
     func: Callable[..., Any],
     y0: State,
     t: Tensor,
-    settings: Settings,
+    solver: Solver,
     *,
     nfe: NFE,
     kind: str,
-    callbacks: Mapping[str, Callable[..., Any]] | None = None,
+    callbacks: Mapping[str, Callable[..., Any]],
 ) -> State:
-    """Integrate ``dy/dt = func(t, y)`` with ``torchdiffeq.odeint``.
+    """Integrate ``dy/dt = func(t, y)`` with ``torchdiffeq.odeint``; return the state at all times.
 
-    Args:
-        func: vector field.
-        y0: state at ``t[0]``.
-        t: times, (T,), strictly monotonic.
-        settings: tolerances, method, options.
-        nfe: counter to add the evaluations to.
-        kind: which of its counts: ``"forward"``, ``"backward"`` or ``"curvature"``.
-        callbacks: torchdiffeq's step callbacks, by name.
-
-    Returns:
-        The state at all times: like ``y0`` with a leading axis of length T.
+    Evaluations are added to the count ``kind`` of ``nfe``.
 
     Raises:
         SolverError: if the step underflows, the state is not finite, or the solve takes more than
             ``max_num_steps`` steps.
     """
-    field = _Field(func, settings, nfe, kind, callbacks or {})
-    # The field counts the steps of the whole solve; torchdiffeq would count for each output time.
-    options = {k: v for k, v in settings.options.items() if k != "max_num_steps"}
+    watched = _Watched(func, solver, nfe, kind, callbacks)
+    # The watcher counts the steps of the whole solve; torchdiffeq would for each output time.
+    options = {k: v for k, v in solver.options.items() if k != "max_num_steps"}
     try:
         with inside_solve():
             solution: State = torchdiffeq.odeint(
-                field,
+                watched,
                 y0,
                 t,
-                rtol=settings.rtol,
-                atol=settings.atol,
-                method=settings.method,
+                rtol=solver.rtol,
+                atol=solver.atol,
+                method=solver.method,
                 options=options,
             )
     except AssertionError as error:
-        if error is field.own_error:
+        if error is watched.own_error:
             raise
-        raise field.failure(str(error)[:200] or "assertion in torchdiffeq") from error
+        raise watched.failure(str(error)[:200] or "assertion in torchdiffeq") from error
     if not _finite(solution):
-        raise field.failure(
-            "non-finite state", "Check the input, the step size and the learning rate."
-        )
+        raise watched.failure(*NON_FINITE)
     return solution
 
 
-def too_many_steps(limit: int) -> tuple[str, str]:
-    """Return reason and advice for a solve of more than ``limit`` steps."""
-    return (
-        f"more than max_num_steps = {limit} steps",
-        "The ODE may have become stiff: lower the learning rate, loosen the tolerance, or raise"
-        ' options={"max_num_steps": …}.',
-    )
+def backward_on_torchdiffeq(
+    problem: Problem,
+    t: Tensor,
+    solution: Sequence[Tensor],
+    grad_solution: Sequence[Tensor],
+    params: Sequence[Tensor],
+    observer: AtNodes | None,
+    *,
+    t_requires_grad: bool,
+) -> tuple[list[Tensor], Tensor | None, list[Tensor]]:
+    """Integrate (z, a, Q_u) as one state; see :func:`snopt.solve.backward.integrate_backward`.
+
+    The observer's nodes are extra output times of the same solve. Output times are dense output:
+    they change neither its steps nor its result, so the gradient with collection is the gradient
+    without, bit for bit.
+    """
+    n = len(solution)
+    dynamics = _augmented_dynamics(problem, n, params, t_requires_grad)
+    times = t.detach().tolist()
+    a = [g[-1].clone() for g in grad_solution]
+    vjp_t = solution[0].new_zeros(())
+    Q_u = [torch.zeros_like(p) for p in params]
+    grad_t = torch.zeros_like(t) if t_requires_grad else None
+    for i in range(len(times) - 1, 0, -1):
+        if grad_t is not None:
+            grad_t[i] = _grad_of_output_time(problem, t, i, solution, grad_solution)
+            vjp_t = vjp_t - grad_t[i]
+        plan = [] if observer is None else observer.plan(times[i], times[i - 1])
+        grid = _output_times(t, i, [node for node, _ in plan])
+        z = [s[i] for s in solution]
+        aug = solve(
+            dynamics,
+            (vjp_t, *z, *a, *Q_u),
+            grid,
+            _backward_solver(problem, extra_outputs=bool(plan)),
+            nfe=problem.nfe,
+            kind="backward",
+            callbacks=problem.field.callbacks(adjoint=True),
+        )
+        if observer is not None:
+            for k, (_, takers) in enumerate(plan, start=1):
+                observer.on_node(grid[k], [part[k] for part in aug[1 : 1 + 2 * n]], takers)
+        extra = _interpolation_cost(problem, len(plan))
+        problem.nfe.add("curvature", extra)
+        problem.nfe.add("backward", -extra)
+        vjp_t, Q_u = aug[0][-1], [part[-1] for part in aug[1 + 2 * n :]]
+        a = [
+            part[-1] + g[i - 1]
+            for part, g in zip(aug[1 + n : 1 + 2 * n], grad_solution, strict=True)
+        ]
+    if grad_t is not None:
+        grad_t[0] = vjp_t
+    return a, grad_t, Q_u
 
 
-def why_stuck(*, state_finite: bool, field_finite: bool) -> tuple[str, str]:
-    """Return reason and advice for a solve whose step has shrunk to nothing."""
-    if not state_finite:
-        return "non-finite state", "Check the input and the learning rate."
-    if not field_finite:
-        return "the vector field is not finite", "Check its parameters and its input."
-    return (
-        "step size underflow",
-        "The ODE is too stiff for this tolerance: loosen rtol and atol, or regularise F.",
-    )
+def _augmented_dynamics(
+    problem: Problem, n: int, params: Sequence[Tensor], t_requires_grad: bool
+) -> Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    """Return the right-hand side for the state (vjp_t, *z, *a, *Q_u)."""
+    field = problem.field
+
+    def dynamics(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        z, a = state[1 : 1 + n], state[1 + n : 1 + 2 * n]
+        with torch.enable_grad():
+            t = t.detach().requires_grad_(t_requires_grad)
+            z = tuple(part.detach().requires_grad_(True) for part in z)
+            outputs = parts_of(field.func(t, field.pack(z)))
+            inputs = [*([t] if t_requires_grad else []), *z, *params]
+            pairs = [(o, -adj) for o, adj in zip(outputs, a, strict=True) if o.requires_grad]
+            products: Sequence[Tensor | None] = [None] * len(inputs)
+            if pairs:
+                # retain_graph: a field may hold a graph made before the solve.
+                products = torch.autograd.grad(
+                    [o for o, _ in pairs],
+                    inputs,
+                    [adj for _, adj in pairs],
+                    allow_unused=True,
+                    retain_graph=True,
+                )
+        filled = [
+            torch.zeros_like(x) if p is None else p for x, p in zip(inputs, products, strict=True)
+        ]
+        if not t_requires_grad:
+            filled = [torch.zeros_like(state[0]), *filled]
+        outputs = tuple(o.detach() for o in outputs)
+        return (filled[0].to(state[0].dtype), *outputs, *filled[1:])
+
+    return dynamics
 
 
-def user_callbacks(func: object, *, adjoint: bool = False) -> dict[str, Callable[..., Any]]:
-    """Return the step callbacks that ``func`` defines, under the names that a solver looks up."""
-    suffix = "_adjoint" if adjoint else ""
-    found = {name: getattr(func, name + suffix, None) for name in _CALLBACKS}
-    return {name: callback for name, callback in found.items() if callback is not None}
+def _grad_of_output_time(
+    problem: Problem,
+    t: Tensor,
+    i: int,
+    solution: Sequence[Tensor],
+    grad_solution: Sequence[Tensor],
+) -> Tensor:
+    """Return dΦ/dt_i = F(t_i, z(t_i))ᵀ Φ_z(t_i), the effect of moving output time i alone."""
+    problem.nfe.backward += 1
+    field = problem.field
+    outputs = parts_of(field.func(t[i].to(solution[0].dtype), field.pack([s[i] for s in solution])))
+    terms = [(o * g[i]).sum() for o, g in zip(outputs, grad_solution, strict=True)]
+    return torch.stack([term.to(t.dtype) for term in terms]).sum()
+
+
+def _output_times(t: Tensor, i: int, nodes: list[float]) -> Tensor:
+    """Return t[i], the nodes, t[i-1]; a node that rounds onto a neighbour names the interval."""
+    inner = torch.tensor(nodes, dtype=t.dtype, device=t.device)
+    grid = torch.cat([t[i : i + 1], inner, t[i - 1 : i]]).detach()
+    if nodes and not bool((torch.diff(grid) * torch.sign(t[i - 1] - t[i]) > 0).all()):
+        raise ValueError(
+            f"{len(nodes)} quadrature nodes cannot be told apart in {t.dtype} between t ="
+            f" {float(t[i])} and {float(t[i - 1])}: use fewer nodes or times in float64"
+        )
+    return grid
+
+
+def _interpolation_cost(problem: Problem, nodes: int) -> int:
+    """Return the evaluations that the backward solve spends on interpolating at the nodes.
+
+    Adaptive methods have dense output for nothing; a fixed grid's cubic (see
+    :func:`_backward_solver`) costs one evaluation for each output time.
+    """
+    if problem.backward.method not in FIXED_GRID or nodes == 0:
+        return 0
+    users_choice = problem.backward.options.get("interp")
+    return {None: nodes + 1, "cubic": nodes}.get(users_choice, 0)
+
+
+def _backward_solver(problem: Problem, *, extra_outputs: bool) -> Solver:
+    """Return the backward solver, such that extra output times leave the result alone."""
+    backward = problem.backward
+    options = dict(backward.options)
+    if backward.method in FIXED_GRID:
+        options.pop("norm", None)
+        if "step_size" not in options and "grid_constructor" not in options:
+            # Without either, torchdiffeq takes the output times as the grid.
+            options["grid_constructor"] = lambda _func, _y0, t: t[[0, -1]]
+        if extra_outputs:
+            # Linear interpolation would put first-order errors into the factors. The cubic costs an
+            # evaluation for each output time and returns the grid's own values at the grid's times.
+            options.setdefault("interp", "cubic")
+    elif not callable(norm := options.get("norm")):
+        user_norm = problem.forward.options.get("norm")
+        options["norm"] = adjoint_norm(problem.field, user_norm, seminorm=norm is not None)
+    return Solver(backward.method, backward.rtol, backward.atol, options)
 
 
 def _finite(y: State) -> bool:
-    parts = (y,) if isinstance(y, Tensor) else y
-    return all(bool(torch.isfinite(p).all()) for p in parts)
+    return all(bool(torch.isfinite(part).all()) for part in parts_of(y))

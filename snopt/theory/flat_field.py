@@ -11,7 +11,7 @@ another; on ten vectors through two 3×3 convolutions it took 1.4 times as long 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -19,15 +19,14 @@ from torch import Tensor, nn
 
 from snopt.curvature.collector import inside_solve
 from snopt.errors import SolverError
-from snopt.solve.field import Layout, evaluate_field
+from snopt.solve.field import Field, State, check_times, parts_of
 from snopt.solve.forward import solve_forward
-from snopt.solve.problem import make_problem
-from snopt.solve.torchdiffeq import NFE, State
+from snopt.solve.solver import NFE, Problem, Solver
 
 ScalarOfPath: TypeAlias = Callable[[Tensor, Any], Tensor]
 
 
-class FlatField:
+class FlatField(Field):
     """F(t, z, θ) on flat vectors, with its derivatives.
 
     Args:
@@ -36,7 +35,6 @@ class FlatField:
 
     Attributes:
         params: θ by parameter.
-        layout: parts of the state within z.
         n: entries of z.
         m: entries of θ.
 
@@ -51,17 +49,10 @@ class FlatField:
                 "func must be an nn.Module: its parameters are what to differentiate with respect"
                 f" to; got {type(func).__name__}"
             )
-        parts = y0 if isinstance(y0, tuple) else (y0,)
-        self.func = func
-        self.is_tuple = isinstance(y0, tuple)
+        super().__init__(func, y0)
         self.params = [p for p in func.parameters() if p.requires_grad]
-        self.layout = Layout(tuple(part.shape for part in parts))
         self.n = sum(self.layout.sizes)
         self.m = sum(p.numel() for p in self.params)
-
-    def pack(self, parts: Sequence[Tensor]) -> State:
-        """Return the state as ``func`` wants it."""
-        return tuple(parts) if self.is_tuple else parts[0]
 
     def products(
         self, t: Tensor, z: Tensor, vectors: Tensor, *, parameters: bool = True
@@ -118,17 +109,14 @@ class FlatField:
         return [part.detach().requires_grad_(True) for part in self.layout.split(z)]
 
     def _evaluate(self, t: Tensor, parts: Sequence[Tensor]) -> Tensor:
-        out = evaluate_field(self.func, self.pack, self.layout, float(t), parts)
-        return self.layout.flatten(out)
+        return self.layout.flatten(self.at(float(t), parts))
 
 
 def product_rows(out: Tensor, inputs: Sequence[Tensor], vectors: Tensor) -> Tensor:
-    """Return the vector-Jacobian products of all rows of ``vectors``, (R, entries of inputs).
+    """Return the products of the rows of ``vectors``, (R, k), with the Jacobian of ``out``, (k,).
 
-    Args:
-        out: what to differentiate, (k,), with its graph, which is kept.
-        inputs: with respect to these; one that ``out`` does not depend on gives zeros.
-        vectors: (R, k).
+    They are (R, entries of inputs), zero where ``out`` does not depend on an input. The graph of
+    ``out`` is kept.
     """
     total = sum(x.numel() for x in inputs)
     if not out.requires_grad or vectors.shape[0] == 0:
@@ -164,10 +152,7 @@ def product_rows(out: Tensor, inputs: Sequence[Tensor], vectors: Tensor) -> Tens
 def scalar_derivatives(value: Tensor, inputs: Sequence[Tensor], name: str) -> tuple[Tensor, Tensor]:
     """Return gradient, (k,), and Hessian, (k, k), of a scalar over all entries of ``inputs``.
 
-    Args:
-        value: the scalar with its graph.
-        inputs: what to differentiate with respect to.
-        name: what the scalar is called in an error.
+    ``name`` is what the scalar is called in an error.
 
     Raises:
         TypeError: if ``value`` is no tensor.
@@ -201,42 +186,66 @@ def scalar_derivatives(value: Tensor, inputs: Sequence[Tensor], name: str) -> tu
     return slope.detach(), (hessian + hessian.T) / 2
 
 
-def solve_flat(
+def terminal_derivatives(
+    field: FlatField, z1: Tensor, terminal: Callable[[Any], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return Φ_z, (n,), and Φ_zz, (n, n), at the flat state ``z1``, (n,).
+
+    Raises:
+        TypeError: if the terminal loss returns no tensor.
+        ValueError: if it is no finite scalar of the state.
+    """
+    # The layers that a loss uses are not used by a training step here.
+    with torch.enable_grad(), inside_solve():
+        parts = [part.detach().requires_grad_(True) for part in field.layout.split(z1)]
+        value = terminal(field.pack(parts))
+        return scalar_derivatives(value, parts, "terminal(z)")
+
+
+def end_of_solve(
+    field: FlatField, y0: State, t: Tensor, solver: Solver, nfe: NFE | None
+) -> list[Tensor]:
+    """Solve forward without graph; return the state at ``t[-1]`` by part.
+
+    Raises:
+        SolverError: if the solve fails.
+        TypeError: if ``t`` is not of floating point.
+        ValueError: if ``t`` has no start and end, or is not strictly monotonic.
+    """
+    check_times(t)
+    if t.numel() < 2:
+        raise ValueError(
+            "t needs a start and an end, such as torch.tensor([0.0, 1.0]); got"
+            f" {t.numel()} time{'' if t.numel() == 1 else 's'}"
+        )
+    problem = Problem(field, solver, solver.curvature(), NFE() if nfe is None else nfe)
+    with torch.no_grad():
+        return [part[-1] for part in solve_forward(problem, parts_of(y0), t)]
+
+
+def solve_back(
     func: Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]],
-    parts: Sequence[Tensor],
+    parts: tuple[Tensor, ...],
     t: Tensor,
-    *,
-    rtol: Any,
-    atol: Any,
-    method: str | None,
-    options: Mapping[str, Any] | None,
+    solver: Solver,
     nfe: NFE | None,
-    engine: str,
 ) -> tuple[Tensor, ...]:
     """Integrate a tuple state without graph, as a backward solve; return it at all times.
+
+    A norm of the user's own is left out: it is one of z, and this state has other components.
 
     Raises:
         SolverError: if the solve fails.
     """
-    count = NFE()
-    problem = make_problem(
-        func,
-        tuple(parts),
-        t,
-        rtol=rtol,
-        atol=atol,
-        method=method,
-        # A norm of the user's own is one of z; the backward state has other components.
-        options={k: v for k, v in (options or {}).items() if k != "norm"},
-        nfe=count,
-        engine=engine,
-    )
+    backward = solver.adjoint()
+    problem = Problem(Field(func, parts), backward, backward, NFE())
+    check_times(t)
     try:
         with torch.no_grad():
-            return solve_forward(problem, tuple(parts), t)
+            return solve_forward(problem, parts, t)
     except SolverError as error:
         facts = {**error.__dict__, "direction": "backward"}
         raise SolverError(facts.pop("reason"), **facts) from error
     finally:
         if nfe is not None:
-            nfe.add("backward", count.forward)
+            nfe.add("backward", problem.nfe.forward)

@@ -15,17 +15,15 @@ Memory is R (|z| + |θ|). All R rows go through one backward solve: see
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from snopt.solve.forward import solve_forward
-from snopt.solve.problem import make_problem
-from snopt.solve.torchdiffeq import NFE, State
-from snopt.theory.flat_field import FlatField, solve_flat
-from snopt.theory.second_order import require_interval, terminal_derivatives
+from snopt.solve.field import State, parts_of
+from snopt.solve.solver import NFE, Solver, SolverKeywords
+from snopt.theory.flat_field import FlatField, end_of_solve, solve_back, terminal_derivatives
 
 Vectors: TypeAlias = State | Callable[[Any], State]
 
@@ -48,12 +46,8 @@ def low_rank_adjoint(
     t: Tensor,
     vectors: Vectors,
     *,
-    rtol: Any = 1e-7,
-    atol: Any = 1e-9,
-    method: str | None = None,
-    options: Mapping[str, Any] | None = None,
     nfe: NFE | None = None,
-    engine: str = "auto",
+    **solver: Unpack[SolverKeywords],
 ) -> LowRank:
     """Integrate the rows of a factored Φ_zz back along an ODE, all in one solve (eqs. 5 and 6).
 
@@ -68,12 +62,9 @@ def low_rank_adjoint(
         t: times, (T,), strictly increasing or decreasing; see :func:`second_order_adjoint`.
         vectors: the rows y_i at ``t[-1]``: R states one below the other, (R, …) or by part of a
             tuple state, or flat, (R, n); or a function of the state at ``t[-1]`` that returns them.
-        rtol: relative tolerance of both solves.
-        atol: absolute tolerance of both solves.
-        method: any torchdiffeq method; None means ``"dopri5"``.
-        options: solver options of both solves; a ``norm`` is used by the forward solve alone.
         nfe: counter to which evaluations are added.
-        engine: ``"auto"`` or ``"torchdiffeq"``, see :func:`snopt.odeint_adjoint`.
+        **solver: ``method``, ``rtol``, ``atol``, ``options`` and ``engine`` of both solves, as in
+            :func:`snopt.odeint`; a ``norm`` is used by the forward solve alone.
 
     Returns:
         ``q``, (R, n), and ``p``, (R, m), at ``t[0]``, without graph.
@@ -87,17 +78,11 @@ def low_rank_adjoint(
     Source:
         Liu, Chen, Theodorou (2021), Proposition 2.
     """
-    problem = make_problem(
-        func, y0, t, rtol=rtol, atol=atol, method=method, options=options, nfe=nfe, engine=engine
-    )
-    require_interval(t)
+    settings = Solver(**solver)
     field = FlatField(func, y0)
-    parts = y0 if isinstance(y0, tuple) else (y0,)
-    with torch.no_grad():
-        end = [part[-1] for part in solve_forward(problem, parts, t)]
+    end = end_of_solve(field, y0, t, settings, nfe)
     rows = flat_rows(field, vectors(field.pack(end)) if callable(vectors) else vectors)
-    z1 = field.layout.flatten(end)
-    R = rows.shape[0]
+    z1, R = field.layout.flatten(end), rows.shape[0]
     if R == 0:
         return LowRank(z1.new_zeros(0, field.n), z1.new_zeros(0, field.m))
 
@@ -105,17 +90,8 @@ def low_rank_adjoint(
         F, dq, dp = field.products(time, state[0], state[1])
         return (F, -dq, -dp) if field.m else (F, -dq)
 
-    solution = solve_flat(
-        rhs,
-        (z1, rows.to(z1), *([z1.new_zeros(R, field.m)] if field.m else [])),
-        t.detach().flip(0),
-        rtol=rtol,
-        atol=atol,
-        method=method,
-        options=options,
-        nfe=nfe,
-        engine=engine,
-    )
+    start = (z1, rows.to(z1), *([z1.new_zeros(R, field.m)] if field.m else []))
+    solution = solve_back(rhs, start, t.detach().flip(0), settings, nfe)
     q = solution[1][-1].clone()
     return LowRank(q, solution[2][-1].clone() if field.m else z1.new_zeros(R, 0))
 
@@ -140,8 +116,7 @@ def hessian_factors(
         ValueError: if Φ_zz has a negative eigenvalue, so that Proposition 2 does not apply.
     """
     field = FlatField(nn.Module(), z)
-    parts = z if isinstance(z, tuple) else (z,)
-    flat = field.layout.flatten([part.detach() for part in parts])
+    flat = field.layout.flatten([part.detach() for part in parts_of(z)])
     _, Phi_zz = terminal_derivatives(field, flat, terminal)
     values, axes = torch.linalg.eigh(Phi_zz)
     negligible = tolerance * values.abs().max()

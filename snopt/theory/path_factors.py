@@ -13,22 +13,20 @@ the factors of other curvatures can be compared with dense matrices.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from snopt.curvature.collector import Collector, Recording, inside_solve
-from snopt.curvature.factors import Factors
+from snopt.curvature.factors import Accumulator, Factors
 from snopt.curvature.layers import SUPPORTED, batch_of, input_factor, output_factor
-from snopt.curvature.quadrature import Quadrature, StepEnds, gauss_legendre
-from snopt.solve.field import evaluate_field
-from snopt.solve.forward import solve_forward
-from snopt.solve.problem import make_problem
-from snopt.solve.torchdiffeq import DEFAULT_METHOD, FIXED_GRID, NFE, State
-from snopt.theory.flat_field import FlatField, solve_flat
+from snopt.curvature.quadrature import Evaluations, Quadrature, StepEnds, gauss_legendre
+from snopt.solve.field import State, check_times
+from snopt.solve.solver import FIXED_GRID, NFE, Solver, SolverKeywords
+from snopt.theory.flat_field import FlatField, end_of_solve, solve_back
 from snopt.theory.low_rank import Vectors, flat_rows
-from snopt.theory.second_order import require_interval
 
 
 def path_factors(
@@ -38,12 +36,8 @@ def path_factors(
     vectors: Vectors,
     *,
     quadrature: Quadrature | None = None,
-    rtol: Any = 1e-7,
-    atol: Any = 1e-9,
-    method: str | None = None,
-    options: Mapping[str, Any] | None = None,
     nfe: NFE | None = None,
-    engine: str = "auto",
+    **solver: Unpack[SolverKeywords],
 ) -> dict[str, Factors]:
     """Return the factors A and B of every layer of ``func`` from rows at ``t[-1]`` (eq. 8).
 
@@ -54,12 +48,9 @@ def path_factors(
         vectors: rows y_i as for :func:`low_rank_adjoint`, row i holding one vector of every
             sample: of the sample's own loss, not divided by N.
         quadrature: rule for the nodes; None means ``gauss_legendre(4)``.
-        rtol: relative tolerance of both solves.
-        atol: absolute tolerance of both solves.
-        method: any torchdiffeq method; None means ``"dopri5"``.
-        options: solver options of both solves; a ``norm`` is used by the forward solve alone.
         nfe: counter to which evaluations are added.
-        engine: ``"auto"`` or ``"torchdiffeq"``, see :func:`snopt.odeint_adjoint`.
+        **solver: ``method``, ``rtol``, ``atol``, ``options`` and ``engine`` of both solves, as in
+            :func:`snopt.odeint`; a ``norm`` is used by the forward solve alone.
 
     Returns:
         Factors by layer name, for the layers that the field used.
@@ -69,36 +60,28 @@ def path_factors(
         ValueError: if ``t`` is no interval, the vectors do not fit the state, or the quadrature is
             that of step ends.
     """
-    problem = make_problem(
-        func, y0, t, rtol=rtol, atol=atol, method=method, options=options, nfe=nfe, engine=engine
-    )
-    require_interval(t)
+    settings = Solver(**solver)
+    check_times(t)
     if t.numel() > 2:
         raise ValueError(f"path_factors takes a start and an end, got {t.numel()} times")
     rule = gauss_legendre(4) if quadrature is None else quadrature
-    if isinstance(rule, StepEnds):
+    if isinstance(rule, (StepEnds, Evaluations)):
         raise ValueError("path_factors needs nodes: use gauss_legendre(n) or uniform(step)")
     field = FlatField(func, y0)
-    parts = y0 if isinstance(y0, tuple) else (y0,)
-    with torch.no_grad():
-        end = [part[-1] for part in solve_forward(problem, parts, t)]
+    end = end_of_solve(field, y0, t, settings, nfe)
     rows = flat_rows(field, vectors(field.pack(end)) if callable(vectors) else vectors)
     if rows.shape[0] == 0:
         raise ValueError("no vectors were given: there is nothing to integrate")
     # As gradients of the batch's mean loss, which is what a layer's output factor expects.
-    rows = rows.to(end[0]) / parts[0].shape[0]
-    start, stop = (float(x) for x in t.detach())
-    nodes, weights = rule(stop, start)
-    solution = solve_flat(
+    rows = rows.to(end[0]) / field.layout.shapes[0][0]
+    start, stop = t.detach()
+    nodes, weights = rule(float(stop), float(start))
+    solution = solve_back(
         lambda time, state: _first_order(field, time, state),
         (field.layout.flatten(end), rows),
-        torch.cat([t.detach()[1:], nodes.to(t), t.detach()[:1]]),
-        rtol=rtol,
-        atol=atol,
-        method=method,
-        options=_node_options(method or DEFAULT_METHOD, options, abs(stop - start)),
-        nfe=nfe,
-        engine=engine,
+        torch.cat([stop[None], nodes.to(t), start[None]]),
+        _with_nodes(settings, abs(float(stop) - float(start))),
+        nfe,
     )
     layers: dict[nn.Module, str] = {
         m: name for name, m in func.named_modules() if isinstance(m, SUPPORTED)
@@ -116,14 +99,14 @@ def _first_order(field: FlatField, t: Tensor, state: tuple[Tensor, ...]) -> tupl
     return F, -dq
 
 
-def _node_options(method: str, options: Mapping[str, Any] | None, length: float) -> dict[str, Any]:
-    """Return options with which the nodes are dense output and leave the solve's grid alone."""
-    chosen = dict(options or {})
-    if method in FIXED_GRID:
-        if "grid_constructor" not in chosen:
-            chosen.setdefault("step_size", length)
-        chosen.setdefault("interp", "cubic")
-    return chosen
+def _with_nodes(solver: Solver, length: float) -> Solver:
+    """Return the solver with which the nodes are dense output and leave the solve's grid alone."""
+    options = dict(solver.options)
+    if solver.method in FIXED_GRID:
+        if "grid_constructor" not in options:
+            options.setdefault("step_size", length)
+        options.setdefault("interp", "cubic")
+    return replace(solver, options=options)
 
 
 class _Sums:
@@ -137,14 +120,13 @@ class _Sums:
     def add(self, t: float, z: Tensor, q: Tensor, weight: float) -> None:
         """Evaluate the field at a node and add every use of a layer: z (n,), q (R, n)."""
         field = self.field
-        watcher = Collector(self.layers, gauss_legendre(1))
+        watcher = Collector(self.layers, gauss_legendre(1), Accumulator)
         recording = Recording([watcher])
         watcher.arm()
         try:
             with torch.enable_grad(), inside_solve(recording):
                 parts = [part.detach().requires_grad_(True) for part in field.layout.split(z)]
-                out = evaluate_field(field.func, field.pack, field.layout, t, parts)
-                flat = field.layout.flatten(out)
+                flat = field.layout.flatten(field.at(t, parts))
         finally:
             watcher.disarm()
         uses = recording.uses

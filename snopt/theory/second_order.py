@@ -19,19 +19,23 @@ oracle for everything cheaper, :func:`snopt.low_rank_adjoint` and the Kronecker 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from snopt.curvature.collector import inside_solve
-from snopt.solve.forward import solve_forward
-from snopt.solve.problem import make_problem
+from snopt.solve.field import State, parts_of
+from snopt.solve.solver import NFE, Solver, SolverKeywords
 from snopt.solve.tableau import TABLEAUX
-from snopt.solve.torchdiffeq import DEFAULT_METHOD, NFE, State
-from snopt.theory.flat_field import FlatField, ScalarOfPath, scalar_derivatives, solve_flat
+from snopt.theory.flat_field import (
+    FlatField,
+    ScalarOfPath,
+    end_of_solve,
+    solve_back,
+    terminal_derivatives,
+)
 
 # Beside the stages: states, error and its scale, combinations, and the products of an evaluation.
 # Measured with dopri5: 17 copies in all (results/table-2).
@@ -75,13 +79,9 @@ def second_order_adjoint(
     *,
     full_hessian: bool = False,
     running: ScalarOfPath | None = None,
-    rtol: Any = 1e-7,
-    atol: Any = 1e-9,
-    method: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    nfe: NFE | None = None,
-    engine: str = "auto",
     max_mb: float = 2048.0,
+    nfe: NFE | None = None,
+    **solver: Unpack[SolverKeywords],
 ) -> SecondOrder:
     """Integrate all first and second derivatives of a loss back along an ODE (eqs. 2 and 4).
 
@@ -99,13 +99,10 @@ def second_order_adjoint(
             otherwise Gauss-Newton's matrix.
         running: running cost ℓ(t, z), a scalar; it may read the parameters of ``func``. It counts
             as ∫ ℓ dt from t[0] to t[-1], which has the sign of t[-1] - t[0].
-        rtol: relative tolerance of both solves.
-        atol: absolute tolerance of both solves.
-        method: any torchdiffeq method; None means ``"dopri5"``.
-        options: solver options of both solves; a ``norm`` is used by the forward solve alone.
-        nfe: counter to which evaluations are added.
-        engine: ``"auto"`` or ``"torchdiffeq"``, see :func:`snopt.odeint_adjoint`.
         max_mb: refuse systems whose solve would need more memory than this, in MB of 2**20 bytes.
+        nfe: counter to which evaluations are added.
+        **solver: ``method``, ``rtol``, ``atol``, ``options`` and ``engine`` of both solves, as in
+            :func:`snopt.odeint`; a ``norm`` is used by the forward solve alone.
 
     Returns:
         All derivatives at ``t[0]``, without graph.
@@ -119,49 +116,19 @@ def second_order_adjoint(
     Source:
         Liu, Chen, Theodorou (2021), Theorem 1.
     """
-    problem = make_problem(
-        func, y0, t, rtol=rtol, atol=atol, method=method, options=options, nfe=nfe, engine=engine
-    )
-    require_interval(t)
+    settings = Solver(**solver)
     field = FlatField(func, y0)
-    parts = y0 if isinstance(y0, tuple) else (y0,)
-    _check_size(field, parts[0].dtype, method or DEFAULT_METHOD, max_mb)
-    with torch.no_grad():
-        z1 = field.layout.flatten([part[-1] for part in solve_forward(problem, parts, t)])
+    _check_size(field, parts_of(y0)[0].dtype, settings.method, max_mb)
+    z1 = field.layout.flatten(end_of_solve(field, y0, t, settings, nfe))
     a, Phi_zz = terminal_derivatives(field, z1, terminal)
     # Parts without entries (no parameters at all) are none that a solver could integrate.
     shapes: list[tuple[int, ...]] = [(field.m,), (field.m, field.n), (field.m, field.m)]
     zeros = [z1.new_zeros(shape) for shape in shapes] if field.m else []
-    solution = solve_flat(
-        _right_hand_side(field, running, full_hessian=full_hessian),
-        (z1, a, Phi_zz, *zeros),
-        t.detach().flip(0),
-        rtol=rtol,
-        atol=atol,
-        method=method,
-        options=options,
-        nfe=nfe,
-        engine=engine,
-    )
+    rhs = _right_hand_side(field, running, full_hessian=full_hessian)
+    solution = solve_back(rhs, (z1, a, Phi_zz, *zeros), t.detach().flip(0), settings, nfe)
     _, Q_z, Q_zz, *rest = (part[-1].clone() for part in solution)
     Q_u, Q_uz, Q_uu = rest if field.m else [z1.new_zeros(shape) for shape in shapes]
     return SecondOrder(Q_z, Q_u, Q_zz, Q_uz, Q_uu, z1)
-
-
-def terminal_derivatives(
-    field: FlatField, z1: Tensor, terminal: Callable[[Any], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Return Φ_z, (n,), and Φ_zz, (n, n), at the flat state ``z1``, (n,).
-
-    Raises:
-        TypeError: if the terminal loss returns no tensor.
-        ValueError: if it is no finite scalar of the state.
-    """
-    # The layers that a loss uses are not used by a training step here.
-    with torch.enable_grad(), inside_solve():
-        parts = [part.detach().requires_grad_(True) for part in field.layout.split(z1)]
-        value = terminal(field.pack(parts))
-        return scalar_derivatives(value, parts, "terminal(z)")
 
 
 def _right_hand_side(
@@ -193,15 +160,6 @@ def _right_hand_side(
         return F, -dz, -dzz, -du, duz.neg_(), duu.neg_()
 
     return rhs
-
-
-def require_interval(t: Tensor) -> None:
-    """Raise ValueError unless there are a start and an end."""
-    if t.numel() < 2:
-        raise ValueError(
-            "t needs a start and an end, such as torch.tensor([0.0, 1.0]); got"
-            f" {t.numel()} time{'' if t.numel() == 1 else 's'}"
-        )
 
 
 def dense_size_mb(n: int, m: int, dtype: torch.dtype, method: str) -> tuple[float, float]:

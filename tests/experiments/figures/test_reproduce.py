@@ -146,11 +146,11 @@ def test_a_failure_stops_nothing_is_named_and_tried_again(tmp_path: Path) -> Non
     assert "2 of 6 runs failed" in message
     assert "digits · sgd · seed 0: out of memory" in message
     assert "japanese_vowels · adam · seed 0: it ended with exit status 1" in message
-    assert len(trained(tmp_path)) == 6
+    assert len(trained(tmp_path)) == 8
     assert not (tmp_path / "results").exists()
 
     reproduce(request, lambda line: None, fake(tmp_path, runs))
-    assert len(trained(tmp_path)) == 8
+    assert len(trained(tmp_path)) == 10
     assert (tmp_path / "results" / "figure-1" / "figure.png").is_file()
 
 

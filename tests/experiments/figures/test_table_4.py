@@ -11,9 +11,15 @@ import pytest
 from experiments.base.errors import ConfigError, RecordError
 from experiments.figures import table_4
 from experiments.figures.reproduce import MEASURED
-from experiments.studies.comparison.fresh import Fresh, mean_and_deviation
-from experiments.studies.comparison.rows import Row, csv_of
-from tests.experiments.studies.comparison.synthetic_runs import fresh, row, search
+from experiments.studies.comparison.rows import (
+    fresh_of,
+    mean_and_deviation,
+    table_of,
+    write_rows,
+)
+from tests.experiments.studies.comparison.synthetic_runs import Row, fresh, row, search
+
+NAN = float("nan")
 
 
 def arguments(tmp_path: Path) -> dict:
@@ -39,7 +45,7 @@ def runs() -> list[Row]:
 def test_it_is_made_from_the_protocol_alone(tmp_path):
     folder = tmp_path / "results" / "protocol"
     folder.mkdir(parents=True)
-    (folder / "runs.csv").write_text(csv_of(runs()))
+    write_rows(folder / "runs.csv", table_of(runs()))
     table_4.reproduce(**arguments(tmp_path))
     made = tmp_path / "results" / "table-4"
     assert {path.name for path in made.iterdir()} == {
@@ -67,7 +73,7 @@ def test_where_the_protocol_was_not_run_it_runs_first(tmp_path, monkeypatch):
     def compare(request, say):
         called.append(request)
         request.folder.mkdir(parents=True)
-        (request.folder / "runs.csv").write_text(csv_of(runs()))
+        write_rows(request.folder / "runs.csv", table_of(runs()))
 
     monkeypatch.setattr(table_4, "compare", compare)
     table_4.reproduce(**arguments(tmp_path), jobs=2)
@@ -82,19 +88,20 @@ def test_where_the_protocol_was_not_run_it_runs_first(tmp_path, monkeypatch):
     ("tests", "expected"),
     [
         ([0.9, 0.92, 0.94], "92.0 ± 2.0 %"),
-        ([0.9, None, 0.94], "92.0 ± 2.8 %, 1 diverged"),  # 2 · √2
+        ([0.9, NAN, 0.94], "92.0 ± 2.8 %, 1 diverged"),  # 2 · √2
         ([0.9], "90.0 %"),
-        ([None, None], "diverged"),
+        ([NAN, NAN], "diverged"),
     ],
     ids=["three", "one diverged", "one", "none"],
 )
 def test_mean_and_sample_standard_deviation(tests, expected):
-    own = Fresh(tuple(row(role="fresh", test=value) for value in tests))
-    assert mean_and_deviation(own) == expected
+    rows = table_of([row(role="fresh", test=value) for value in tests])
+    assert mean_and_deviation(fresh_of(rows).iloc[0]) == expected
 
 
 def test_nats_have_three_digits():
-    own = Fresh(tuple(row(metric="nll", test=value) for value in (1.0, 1.2)))
+    rows = table_of([row(role="fresh", metric="nll", test=value) for value in (1.0, 1.2)])
+    own = fresh_of(rows).iloc[0]
     assert mean_and_deviation(own) == "1.100 ± 0.141 nats"
     assert mean_and_deviation(own, short=True) == "1.100 ± 0.141"
 
@@ -106,4 +113,4 @@ def test_wrong_requests_are_named(tmp_path):
     with pytest.raises(ConfigError, match="takes no overrides"):
         table_4.reproduce(**{**arguments(tmp_path), "overrides": ["device=cpu"]})
     with pytest.raises(RecordError, match="no runs on fresh seeds"):
-        table_4.make([row()], tmp_path, command="")
+        table_4.make(table_of([row()]), tmp_path, command="")

@@ -8,6 +8,7 @@ from torch import nn
 
 from experiments.base.errors import ConfigError
 from experiments.models.solver import SolverSettings
+from snopt.solve.solver import Solver
 
 
 @pytest.mark.parametrize(
@@ -33,10 +34,13 @@ from experiments.models.solver import SolverSettings
         ({"options": {"step_size": 0.1}}, "solver: unknown solver option 'step_size' .*dopri5"),
         ({"method": "rk4", "options": {"step_size": 1}, "adjoint_method": "euler"}, "solver: adj"),
         ({"gradient": "checkpoint", "engine": "torchdiffeq"}, "solver: gradient by checkpoints"),
-        (
-            {"gradient": "checkpoint", "method": "dopri8"},
-            "solver: gradient by checkpoints .*dopri8",
-        ),
+        ({"gradient": "checkpoint", "method": "dopri8"}, "solver: gradient by .*dopri8"),
+        ({"gradient": "direct", "method": "scipy_solver"}, "solver: autograd .* use gradient=adj"),
+        ({"method": "rk4", "options": {"interp": "x"}}, "interp in options must be .*, got 'x'"),
+        ({"method": "euler", "options": {"grid_constructor": 3}}, "must be a function, got 3"),
+        ({"options": {"dtype": "float64"}}, "dtype in options must be a torch.dtype"),
+        ({"method": "fixed_adams", "options": {"max_order": 0}}, "max_order in options must be"),
+        ({"method": "scipy_solver", "options": {"solver": "x"}}, "one of RK45, .*, got 'x'"),
     ],
 )
 def test_bad_settings_are_refused(options, message):
@@ -57,9 +61,10 @@ def test_odd_but_possible_options_are_taken(options):
     assert SolverSettings(options=options).options == options
 
 
-def test_every_setting_reaches_the_block():
+@pytest.mark.parametrize("gradient", ["adjoint", "direct"])
+def test_every_setting_reaches_the_block(gradient):
     settings = SolverSettings(
-        gradient="direct",
+        gradient=gradient,
         method="rk4",
         rtol=0.1,
         atol=0.2,
@@ -72,18 +77,9 @@ def test_every_setting_reaches_the_block():
         reuse_step=True,
     )
     block = settings.block(nn.Identity(), (1.0, 0.0))
-    assert (block.gradient, block.t.tolist()) == ("direct", [1.0, 0.0])
-    assert block.solver == {
-        "method": "rk4",
-        "rtol": 0.1,
-        "atol": 0.2,
-        "options": {"step_size": 0.5},
-        "engine": "torchdiffeq",
-    }
+    assert (block.gradient, block.t.tolist()) == (gradient, [1.0, 0.0])
+    forward = Solver("rk4", 0.1, 0.2, {"step_size": 0.5}, "torchdiffeq")
+    backward = Solver("euler", 0.3, 0.4, {"norm": "seminorm"}, "torchdiffeq")
+    assert block.solver == forward
+    assert block.backward_solver == (backward if gradient == "adjoint" else forward)
     assert block.memory is not None
-    assert block.adjoint == {
-        "adjoint_rtol": 0.3,
-        "adjoint_atol": 0.4,
-        "adjoint_method": "euler",
-        "adjoint_options": {"norm": "seminorm"},
-    }

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from experiments.base.errors import ConfigError
-from experiments.models.nfe import nfe_counts
+from experiments.models.blocks import nfe_counts
 from experiments.models.solver import SolverSettings
-from experiments.optimizers.evaluation import PENALTY, Diverged, Evaluation
-from experiments.optimizers.protocol import (
+from experiments.optimizers.evaluation import (
+    PENALTY,
+    Diverged,
+    Evaluation,
     is_plain,
     may_repeat,
     metrics_of,

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from experiments.base.errors import ConfigError
 from experiments.models.solver import SolverSettings
-from experiments.optimizers.evaluation import Evaluation
-from experiments.optimizers.protocol import protocol_of, take_step
+from experiments.optimizers.evaluation import Evaluation, protocol_of, take_step
 from experiments.run.build import build_optimizer
 from experiments.run.config import check_config, load_config, resolve
 

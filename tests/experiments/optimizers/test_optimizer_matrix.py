@@ -13,8 +13,8 @@ import torch
 from tiny_runs import DATASETS, OPTIMIZERS, PAIRS, SPLIT, Run, has_two_parts, start
 from torch import nn
 
-from experiments.models.parameters import ode_parameters, other_parameters
-from experiments.optimizers.protocol import is_plain
+from experiments.models.blocks import ode_parameters, other_parameters
+from experiments.optimizers.evaluation import is_plain
 from experiments.run.build import _factory, build_scheduler
 from experiments.run.config import search_space_of
 

@@ -13,12 +13,11 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from experiments.base.errors import ConfigError
-from experiments.models.parameters import ode_parameters, other_parameters
+from experiments.models.blocks import ode_parameters, other_parameters
 from experiments.models.solver import SolverSettings
 from experiments.optimizers.adahessian import AdaHessian
-from experiments.optimizers.evaluation import Evaluation
+from experiments.optimizers.evaluation import Evaluation, metrics_of, protocol_of, take_step
 from experiments.optimizers.lbfgs import LBFGS
-from experiments.optimizers.protocol import metrics_of, protocol_of, take_step
 from experiments.optimizers.split import SplitOptimizer, takes_model
 from experiments.run.build import build_optimizer
 from experiments.run.config import check_config, load_config, options, part_name, resolve

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from experiments.data.splits import Splits
-from experiments.models.parameters import ode_parameters, other_parameters
-from experiments.optimizers.evaluation import Evaluation
-from experiments.optimizers.protocol import may_repeat, protocol_of, take_step
+from experiments.models.blocks import ode_parameters, other_parameters
+from experiments.optimizers.evaluation import Evaluation, may_repeat, protocol_of, take_step
 from experiments.run.build import build, build_optimizer
 from experiments.run.config import check_config, load_config, options, resolve
 from experiments.tasks import Task

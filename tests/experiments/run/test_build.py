@@ -40,6 +40,15 @@ def test_snopt_receives_the_model_and_others_its_parameters(tmp_path):
     assert parts.scheduler_interval == "epoch"
 
 
+ADAM = {"_target_": "torch.optim.Adam"}
+SPLIT = {
+    "_target_": "experiments.optimizers.split.SplitOptimizer",
+    "accepts": "model",
+    "ode": ADAM,
+    "rest": ADAM,
+}
+
+
 def test_nested_targets_are_built():
     config = {
         "_target_": "snopt.SNOpt",
@@ -52,8 +61,29 @@ def test_nested_targets_are_built():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"_target_": "torch.optim.Adam", "lr": -1.0}, "optimizer: Invalid learning rate"),
-        ({"_target_": "torch.optim.Adam", "betas": [0.9, 2.0]}, "optimizer: Invalid beta"),
+        ({**ADAM, "lr": -1.0}, r"optimizer\.lr must be at least 0 .*, got -1\.0"),
+        ({**ADAM, "lr": "fast"}, r"optimizer\.lr must be at least 0 .*, got 'fast'"),
+        ({**ADAM, "lr": float("nan")}, r"optimizer\.lr must be at least 0 .*, got nan"),
+        ({**ADAM, "eps": -0.1}, r"optimizer\.eps must be at least 0 .*, got -0.1"),
+        ({**ADAM, "betas": [0.9, 1.0]}, r"optimizer\.betas must lie in \[0, 1\) .*, got 1.0"),
+        ({**ADAM, "betas": 3}, r"optimizer\.betas must lie in \[0, 1\) .*, got 3"),
+        ({**ADAM, "betas": [0.9, "a"]}, r"optimizer\.betas must lie in \[0, 1\) .*, got 'a'"),
+        ({**ADAM, "betas": [0.9]}, r"optimizer\.betas must be 2 finite numbers, got \[0.9\]"),
+        ({**ADAM, "amsgrad": "foo"}, r"optimizer\.amsgrad must be true or false, got 'foo'"),
+        (
+            {"_target_": "pytorch_optimizer.SOAP", "precondition_frequency": 1.5},
+            r"optimizer\.precondition_frequency must be a whole number, got 1.5",
+        ),
+        (
+            {"_target_": "pytorch_optimizer.SOAP", "shampoo_beta": 1.0},
+            r"optimizer\.shampoo_beta must lie in \[0, 1\) or None, got 1.0",
+        ),
+        (
+            {"_target_": "experiments.optimizers.lbfgs.LBFGS", "lr": True},
+            r"optimizer\.lr must be at least 0 .*, got True",
+        ),
+        ({**SPLIT, "ode": {**ADAM, "lr": -1}}, r"optimizer\.ode\.lr must be at least 0 .*, got -1"),
+        ({**SPLIT, "rest": {**ADAM, "lr": "x"}}, r"optimizer\.rest\.lr must be at least 0"),
         (
             {"_target_": "torch.optim.Adam", "momentum": 0.9},
             "optimizer: got an unexpected keyword argument 'momentum'; it takes lr, betas",
@@ -61,8 +91,11 @@ def test_nested_targets_are_built():
         ({"_target_": "torch.optim.Adamm"}, "optimizer cannot be built: .*Adamm"),
         ({"lr": 1.0}, "optimizer has no _target_"),
         ({"_target_": "torch.optim.Adam", "accepts": "all"}, "accepts must be model or parameters"),
-        ({"_target_": "snopt.SNOpt", "accepts": "model", "alpha": 2.0}, "optimizer: .*alpha"),
-        ({"_target_": "snopt.SNOpt", "accepts": "model", "scope": "none"}, "optimizer: .*scope"),
+        (
+            {"_target_": "snopt.SNOpt", "accepts": "model", "alpha": 2.0},
+            r"optimizer\.alpha .*must lie in \[0, 1\]",
+        ),
+        ({"_target_": "snopt.SNOpt", "accepts": "model", "scope": "none"}, r"optimizer\.scope "),
     ],
 )
 def test_a_wrong_optimizer_is_a_config_error(config, message):
@@ -110,7 +143,7 @@ def test_no_schedule_is_none():
 @pytest.mark.parametrize(
     ("group", "changes", "message"),
     [
-        ("model", {"width": 0}, "model: width must be at least 1"),
+        ("model", {"width": 0}, r"model\.width must be at least 1"),
         (
             "model",
             {"depth": 2},

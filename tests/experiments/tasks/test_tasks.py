@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from experiments.base.errors import ConfigError
 from experiments.data.splits import TASKS, DataInfo
+from experiments.models.blocks import nfe_counts
 from experiments.models.cnf import ConcatSquashCNF
 from experiments.models.fields import MLPField
-from experiments.models.nfe import nfe_counts
 from experiments.models.solver import SolverSettings
 from experiments.tasks import METRICS, CNFTask, ImageTask, TimeSeriesTask, mean_statistics
 

@@ -26,6 +26,7 @@ from torch import nn
 from snopt import SNOpt, evaluations, gauss_legendre
 from snopt.baselines import EKFAC
 from snopt.baselines.ekfac import PerSampleSums
+from snopt.solve.solver import Solver
 
 PLAIN = {"momentum": 0.0, "kl_clip": None}
 
@@ -183,7 +184,7 @@ def test_uses_on_other_numbers_of_rows_are_other_samples():
 def test_path_integrals_in_place_of_uses():
     """Quadrature nodes of per-sample gradients: the gradient itself, as the nodes become dense."""
     model = shared(gradient="adjoint")
-    model[1].solver.update(method="dopri5", options=None, rtol=1e-8, atol=1e-10)
+    model[1].solver = Solver("dopri5", rtol=1e-8, atol=1e-10)
     optimizer = EKFAC(model, lr=0.0, quadrature=gauss_legendre(8), **PLAIN)
     backward(model, data_for(model))
     sums = optimizer.preconditioner.collector.sums["1.func.layer"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ from snopt.baselines import KFAC, KFACPreconditioner
 from snopt.baselines.kfac import tikhonov_ratio
 from snopt.baselines.shared import FactorAverage
 from snopt.curvature.collector import Collector
-from snopt.curvature.factors import Factors
+from snopt.curvature.factors import Accumulator, Factors
 
 PLAIN = {"momentum": 0.0, "kl_clip": None}
 
@@ -81,7 +82,7 @@ def test_independent_uses_shrink_with_the_solvers_steps(gradient):
         rules = {"uses": None, "path": gauss_legendre(4)}
         for name, rule in rules.items():
             model = shared(gradient=gradient)
-            model[1].solver["options"] = {"step_size": step}
+            model[1].solver = replace(model[1].solver, options={"step_size": step})
             optimizer = KFAC(model, lr=0.0, quadrature=rule, **PLAIN)
             backward(model, data_for(model))
             optimizer.step()
@@ -229,7 +230,7 @@ def test_path_integrals_in_place_of_uses():
     model = nn.Sequential(ODEBlock(field, (0.0, 2.0), rtol=1e-6, atol=1e-8)).double()
     x = torch.randn(5, 3, dtype=torch.float64)
     optimizer = KFAC(model, lr=0.1, quadrature=gauss_legendre(4))
-    collector = Collector({field.layers[0]: "layer"}, gauss_legendre(4))
+    collector = Collector({field.layers[0]: "layer"}, gauss_legendre(4), Accumulator)
     collector.arm()
     model(x).square().sum(1).mean().backward()
     collector.disarm()

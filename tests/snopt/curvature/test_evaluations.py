@@ -15,8 +15,6 @@ from snopt.curvature.factors import Accumulator
 from snopt.curvature.layers import input_rows, output_rows
 from snopt.curvature.quadrature import evaluations
 
-MODES = ("direct", "checkpoint", "adjoint")
-
 
 class Kept(Accumulator):
     """Keeps the uses themselves beside their sums."""
@@ -32,18 +30,16 @@ class Kept(Accumulator):
 
 def watch(model, scope="all"):
     layers = {m: name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
-    collector = Collector(layers, evaluations(), scope, accumulator=Kept)
+    collector = Collector(layers, evaluations(), Kept, scope)
     collector.arm()
     return collector
 
 
-def solve(mode, field, y0, t, **settings):
-    odeint = {
-        "direct": snopt.odeint,
-        "checkpoint": snopt.odeint_checkpoint,
-        "adjoint": snopt.odeint_adjoint,
-    }
-    return odeint[mode](field, y0, t, **settings)
+SOLVES = {
+    "direct": snopt.odeint,
+    "checkpoint": snopt.odeint_checkpoint,
+    "adjoint": snopt.odeint_adjoint,
+}
 
 
 CASES = [
@@ -58,7 +54,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", SOLVES)
 @pytest.mark.parametrize(("method", "options", "direction", "kind", "count"), CASES)
 def test_uses_add_up_to_the_gradient_and_leave_it_alone(
     mode, method, options, direction, kind, count
@@ -69,7 +65,7 @@ def test_uses_add_up_to_the_gradient_and_leave_it_alone(
     for collecting in (False, True):
         field, y0, nfe = make_field(kind), initial_state(kind), NFE()
         collector = watch(field) if collecting else None
-        solution = solve(mode, field, y0, times_for(direction, count), nfe=nfe, **settings)
+        solution = SOLVES[mode](field, y0, times_for(direction, count), nfe=nfe, **settings)
         scalar_loss(solution).backward()
         gradients.append([p.grad for p in (*parts_of(y0), *field.parameters())])
         counts.append(nfe)
@@ -113,7 +109,7 @@ def test_uses_are_those_of_plain_backpropagation(mode, method):
     torchdiffeq.odeint(field, y0, t, **settings)[-1].square().sum().backward()
     handle.remove()
     collector = watch(field)
-    solve(mode, field, y0, t, **settings)[-1].square().sum().backward()
+    SOLVES[mode](field, y0, t, **settings)[-1].square().sum().backward()
     assert_same_uses(collector.sums["second"].uses, seen)
 
 
@@ -123,10 +119,8 @@ def test_checkpoints_have_the_uses_of_backpropagation(method):
     for mode in ("direct", "checkpoint"):
         field = make_field("tensor")
         collector = watch(field)
-        solution = solve(
-            *(mode, field, initial_state("tensor"), times_for("forward", 3)),
-            **{"method": method, "rtol": 1e-4, "atol": 1e-6},
-        )
+        t, settings = times_for("forward", 3), {"method": method, "rtol": 1e-4, "atol": 1e-6}
+        solution = SOLVES[mode](field, initial_state("tensor"), t, **settings)
         scalar_loss(solution).backward()
         uses.append(collector.sums["second"].uses)
     assert_same_uses(*uses)
@@ -140,9 +134,9 @@ def test_adjoint_tends_to_backpropagation_with_the_steps():
         for mode in ("direct", "adjoint"):
             field = make_field("tensor")
             collector = watch(field)
-            settings = {"method": "midpoint", "options": {"step_size": step}}
-            solution = solve(
-                mode, field, initial_state("tensor"), times_for("forward", 2), **settings
+            t, settings = times_for("forward", 2), {"options": {"step_size": step}}
+            solution = SOLVES[mode](
+                field, initial_state("tensor"), t, method="midpoint", **settings
             )
             solution[-1].square().sum().backward()
             total = sum(g.sum(0) for _, g, _ in collector.sums["second"].uses)
@@ -169,7 +163,7 @@ def test_rejected_steps_and_probes_are_no_uses():
     assert uses + 6 < nfe.forward  # at least one step of this length was rejected
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", SOLVES)
 def test_layers_outside_and_scope(mode):
     torch.manual_seed(0)
     inside = make_field("tensor")

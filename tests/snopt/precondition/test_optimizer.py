@@ -7,6 +7,7 @@ import io
 import itertools
 import pickle
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch import nn
 
 from snopt import ODEBlock, Preconditioner, SNOpt, gauss_legendre, uniform
 from snopt.curvature.collector import Collector
+from snopt.curvature.factors import Accumulator
 from snopt.curvature.layers import to_matrix
 
 
@@ -25,7 +27,7 @@ def test_first_step_equals_the_dense_formula(gradient):
     """For every layer: S = α λ_B λ_Aᵀ + (1 - α) batch R², step = U_B [R / (S + ε)] U_Aᵀ."""
     model, data = make(gradient=gradient), batch()
     layers = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    collector = Collector(layers, gauss_legendre(5))
+    collector = Collector(layers, gauss_legendre(5), Accumulator)
     collector.arm()
     backward(model, data)
     collector.disarm()
@@ -396,7 +398,7 @@ def test_a_bias_frozen_or_freed_between_refreshes():
 
 def test_half_precision_model():
     model = make().to(torch.bfloat16)
-    model.ode.solver.update(rtol=1e-2, atol=1e-2)
+    model.ode.solver = replace(model.ode.solver, rtol=1e-2, atol=1e-2)
     optimizer = SNOpt(model, lr=0.02)
     x, y = batch()
     out = model(x.to(torch.bfloat16))
@@ -444,7 +446,8 @@ def test_curvature_batch_takes_evenly_spaced_rows():
 def test_autocast(gradient, whole):
     """With backward() under autocast or without: factors and bases stay float32."""
     model = make(gradient=gradient).float()
-    model.ode.solver.update(rtol=1e-2, atol=1e-2)  # no less: the field answers in bfloat16
+    # No less: the field answers in bfloat16.
+    model.ode.solver = replace(model.ode.solver, rtol=1e-2, atol=1e-2)
     optimizer = SNOpt(model, lr=0.05, update_freq=2, quadrature=uniform(0.25))
     x, y = batch()
     losses = []

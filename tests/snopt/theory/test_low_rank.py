@@ -61,24 +61,6 @@ def test_rows_are_products_with_the_jacobian_of_the_solve(kind, direction):
     assert torch.equal(again.p, p)
 
 
-@pytest.mark.parametrize(
-    ("method", "options", "engine"),
-    [
-        ("dopri5", {}, "torchdiffeq"),
-        ("rk4", {"step_size": 0.05}, "auto"),
-        ("implicit_adams", {"step_size": 0.05}, "auto"),
-    ],
-)
-def test_every_solver_gives_the_same(method, options, engine):
-    field, y0 = system(0)
-    t = interval("backward")
-    rows = torch.eye(y0.numel(), dtype=torch.float64)
-    reference = low_rank_adjoint(field, y0, t, rows, **TIGHT)
-    settings = {"method": method, "options": options, "engine": engine}
-    found = low_rank_adjoint(field, y0, t, rows, rtol=1e-7, atol=1e-9, **settings)
-    assert_close(found.p, reference.p, rtol=1e-5)
-
-
 @pytest.mark.parametrize("count", [0, 1, 7])
 def test_all_rows_go_through_one_solve(count):
     field, y0 = system(0)
@@ -153,12 +135,3 @@ def test_parts_of_a_tuple_state_need_the_same_number_of_rows():
     field, y0 = system(0, "tuple")
     with pytest.raises(ValueError, match="one below the other"):
         low_rank_adjoint(field, y0, interval("forward"), (torch.ones(3, 2, 1), torch.ones(2, 2)))
-
-
-def test_other_bad_input():
-    field, y0 = system(0)
-    t, rows = interval("forward"), torch.ones(1, 2, dtype=torch.float64)
-    with pytest.raises(TypeError, match=r"func must be an nn\.Module"):
-        low_rank_adjoint(lambda t, z: z, y0, t, rows)
-    with pytest.raises(ValueError, match="a start and an end"):
-        low_rank_adjoint(field, y0, t[:1], rows)

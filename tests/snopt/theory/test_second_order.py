@@ -14,6 +14,7 @@ from torch import nn
 import snopt
 from snopt import second_order_adjoint
 from snopt.curvature.collector import Collector
+from snopt.curvature.factors import Accumulator
 from snopt.theory.second_order import dense_size_mb
 
 DIRECTIONS = ["forward", "backward"]
@@ -222,7 +223,9 @@ def test_a_field_that_vmap_cannot_pass_goes_row_by_row():
 def test_nothing_of_the_callers_is_touched():
     field, y0 = system(0)
     head = nn.Linear(1, 1).double()
-    collector = Collector({field.first: "first", head: "head"}, snopt.gauss_legendre(2))
+    collector = Collector(
+        {field.first: "first", head: "head"}, snopt.gauss_legendre(2), Accumulator
+    )
     y0 = y0.requires_grad_()
     collector.arm()
     second_order_adjoint(field, y0, interval("forward"), lambda z: head(z).pow(2).sum())

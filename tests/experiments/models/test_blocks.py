@@ -6,10 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from experiments.models.blocks import (
+    nfe_counts,
+    ode_parameters,
+    other_parameters,
+    preserved_nfe,
+    reset_nfe,
+)
 from experiments.models.fields import MLPField
-from experiments.models.nfe import nfe_counts, preserved_nfe, reset_nfe
 from experiments.models.ode_rnn import ODERNN
-from experiments.models.parameters import ode_parameters, other_parameters
 from experiments.models.solver import SolverSettings
 
 

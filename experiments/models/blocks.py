@@ -1,4 +1,4 @@
-"""Numbers of function evaluations (NFE) of all ODE blocks of a model."""
+"""The ODE blocks of a model: their evaluations (NFE), and which parameters are theirs."""
 
 from __future__ import annotations
 
@@ -46,3 +46,15 @@ def preserved_nfe(model: nn.Module) -> Iterator[None]:
         for counter, counts in before:
             for kind, count in counts.items():
                 setattr(counter, kind, count)
+
+
+def ode_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters inside the ODE blocks of ``model``, each once, in the model's order."""
+    inside = {id(parameter) for block in ode_blocks(model) for parameter in block.parameters()}
+    return [parameter for parameter in model.parameters() if id(parameter) in inside]
+
+
+def other_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of ``model`` outside its ODE blocks, in the model's order."""
+    inside = {id(parameter) for parameter in ode_parameters(model)}
+    return [parameter for parameter in model.parameters() if id(parameter) not in inside]

@@ -1,4 +1,43 @@
-"""The integration time of an ODE block as a parameter; its mathematics is in ``horizon_model``."""
+"""The integration time of an ODE block as a parameter.
+
+Liu, Chen, Theodorou (NeurIPS 2021), on optimising the integration time. A block integrates from t0
+to t1. Write T = |t1 - t0| for its horizon, z(T) for the state at its end, F for the velocity there
+in the direction of integration (dz/dt where t1 > t0, -dz/dt where t1 < t0), Φ for the loss as a
+function of z(T), and let a horizon cost make time expensive:
+
+    J(T, θ) = c/2 T² + Φ(z(T; θ))                                                            (H1)
+
+**First order.** ∂z(T)/∂T = F, so with the scale s
+
+    s = Fᵀ Φ_z,        Q_T = ∂J/∂T = c T + s                                                 (H2)
+
+exactly, in either direction of time, for any solver that is accurate at its end.
+
+**Second order.** Keeping the first derivatives of z(T; θ) alone (Gauss-Newton, as in Theorem 1;
+the second ones, z_TT = F_t + F_z F and z_Tθ = F_θ + F_z z_θ, are dropped) and replacing Φ_zz by the
+outer product Φ_z Φ_zᵀ (the *empirical* curvature of Proposition 2, R = 1),
+
+    Q_TT = c + Fᵀ Φ_zz F       = c + s²                                                      (H3)
+    Q_Tθ = Fᵀ Φ_zz ∂z(T)/∂θ    = s (∂z(T)/∂θ)ᵀ Φ_z = s Q_u                                   (H4)
+
+with Q_u = ∂Φ/∂θ for the parameters θ of the field: what backpropagation leaves in ``.grad``. Both
+are exact where Φ is the negative logarithm of a linear function of z(T) and z is linear in (T, θ).
+
+**Scale.** The loss is the mean over a batch, so autograd's gradient at the block's output, summed
+against F over the whole batch, is the batch mean already: s = Σ_b F_bᵀ ∂Φ/∂z_b = E[F_bᵀ ∂φ_b/∂z_b]
+for Φ = E[φ_b]; nothing is multiplied by the batch size. (H3) squares this mean: the batch is one
+state with one terminal loss. The mean of the squares E[(F_bᵀ ∂φ_b/∂z_b)²] would be larger by their
+variance between samples, and the steps shorter.
+
+**Steps.** The quadratic model of J around the present (T, θ), minimised over δT *given* the step δθ
+that an optimizer has just taken, is the **feedback** step; the **baseline** is gradient descent:
+
+    feedback:  δT = -η (Q_T + Q_Tθ·δθ) / Q_TT        baseline:  δT = -η Q_T                  (H5)
+
+Q_Tθ·δθ = s (Q_u·δθ), so it takes the gradient *before* any preconditioning, momentum or weight
+decay, and the difference of the parameters across the optimizer's step. Q_u·δθ is the change of the
+loss that this step brings to first order, and (H5) counts it as progress that T need not make.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +45,63 @@ import math
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from snopt.curvature.collector import backward_pass
-from snopt.integration_time.model import HorizonModel, check_settings
+from snopt.curvature.collector import WeakHook, backward_pass
 from snopt.linalg import at_least_float32
 from snopt.solve.ode_block import ODEBlock
+
+MODES = ("fixed", "baseline", "feedback")
+
+
+@dataclass(frozen=True)
+class HorizonModel:
+    """Derivatives of J along T, of one step or averaged over updates.
+
+    Attributes:
+        s: Fᵀ Φ_z, the loss per unit of time at the end of the block.
+        Q_T: (H2).
+        Q_TT: (H3), at least c.
+    """
+
+    s: float
+    Q_T: float
+    Q_TT: float
+
+    @classmethod
+    def at(cls, T: float, s: float, cost: float) -> HorizonModel:
+        """Return the model at horizon ``T`` under the horizon cost ``cost``/2 T²."""
+        return cls(s, cost * T + s, cost + s * s)
+
+    def averaged(self, past: HorizonModel | None, decay: float) -> HorizonModel:
+        """Return the exponential average, ``decay`` times the past and the rest this; or this."""
+        if past is None:
+            return self
+        mine, theirs = (self.s, self.Q_T, self.Q_TT), (past.s, past.Q_T, past.Q_TT)
+        return HorizonModel(
+            *(decay * old + (1.0 - decay) * new for old, new in zip(theirs, mine, strict=True))
+        )
+
+    def feedback(self, predicted: float) -> float:
+        """Return Q_Tθ·δθ by (H4), where ``predicted`` is Q_u·δθ."""
+        return self.s * predicted
+
+    def step(self, mode: str, lr: float, predicted: float) -> float:
+        """Return δT by (H5).
+
+        Args:
+            mode: ``"baseline"`` or ``"feedback"``.
+            lr: η.
+            predicted: Q_u·δθ; the baseline does not look at it.
+        """
+        if mode == "baseline":
+            return -lr * self.Q_T
+        return -lr * (self.Q_T + self.feedback(predicted)) / self.Q_TT
 
 
 class IntegrationTime:
@@ -27,9 +113,9 @@ class IntegrationTime:
         horizon = IntegrationTime(model.ode, optimizer, mode="feedback", cost=5e-4)
 
     On every ``every``-th step it reads the gradient at the block's output, evaluates the field once
-    there, and after the optimizer's step moves ``block.t[-1]`` by (H5) of
-    :mod:`snopt.integration_time.model`; other steps cost nothing. The loss must be the mean over
-    the batch, and ``loss.backward()`` come before ``optimizer.step()``.
+    there, and after the optimizer's step moves ``block.t[-1]`` by (H5); other steps cost nothing.
+    The loss must be the mean over the batch, and ``loss.backward()`` come before
+    ``optimizer.step()``.
 
     The model's ``state_dict`` carries the time, :meth:`state_dict` everything else. With loss
     scaling set ``horizon.loss_scale = scaler.get_scale()`` before ``scaler.step(optimizer)``.
@@ -79,7 +165,7 @@ class IntegrationTime:
             raise TypeError(
                 f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
             )
-        check_settings(mode, lr, cost, every, minimum, decay)
+        _check_settings(mode, lr, cost, every, minimum, decay)
         self.block, self.mode = block, mode
         self.lr, self.cost, self.every = lr, cost, every
         self.minimum, self.decay = minimum, decay
@@ -93,7 +179,7 @@ class IntegrationTime:
         self._s: Tensor | None = None
         self._before: list[tuple[Tensor, Tensor, Tensor]] = []
         if mode != "fixed":
-            block.register_forward_hook(_Hook(self), with_kwargs=True)
+            block.register_forward_hook(WeakHook(self), with_kwargs=True)
             # The optimizer keeps this object alive, nobody else has to.
             optimizer.register_step_pre_hook(self._before_step)
             optimizer.register_step_post_hook(self._after_step)
@@ -149,8 +235,17 @@ class IntegrationTime:
         self._feedback = float(state["feedback"])
         self._warned = set(state["warned"])
 
-    def _on_forward(self, t: object, output: Tensor | tuple[Tensor, ...]) -> None:
+    def on_forward(
+        self,
+        block: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Tensor | tuple[Tensor, ...],
+    ) -> None:
         """Wait for Φ_z at the block's output, if the coming step is one after which t1 moves."""
+        if block is not self.block:  # a copy
+            return
+        t = args[1] if len(args) > 1 else kwargs.get("t")
         # A forward pass inside a backward pass repeats one that was seen already.
         if not self.due or not torch.is_grad_enabled() or backward_pass() != -1:
             return
@@ -168,7 +263,7 @@ class IntegrationTime:
         F = velocity if isinstance(velocity, tuple) else (velocity,)
         for part, rate in zip(parts, F, strict=True):
             if part.requires_grad:
-                part.register_hook(self._on_gradient(rate))  # type: ignore[no-untyped-call]
+                part.register_hook(self._on_gradient(rate))
 
     def _on_gradient(self, F: Tensor) -> Callable[[Tensor], None]:
         """Return the hook that adds Fᵀ Φ_z of one use of the block to s."""
@@ -257,26 +352,6 @@ class IntegrationTime:
             warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
-class _Hook:
-    """Forward hook that lets a copied or pickled block go without its integration time."""
-
-    def __init__(self, horizon: IntegrationTime | None) -> None:
-        self._horizon = None if horizon is None else weakref.ref(horizon)
-
-    def __call__(
-        self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
-        horizon = self._horizon() if self._horizon is not None else None
-        if horizon is not None and horizon.block is block:
-            horizon._on_forward(args[1] if len(args) > 1 else kwargs.get("t"), output)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
-        return _Hook(None)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_Hook, (None,))
-
-
 def _check_block(block: object) -> None:
     if not isinstance(block, ODEBlock):
         raise TypeError(
@@ -290,3 +365,21 @@ def _check_block(block: object) -> None:
         )
     if block.t.requires_grad:
         raise ValueError("the times of this block have a gradient of their own: detach block.t")
+
+
+def _check_settings(
+    mode: str, lr: float, cost: float, every: int, minimum: float, decay: float
+) -> None:
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr (η) must be above 0, got {lr!r}")
+    if not 0 <= cost < math.inf or (mode == "feedback" and cost == 0):
+        least = "above 0 for feedback, which divides by it" if cost == 0 else "at least 0"
+        raise ValueError(f"cost (c of the horizon cost) must be {least}, got {cost!r}")
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(f"every must be a whole number of at least 1, got {every!r}")
+    if not 0 < minimum < math.inf:
+        raise ValueError(f"minimum (the smallest horizon) must be above 0, got {minimum!r}")
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay must lie in [0, 1), got {decay!r}")

@@ -1,4 +1,4 @@
-"""Compare optimizers by training time to a target: python scripts/protocol.py run [data set ...].
+"""Compare optimizers by training time to a target: python scripts/compare.py run [data set ...].
 
 `targets` sets the targets with Adam and SGD, `run` searches, trains the best settings again and
 draws, `draw` draws again from results/protocol/runs.csv alone. Exit status: 0 done, 2 wrong input
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from experiments.base.errors import resumable
-from experiments.studies.comparison.drawing import FILES, draw
+from experiments.studies.comparison.report import FILES, draw
 from experiments.studies.comparison.session import Request, compare, set_targets
 from experiments.studies.comparison.settings import FOLDER
 
@@ -31,6 +31,7 @@ def parse(arguments: list[str] | None = None) -> tuple[str, Request]:
     parser.add_argument("--results-dir", type=Path, default=Path("results"), help="results")
     parser.add_argument("--configs", type=Path, default=FOLDER, help="descriptions and targets")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    parser.add_argument("--storage", help="URL of the database of the trials, or a journal file")
     given = vars(parser.parse_intermixed_args(arguments))
     action = given.pop("action")
     return action, Request(**{**given, "datasets": tuple(given["datasets"])})

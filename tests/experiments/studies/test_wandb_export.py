@@ -22,7 +22,7 @@ from experiments.run.config import (
     search_space_of,
     searched,
 )
-from experiments.studies.sweeps.wandb_export import export, exported
+from experiments.studies.wandb_export import export, exported
 
 # https://docs.wandb.ai/models/sweeps/sweep-config-keys
 KEYS = {

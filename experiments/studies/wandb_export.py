@@ -1,8 +1,8 @@
 """The search spaces as sweep files of Weights & Biases: ``wandb sweep FILE``, then ``wandb agent``.
 
-A file names the dimensions of ``configs/optimizer/<name>.yaml`` and the command that trains one
-point; W&B's agent puts the point in place of ``${args_no_hyphens}``, as ``key=value`` that Hydra
-reads. The points are then W&B's choice and not those of ``scripts/sweep.py``.
+A file names the dimensions of a space and the command that trains one point; W&B's agent puts the
+point in place of ``${args_no_hyphens}``, as ``key=value`` that Hydra reads. The points are then
+W&B's choice and not those of ``scripts/sweep.py``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import yaml
 from experiments.base.errors import ConfigError, RecordError
 from experiments.base.files import write_whole
 from experiments.run.config import (
-    CONFIGS,
     Space,
     check_config,
     load_config,
@@ -24,12 +23,38 @@ from experiments.run.config import (
     search_space_of,
     searched,
 )
-from experiments.studies.sweeps.plan import missing, task_of
+from experiments.studies.sweep import missing, task_of
 
 METHODS = ("random", "bayes")
 
-METRIC = {"name": "val/loss", "goal": "minimize"}
-"""What every task is validated by; the trainer mirrors it under this name."""
+
+def export(folder: Path, *, method: str = "random", overrides: Sequence[str] = ()) -> list[Path]:
+    """Write one sweep file for each space that is an optimizer's; return them.
+
+    Args:
+        folder: where; made if it is not there.
+        method: ``random`` or ``bayes``.
+        overrides: changes to every run.
+
+    Raises:
+        ConfigError: a space, the method or an override is wrong.
+        RecordError: a file cannot be written.
+    """
+    contents = {
+        name: exported(name, search_space_of(name), method, overrides) for name in searched()
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecordError(f"cannot make {folder}: {error.strerror or error}") from error
+    written = []
+    for name, content in contents.items():
+        lines = f"# wandb sweep {name}.yaml, then wandb agent, both in the repository's root.\n"
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+        path = folder / f"{name}.yaml"
+        write_whole(path, lines + text)
+        written.append(path)
+    return written
 
 
 def exported(name: str, space: Space, method: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -51,57 +76,20 @@ def exported(name: str, space: Space, method: str, overrides: Sequence[str]) -> 
         fixed.append("tracking.mode=online")  # an agent talks to the server anyway
     config = resolve(load_config(fixed))
     check_config(config)
-    new = missing(config, space)
-    # The agent's key=value changes what is there: a key that is not is made first.
-    fixed += [f"+optimizer.{key}={_low(space[key])}" for key in new]
-    command = ["${env}", "${interpreter}", "${program}", *fixed, "${args_no_hyphens}"]
+    for key in missing(config, space):  # the agent's key=value changes what is there already
+        first = next(iter(space[key].values()))[0]
+        fixed.append(f"+optimizer.{key}={first}")
     return {
         "program": "scripts/train.py",
         "project": "snopt",
         "name": f"{name} ({method})",
-        "description": f"the space of configs/optimizer/{name}.yaml",
+        "description": f"the search space of {name}",
         "method": method,
-        "metric": dict(METRIC),
+        # what every task is validated by; the trainer mirrors it under this name
+        "metric": {"name": "val/loss", "goal": "minimize"},
         "parameters": {f"optimizer.{key}": _parameter(value) for key, value in space.items()},
-        "command": command,
+        "command": ["${env}", "${interpreter}", "${program}", *fixed, "${args_no_hyphens}"],
     }
-
-
-def export(
-    folder: Path,
-    *,
-    method: str = "random",
-    overrides: Sequence[str] = (),
-    configs: Path = CONFIGS,
-) -> list[Path]:
-    """Write one sweep file for each space that is an optimizer's; return them.
-
-    Args:
-        folder: where; made if it is not there.
-        method: ``random`` or ``bayes``.
-        overrides: changes to every run.
-        configs: the folder of the configuration groups.
-
-    Raises:
-        ConfigError: a space, the method or an override is wrong.
-        RecordError: a file cannot be written.
-    """
-    contents = {
-        name: exported(name, search_space_of(name, configs), method, overrides)
-        for name in searched(configs)
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RecordError(f"cannot make {folder}: {error.strerror or error}") from error
-    written = []
-    for name, content in contents.items():
-        lines = f"# wandb sweep {name}.yaml, then wandb agent, both in the repository's root.\n"
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
-        path = folder / f"{name}.yaml"
-        write_whole(path, lines + text)
-        written.append(path)
-    return written
 
 
 def _parameter(dimension: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,10 +97,6 @@ def _parameter(dimension: Mapping[str, Any]) -> dict[str, Any]:
         return {"values": list(dimension["choice"])}
     low, high = dimension["log_uniform"]
     return {"distribution": "log_uniform_values", "min": float(low), "max": float(high)}
-
-
-def _low(dimension: Mapping[str, Any]) -> Any:
-    return dimension["choice"][0] if "choice" in dimension else dimension["log_uniform"][0]
 
 
 def _task(space: Space, overrides: Sequence[str]) -> list[str]:

@@ -1,1 +1,0 @@
-"""The integration time as a parameter."""
