@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from snopt.baselines.shared import FactorAverage, check_settings, write_steps
+from snopt.baselines.kfac import KFAC
+from snopt.baselines.shared import FactorAverage, Factored
 from snopt.curvature.factors import Accumulator, Factors, thinned
 from snopt.curvature.layers import Layer, batch_of, input_rows, output_rows
-from snopt.curvature.quadrature import Quadrature, evaluations
 from snopt.linalg import eigenbases
-from snopt.precondition.base import (
-    Layerwise,
-    PreconditionedOptimizer,
-    as_groups,
-    base_step,
-    members,
-)
 from snopt.precondition.kronecker import KroneckerPair
 from snopt.validate import check_choice, check_number
 
@@ -73,24 +66,16 @@ class PerSampleSums(Accumulator):
 
     def factors(self) -> PerSampleFactors:
         """Return factors and gradients for the mean loss over all rows of all passes since."""
-        of_all, passes = super().factors(), len(self.rows)
-        return PerSampleFactors(
-            A=of_all.A,
-            B=of_all.B,
-            weight=of_all.weight,
-            batch=of_all.batch,
-            gradients=[gradient * passes for gradient in self.gradients.values()],
-            passes=passes,
-        )
+        own, passes = super().factors(), len(self.rows)
+        gradients = [gradient * passes for gradient in self.gradients.values()]
+        return PerSampleFactors(own.A, own.B, own.weight, own.batch, gradients, passes)
 
 
 @dataclass(frozen=True)
 class PerSampleFactors(Factors):
-    """One layer's factors with the gradients of single samples.
+    """One layer's factors with the gradients of single samples, of some backward passes.
 
-    Attributes:
-        gradients: each (groups, rows, out / groups, features).
-        passes: number of backward passes that they come from.
+    Each of ``gradients`` is (groups, rows, out / groups, features).
     """
 
     gradients: Sequence[Tensor] = ()
@@ -110,28 +95,14 @@ class PerSampleFactors(Factors):
 
     @torch.no_grad()
     def second_moment(self, pair: KroneckerPair) -> Tensor:
-        """Return E[(U_Bᵀ G_n U_A)²] over the samples n, (groups, out / groups, features).
-
-        Args:
-            pair: has the bases.
-        """
-        total: Tensor | None = None
-        for gradient in self.gradients:
-            # (rows, groups, …): the bases go by group.
-            moment = pair.rotate(gradient.transpose(0, 1)).square_().mean(0)
-            total = moment if total is None else total + moment
-        if total is None:
-            raise ValueError("the layer received no data")
-        return total / self.passes
+        """Return E[(U_Bᵀ G_n U_A)²] over the samples n in a pair's bases, like S."""
+        # (rows, groups, …): the bases go by group.
+        rotated = (pair.rotate(gradient.transpose(0, 1)) for gradient in self.gradients)
+        return reduce(torch.add, (R.square_().mean(0) for R in rotated)) / self.passes
 
 
 class CorrectedEigenbasis:
-    """One layer's averaged factors, their eigenbases, and the second moment in them.
-
-    Attributes:
-        average: A, a mean over uses, and B, a sum over uses.
-        pair: bases U_A and U_B and second moment S; SNOpt's own.
-    """
+    """One layer's averaged factors, their eigenbases, and the second moment in them (``pair``)."""
 
     def __init__(self) -> None:
         """Start without factors."""
@@ -180,50 +151,37 @@ class CorrectedEigenbasis:
         self._rejected = int(state["rejected"])
 
 
-class EKFACPreconditioner(Layerwise[CorrectedEigenbasis]):
+class EKFACPreconditioner(Factored[CorrectedEigenbasis]):
     """Replaces the gradient of every Linear and Conv2d layer by EKFAC's direction, in place.
 
     Call :meth:`step` between ``backward()`` and the base optimizer's step; :class:`EKFAC` does
-    both, and describes the arguments.
+    both.
+
+    Args:
+        model: the model.
+        damping: λ > 0, added to S.
+        alpha: weight of the old second moment in the new one, in [0, 1).
+        moment: ``"per_sample"`` or ``"running"``, see :class:`EKFAC`.
+        options: further arguments of :class:`snopt.baselines.shared.Factored`.
     """
+
+    make_state = CorrectedEigenbasis
 
     def __init__(
         self,
         model: nn.Module,
         *,
         damping: float = 0.1,
-        kl_clip: float | None = 1e-3,
-        decay: float = 0.95,
         alpha: float = 0.75,
         moment: str = "per_sample",
-        update_freq: int = 10,
-        inverse_freq: int = 10,
-        scope: str = "all",
-        quadrature: Quadrature | None = None,
-        curvature_batch: int | None = None,
-        params: Iterable[Tensor] | None = None,
+        **options: Any,
     ) -> None:
         """Find the layers and wait for the first backward pass."""
-        self.damping = damping
-        self.check({})
-        check_settings(
-            decay=decay, update_freq=update_freq, inverse_freq=inverse_freq, kl_clip=kl_clip
-        )
         check_number("alpha (decay of the second moment)", alpha, "[0, 1)")
         check_choice("moment", moment, MOMENTS)
-        super().__init__(
-            model,
-            CorrectedEigenbasis,
-            update_freq=update_freq,
-            quadrature=evaluations() if quadrature is None else quadrature,
-            scope=scope,
-            curvature_batch=curvature_batch,
-            params=params,
-            accumulator=PerSampleSums if moment == "per_sample" else Accumulator,
-        )
-        self.kl_clip, self.decay = kl_clip, decay
         self.alpha, self.moment = alpha, moment
-        self.inverse_freq = inverse_freq
+        sums = PerSampleSums if moment == "per_sample" else Accumulator
+        super().__init__(model, damping=damping, accumulator=sums, **options)
 
     @torch.no_grad()
     def step(
@@ -241,12 +199,8 @@ class EKFACPreconditioner(Layerwise[CorrectedEigenbasis]):
                 alpha=self.alpha if self.moment == "running" else 1.0,
             )
             steps.append((block, step, group))
-        write_steps(steps, self.kl_clip)
+        self.write(steps)
         self.advance()
-
-    def check(self, group: Mapping[str, Any]) -> None:
-        """Raise ValueError if λ of a parameter group is out of range."""
-        check_number("damping", group.get("damping", self.damping), "(0, inf)")
 
     def _refresh(self, loss_scale: float | Tensor) -> None:
         gathered = self.gathered(loss_scale)
@@ -274,7 +228,7 @@ class EKFACPreconditioner(Layerwise[CorrectedEigenbasis]):
         ]
 
 
-class EKFAC(PreconditionedOptimizer[EKFACPreconditioner]):
+class EKFAC(KFAC):
     """Eigenvalue-corrected K-FAC, the discrete-time counterpart of SNOpt.
 
     The gradient is divided by its second moment S in K-FAC's eigenbasis, S + λ in place of the
@@ -293,80 +247,24 @@ class EKFAC(PreconditionedOptimizer[EKFACPreconditioner]):
     - ``"running"`` (the paper's EKFAC-ra, SNOpt's form): S ← α S + (1 - α) · batch · R² with the
       rotated gradient R of every step, from the product of eigenvalues.
 
-    Used like :class:`snopt.SNOpt`: the loss must be the mean over the batch; ``.grad`` holds the
-    preconditioned gradient after :meth:`step`; loss scaling, gradient accumulation, schedulers and
-    ``state_dict`` work the same way. ``param_groups`` hold the base optimizer's settings and, per
-    group, ``damping``.
+    Used like K-FAC, with these and its other arguments.
 
     Args:
         model: the model whose parameters are trained.
         lr: learning rate.
-        momentum: momentum of SGD on the preconditioned gradient.
-        weight_decay: the base optimizer's weight decay, added to the preconditioned gradient.
         damping: λ > 0, added to S.
-        kl_clip: bound κ on lr² Σ ⟨G, step⟩ over all layers; a longer step is shortened. None: no
-            bound.
-        decay: largest weight of the old factors in the new ones, in [0, 1).
-        alpha: weight of the old second moment in the new one, in [0, 1).
-        moment: ``"per_sample"`` or ``"running"``.
-        update_freq: steps between two updates of the factors.
-        inverse_freq: steps between two eigendecompositions, a multiple of ``update_freq``.
-        scope: ``"all"``, or ``"ode"`` to precondition only layers inside an ODE.
-        quadrature: where layers inside an ODE are looked at; None means ``evaluations()``.
-        curvature_batch: rows of the batch used for the factors; None means all.
-        base: optimizer class for the step itself; None means SGD.
-        params: parameters or parameter groups to train; None means all of the model.
-        curvature: ``"empirical"``, or ``"mc"`` (the true Fisher matrix, by labels drawn from the
-            model, as published) or ``"ggn"``, both by :meth:`backward`.
-        samples: labels drawn for each row, with ``mc``.
-        base_options: further arguments of the base optimizer, such as ``nesterov``.
+        options: ``alpha``, weight of the old second moment in the new one, in [0, 1); ``moment``,
+            ``"per_sample"`` or ``"running"``; all others are :class:`snopt.baselines.KFAC`'s.
 
     Raises:
         TypeError: if ``model`` is no module, or the base optimizer does not know an option.
         ValueError: if an argument is out of range or the model has no layer to precondition.
     """
 
+    method = EKFACPreconditioner
+
     def __init__(
-        self,
-        model: nn.Module,
-        lr: float = 0.01,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        damping: float = 0.1,
-        kl_clip: float | None = 1e-3,
-        decay: float = 0.95,
-        alpha: float = 0.75,
-        moment: str = "per_sample",
-        update_freq: int = 10,
-        inverse_freq: int = 10,
-        scope: str = "all",
-        quadrature: Quadrature | None = None,
-        curvature_batch: int | None = None,
-        base: Callable[..., Optimizer] | None = None,
-        params: Iterable[Any] | None = None,
-        curvature: str = "empirical",
-        samples: int = 1,
-        **base_options: Any,
+        self, model: nn.Module, lr: float = 0.01, *, damping: float = 0.1, **options: Any
     ) -> None:
         """Set up the base optimizer and the preconditioner on shared parameter groups."""
-        groups = as_groups(model, params)
-        preconditioner = EKFACPreconditioner(
-            model,
-            damping=damping,
-            kl_clip=kl_clip,
-            decay=decay,
-            alpha=alpha,
-            moment=moment,
-            update_freq=update_freq,
-            inverse_freq=inverse_freq,
-            scope=scope,
-            quadrature=quadrature,
-            curvature_batch=curvature_batch,
-            params=members(groups),
-        )
-        step = base_step(
-            groups, base, lr=lr, momentum=momentum, weight_decay=weight_decay, options=base_options
-        )
-        super().__init__(
-            preconditioner, step, {"damping": damping}, curvature=curvature, samples=samples
-        )
+        super().__init__(model, lr, damping=damping, **options)

@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from snopt.baselines.shared import (
-    FactorAverage,
-    check_settings,
-    moved,
-    write_steps,
-)
-from snopt.curvature.quadrature import Quadrature, evaluations
+from snopt.baselines.shared import FactorAverage, Factored, moved
 from snopt.linalg import inverses
 from snopt.precondition.base import (
-    Layerwise,
     PreconditionedOptimizer,
     as_groups,
     base_step,
     members,
+    split_options,
 )
 from snopt.precondition.weights import Block
-from snopt.validate import check_number
 
 
 class FactoredInverse:
     """One layer's averaged factors and the inverses of their damped forms.
 
     Attributes:
-        average: A, a mean over uses, and B, a sum over uses.
         inverse: ((A + π √λ I)⁻¹, (B + √λ / π I)⁻¹), or None before the first.
         failures: inverses that failed, or factors that were not finite; the previous were kept.
     """
@@ -69,9 +61,6 @@ class FactoredInverse:
         Their Kronecker product stands for A ⊗ B + λ I, whose inverse has no factors; π, the square
         root of the ratio of the factors' mean eigenvalues, makes its error small (Martens and
         Grosse 2015, section 6.3).
-
-        Args:
-            damping: λ > 0.
         """
         A, B = self.average.both()
         pi = tikhonov_ratio(A, B)
@@ -86,11 +75,7 @@ class FactoredInverse:
             self.inverse = (A, B)
 
     def direction(self, G: Tensor) -> Tensor:
-        """Return B⁻¹ G A⁻¹ with the damped factors.
-
-        Args:
-            G: gradient of the layer as (groups, out / groups, features).
-        """
+        """Return B⁻¹ G A⁻¹ with the damped factors for a gradient like the block's matrix."""
         if self.inverse is None:
             raise ValueError("this layer has no inverse yet: it is computed in step()")
         A, B = self.inverse
@@ -110,44 +95,22 @@ class FactoredInverse:
         self.failures = int(state["failures"])
 
 
-class KFACPreconditioner(Layerwise[FactoredInverse]):
+class KFACPreconditioner(Factored[FactoredInverse]):
     """Replaces the gradient of every Linear and Conv2d layer by K-FAC's direction, in place.
 
-    Call :meth:`step` between ``backward()`` and the base optimizer's step; :class:`KFAC` does both,
-    and describes the arguments.
+    Call :meth:`step` between ``backward()`` and the base optimizer's step; :class:`KFAC` does both.
+
+    Args:
+        model: the model.
+        damping: λ > 0, split over the two factors by π.
+        options: further arguments of :class:`snopt.baselines.shared.Factored`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        damping: float = 0.03,
-        kl_clip: float | None = 1e-3,
-        decay: float = 0.95,
-        update_freq: int = 10,
-        inverse_freq: int = 10,
-        scope: str = "all",
-        quadrature: Quadrature | None = None,
-        curvature_batch: int | None = None,
-        params: Iterable[Tensor] | None = None,
-    ) -> None:
+    make_state = FactoredInverse
+
+    def __init__(self, model: nn.Module, *, damping: float = 0.03, **options: Any) -> None:
         """Find the layers and wait for the first backward pass."""
-        self.damping = damping
-        self.check({})
-        check_settings(
-            decay=decay, update_freq=update_freq, inverse_freq=inverse_freq, kl_clip=kl_clip
-        )
-        super().__init__(
-            model,
-            FactoredInverse,
-            update_freq=update_freq,
-            quadrature=evaluations() if quadrature is None else quadrature,
-            scope=scope,
-            curvature_batch=curvature_batch,
-            params=params,
-        )
-        self.kl_clip, self.decay = kl_clip, decay
-        self.inverse_freq = inverse_freq
+        super().__init__(model, damping=damping, **options)
 
     @torch.no_grad()
     def step(
@@ -167,12 +130,8 @@ class KFACPreconditioner(Layerwise[FactoredInverse]):
             for block, group in pairs
             if block.state.fits
         ]
-        write_steps(steps, self.kl_clip)
+        self.write(steps)
         self.advance()
-
-    def check(self, group: Mapping[str, Any]) -> None:
-        """Raise ValueError if λ of a parameter group is out of range."""
-        check_number("damping", group.get("damping", self.damping), "(0, inf)")
 
     def _invert(self, pairs: Sequence[tuple[Block[FactoredInverse], Mapping[str, Any]]]) -> None:
         matrices: list[Tensor] = []
@@ -183,7 +142,7 @@ class KFACPreconditioner(Layerwise[FactoredInverse]):
             block.state.take(found[2 * i], found[2 * i + 1])
 
 
-class KFAC(PreconditionedOptimizer[KFACPreconditioner]):
+class KFAC(PreconditionedOptimizer[Factored[Any]]):
     """K-FAC: natural gradient with a Kronecker-factored Fisher matrix for each layer.
 
     The discrete-time view of a Neural ODE: every evaluation that the discretised solve is made of
@@ -192,9 +151,7 @@ class KFAC(PreconditionedOptimizer[KFACPreconditioner]):
     where SNOpt's path integrals converge; ``quadrature=gauss_legendre(4)`` puts the integrals in
     its place, A then being a mean over time.
 
-    Used like :class:`snopt.SNOpt`: the loss must be the mean over the batch; ``.grad`` holds the
-    preconditioned gradient after :meth:`step`; loss scaling, gradient accumulation, schedulers and
-    ``state_dict`` work the same way. ``param_groups`` hold the base optimizer's settings and, per
+    Used like :class:`snopt.SNOpt`. ``param_groups`` hold the base optimizer's settings and, per
     group, ``damping``, which takes effect at the next inverse.
 
     Of Martens and Grosse's algorithm the step size and momentum from the exact quadratic model and
@@ -207,25 +164,21 @@ class KFAC(PreconditionedOptimizer[KFACPreconditioner]):
         momentum: momentum of SGD on the preconditioned gradient.
         weight_decay: the base optimizer's weight decay, added to the preconditioned gradient.
         damping: λ > 0, split over the two factors by π.
-        kl_clip: bound κ on lr² Σ ⟨G, step⟩ over all layers; a longer step is shortened. None: no
-            bound.
-        decay: largest weight of the old factors in the new ones, in [0, 1).
-        update_freq: steps between two updates of the factors.
-        inverse_freq: steps between two inversions, a multiple of ``update_freq``.
-        scope: ``"all"``, or ``"ode"`` to precondition only layers inside an ODE.
-        quadrature: where layers inside an ODE are looked at; None means ``evaluations()``.
-        curvature_batch: rows of the batch used for the factors; None means all.
         base: optimizer class for the step itself; None means SGD.
         params: parameters or parameter groups to train; None means all of the model.
         curvature: ``"empirical"``, or ``"mc"`` (the true Fisher matrix, by labels drawn from the
             model, as published) or ``"ggn"``, both by :meth:`backward`.
         samples: labels drawn for each row, with ``mc``.
-        base_options: further arguments of the base optimizer, such as ``nesterov``.
+        options: ``kl_clip``, ``decay``, ``update_freq``, ``inverse_freq``, ``quadrature``,
+            ``scope``, ``curvature_batch`` as for :class:`snopt.baselines.shared.Factored`; all
+            others are the base optimizer's, such as ``nesterov``.
 
     Raises:
         TypeError: if ``model`` is no module, or the base optimizer does not know an option.
         ValueError: if an argument is out of range or the model has no layer to precondition.
     """
+
+    method: ClassVar[type[Factored[Any]]] = KFACPreconditioner
 
     def __init__(
         self,
@@ -234,46 +187,26 @@ class KFAC(PreconditionedOptimizer[KFACPreconditioner]):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         damping: float = 0.03,
-        kl_clip: float | None = 1e-3,
-        decay: float = 0.95,
-        update_freq: int = 10,
-        inverse_freq: int = 10,
-        scope: str = "all",
-        quadrature: Quadrature | None = None,
-        curvature_batch: int | None = None,
         base: Callable[..., Optimizer] | None = None,
         params: Iterable[Any] | None = None,
         curvature: str = "empirical",
         samples: int = 1,
-        **base_options: Any,
+        **options: Any,
     ) -> None:
         """Set up the base optimizer and the preconditioner on shared parameter groups."""
         groups = as_groups(model, params)
-        preconditioner = KFACPreconditioner(
-            model,
-            damping=damping,
-            kl_clip=kl_clip,
-            decay=decay,
-            update_freq=update_freq,
-            inverse_freq=inverse_freq,
-            scope=scope,
-            quadrature=quadrature,
-            curvature_batch=curvature_batch,
-            params=members(groups),
-        )
-        step = base_step(
-            groups, base, lr=lr, momentum=momentum, weight_decay=weight_decay, options=base_options
-        )
+        own, rest = split_options(self.method, options)
         super().__init__(
-            preconditioner, step, {"damping": damping}, curvature=curvature, samples=samples
+            self.method(model, damping=damping, params=members(groups), **own),
+            base_step(groups, base, lr, momentum, weight_decay, rest),
+            {"damping": damping},
+            curvature=curvature,
+            samples=samples,
         )
 
 
 def tikhonov_ratio(A: Tensor, B: Tensor) -> Tensor:
-    """Return π = √((tr A / dim A) / (tr B / dim B)) for each group, (groups, 1, 1).
-
-    Where it is not a positive number, since a factor is zero, π is 1.
-    """
+    """Return π = √((tr A / dim A) / (tr B / dim B)), (groups, 1, 1); 1 where a factor is zero."""
     mean_A, mean_B = (M.diagonal(dim1=-2, dim2=-1).mean(-1) for M in (A, B))
     pi = (mean_A / mean_B).sqrt()
     pi = torch.where(torch.isfinite(pi) & (pi > 0), pi, torch.ones_like(pi))

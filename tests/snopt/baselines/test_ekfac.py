@@ -17,9 +17,9 @@ from baseline_cases import (
     staged,
     train,
     watched,
-    weights,
 )
 from curvlinops import KFACInverseLinearOperator
+from optimizer_cases import weights
 from snopt_cases import assert_close
 from torch import nn
 
