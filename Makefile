@@ -70,7 +70,7 @@ reproduce-%: $(STAMP)
 data: $(STAMP) ## Download DATASET (or all) into DATA_DIR; DATA_FLAGS=--dry-run says what it would need
 	$(BIN)/python scripts/data.py $(DATASET) --data-dir $(DATA_DIR) $(DATA_FLAGS)
 
-report: $(STAMP) ## One page with every figure and table: results/index.html
+report: $(STAMP) ## Every figure and table: results/index.html (one page), results/README.md
 	$(BIN)/python scripts/report.py
 
 benchmark: $(STAMP) ## Time and memory of the library, write results/benchmarks/
@@ -81,7 +81,7 @@ scaling: $(STAMP) ## One process against two: results/benchmarks/scaling.json (w
 
 # The comparison is one of equals on one thread each, so two at a time are fair where there are two cores.
 protocol: $(STAMP) ## The comparison of BUDGET: what is missing is run (JOBS=2 unless given), then results/protocol/
-	$(BIN)/python scripts/protocol.py run --budget $(BUDGET) --data-dir $(DATA_DIR) --output-dir $(OUTPUT_DIR) \
+	$(BIN)/python scripts/compare.py run --budget $(BUDGET) --data-dir $(DATA_DIR) --output-dir $(OUTPUT_DIR) \
 		--jobs $(if $(filter file,$(origin JOBS)),2,$(JOBS))
 
 wandb-sweep: $(STAMP) ## The search spaces as W&B sweep files: OUTPUT_DIR/wandb-sweeps/

@@ -27,6 +27,7 @@ def parse(arguments: list[str] | None = None) -> Request:
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="run records")
     parser.add_argument("--results-dir", type=Path, default=Path("results"), help="search records")
     parser.add_argument("--jobs", type=int, default=1, help="trials at a time")
+    parser.add_argument("--storage", help="URL of the database of the trials, or a journal file")
     return Request(**vars(parser.parse_intermixed_args(arguments)))
 
 

@@ -12,13 +12,11 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.figures import ablation
-from experiments.figures.reproduce import MEASURED, TARGETS
-from experiments.figures.sensitivity_table import read_entries
+from experiments.figures.reproduce import FIGURES
 from experiments.publish.names import dataset_name, optimizer_name
 from experiments.studies.comparison import report
-from experiments.studies.comparison.rows import read_rows
-from experiments.studies.comparison.scoring import score, studies_of
+from experiments.studies.comparison.rows import names_of, read_rows
+from experiments.studies.comparison.scoring import scores_of, studies_of
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -70,7 +68,7 @@ def test_the_tables_name_what_exists():
     for target in re.findall(r"`([a-z0-9-]+)`", " ".join(first_cells)):
         figure = target.removeprefix("reproduce-")
         if figure != target:
-            assert figure in (*MEASURED, *TARGETS), target
+            assert figure in FIGURES, target
         else:
             assert re.search(rf"^{target}:", makefile, re.M), target
 
@@ -132,15 +130,16 @@ def test_the_comparison_is_that_of_its_runs():
     found, ups = studies_of(rows), report.speed_ups(studies_of(rows), rows)
     table = re.search(r"<!-- protocol -->\n(.*?)<!-- /protocol -->", README, re.S).group(1)
     header = [cell.strip() for cell in table.splitlines()[0].split("|")[1:-1]]
-    goals = {row.dataset: report.goal(row) for row in rows}
-    assert header[1:-1] == [f"{dataset_name(name)}, {goals[name]}" for name in found]
-    names = sorted(report.optimizers(rows), key=lambda name: -ups[name, "seconds"].bounded)
+    datasets = names_of(rows, "dataset")
+    goals = {row["dataset"]: report.goal(row) for _, row in rows.iterrows()}
+    assert header[1:-1] == [f"{dataset_name(name)}, {goals[name]}" for name in datasets]
+    names = sorted(names_of(rows, "optimizer"), key=lambda name: -ups[name, "seconds"].bounded)
     assert [row[0] for row in cells("protocol")] == [optimizer_name(name) for name in names]
     for name, row in zip(names, cells("protocol"), strict=True):
-        for dataset, cell in zip(found, row[1:-1], strict=True):
-            studies = found[dataset][name]
-            hits = sum(math.isfinite(study.values["seconds"]) for study in studies)
-            value = score(studies)
+        for dataset, cell in zip(datasets, row[1:-1], strict=True):
+            studies = found["seconds"].xs(dataset).xs(name)
+            hits = sum(map(math.isfinite, studies))
+            value = scores_of(found).loc[(dataset, name), "seconds"]
             time = f"{value:.1f} s" if math.isfinite(value) else "missed"
             assert cell == f"{time} ({hits} of {len(studies)})", (dataset, name)
         up = ups[name, "seconds"]
@@ -148,9 +147,9 @@ def test_the_comparison_is_that_of_its_runs():
 
 
 def test_what_smaller_damping_does_is_what_figure_8_measured():
-    entries = read_entries(ROOT / "results" / "figure-8" / "data.csv")
-    tuned = [one for one in entries if (one.optimizer, one.lr, one.map) == ("snopt", 0.0149, True)]
-    accuracy = {one.damping: one.accuracy for one in tuned}
+    entries = pd.read_csv(ROOT / "results" / "figure-8" / "data.csv")
+    tuned = entries[(entries.optimizer == "snopt") & (entries.lr == 0.0149) & entries["map"]]
+    accuracy = dict(zip(tuned.damping, tuned.accuracy, strict=True))
     middle = sorted(accuracy)[2]
     smaller = min(accuracy)
     assert middle / smaller == pytest.approx(100.0)
@@ -159,11 +158,11 @@ def test_what_smaller_damping_does_is_what_figure_8_measured():
 
 
 def test_the_ablations_numbers_are_those_of_its_data():
-    entries = ablation.read_entries(ROOT / "results" / "ablation" / "data.csv")
-    found = ablation.medians(entries)
-    rows = cells("ablation")
-    assert [row[0] for row in rows] == list(ablation.TITLES.values())
-    for dataset, row in zip(ablation.TITLES, rows, strict=True):
+    entries = pd.read_csv(ROOT / "results" / "ablation" / "data.csv")
+    found = entries.groupby(["dataset", "variant"]).seconds.median()
+    datasets, rows = entries.dataset.unique(), cells("ablation")
+    assert [row[0] for row in rows] == [dataset_name(dataset) for dataset in datasets]
+    for dataset, row in zip(datasets, rows, strict=True):
         for variant, cell in zip(("adam", "SNOpt", "snopt_plus"), row[2:5], strict=True):
             seconds = found[dataset, variant]
             expected = f"{seconds:.1f} s" if math.isfinite(seconds) else "not reached"

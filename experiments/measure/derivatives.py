@@ -422,7 +422,7 @@ def measure_peak(way: str, d: int, seed: int) -> dict[str, Any]:
     chosen.run(memory_system(3, seed))
     target = memory_system(d, seed)
     held: list[object] = []
-    return peak_of(lambda: held.append(chosen.run(target)), torch.device("cpu")).as_json()
+    return peak_of(lambda: held.append(chosen.run(target)), torch.device("cpu"))
 
 
 def measure_memory(way: Way, widths: Sequence[int], seeds: Sequence[int]) -> list[dict[str, Any]]:

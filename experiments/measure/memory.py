@@ -24,7 +24,7 @@ import gc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,22 +57,12 @@ STEPS_TAKEN = 4
 """Steps of an optimizer; with ``update_freq=2`` SNOpt refreshes twice in them."""
 
 
-@dataclass(frozen=True)
-class Peak:
-    """MB at the start, the most during some work, and of library code that the work loaded."""
-
-    start_mb: float
-    peak_mb: float
-    code_mb: float = 0.0
-
-    def as_json(self) -> dict[str, float]:
-        """Return the fields, what was needed beyond the start, and the same without code."""
-        extra = self.peak_mb - self.start_mb
-        return {**asdict(self), "extra_mb": extra, "data_mb": extra - self.code_mb}
-
-
-def peak_of(work: Callable[[], object], device: torch.device) -> Peak:
+def peak_of(work: Callable[[], object], device: torch.device) -> dict[str, float]:
     """Run ``work`` and return its memory; call it once in a process, after building everything.
+
+    Returns:
+        ``start_mb`` held at the start, ``peak_mb`` the most during the work, ``code_mb`` of library
+        code that the work loaded, ``extra_mb`` beyond the start, ``data_mb`` the same without code.
 
     Raises:
         RecordError: the operating system does not tell (no ``/proc``).
@@ -84,19 +74,25 @@ def peak_of(work: Callable[[], object], device: torch.device) -> Peak:
     gc.collect()
     with suppress(OSError, AttributeError):  # glibc alone has it
         ctypes.CDLL(None).malloc_trim(0)
-    if device.type == "cuda":
+    on_cuda = device.type == "cuda"
+    if on_cuda:
         torch.cuda.synchronize(device)
-        reset_peak_memory(device)
-        start = torch.cuda.memory_allocated(device) / 2**20
-        work()
-        return Peak(start, peak_memory_mb(device))
     reset_peak_memory(device)
-    start, before = _status("VmRSS"), _status("RssFile")
+    start = torch.cuda.memory_allocated(device) / 2**20 if on_cuda else _status("VmRSS")
+    before = 0.0 if on_cuda else _status("RssFile")
     work()
-    return Peak(start, peak_memory_mb(device), _status("RssFile") - before)
+    peak = peak_memory_mb(device)
+    code = 0.0 if on_cuda else _status("RssFile") - before
+    return {
+        "start_mb": start,
+        "peak_mb": peak,
+        "code_mb": code,
+        "extra_mb": peak - start,
+        "data_mb": peak - start - code,
+    }
 
 
-def peak_of_steps(step: Callable[[], None], device: torch.device) -> Peak:
+def peak_of_steps(step: Callable[[], None], device: torch.device) -> dict[str, float]:
     """Return the memory of :data:`STEPS_TAKEN` steps; see :func:`peak_of`."""
 
     def work() -> None:
@@ -165,7 +161,7 @@ def optimizer_peak(
     """Return the memory of a few steps of one optimizer on a workload of :data:`TRAINING`."""
     on = torch.device(device)
     case = replace({w.name: w for w in TRAINING}[workload], shape=shape).build(on)
-    return peak_of_steps(plain_step(case, MEASURED_FOR_MEMORY[optimizer](case.model)), on).as_json()
+    return peak_of_steps(plain_step(case, MEASURED_FOR_MEMORY[optimizer](case.model)), on)
 
 
 def _ask(function: str, device: torch.device, **arguments: Any) -> dict[str, Any]:
@@ -262,7 +258,7 @@ def gradient_peak(
     workload = replace(STIFFENING, shape=shape or STIFFENING.shape)
     on = torch.device(device)
     case = workload.build(on, mode.settings(tolerance, tolerance))
-    result = peak_of(partial(run_once, case), on).as_json()
+    result = peak_of(partial(run_once, case), on)
     counts = count(case)  # after the measurement: it runs the pass once more
     return {
         **result,

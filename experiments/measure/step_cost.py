@@ -279,7 +279,7 @@ def memory_of(overrides: Sequence[str], optimizer: str) -> dict[str, Any]:
     config = configuration([*overrides, f"optimizer={optimizer}", *often])
     device = choose_device(str(config["device"]))
     step = configured_step(config, device)
-    return {**peak_of_steps(step, device).as_json(), "origin": origin(device, 1)}
+    return {**peak_of_steps(step, device), "origin": origin(device, 1)}
 
 
 @dataclass(frozen=True)

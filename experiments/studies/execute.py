@@ -1,15 +1,12 @@
-"""Planned runs, and training them one after the other.
+"""Planned runs, and the one place that starts training processes.
 
-Every run is a process of its own (``scripts/train.py``), so that it has its own threads, memory and
-random state, and a crash takes nothing else with it. Runs go one at a time by default: several on
-the same cores would disturb the clock that figures show.
+Every run is a process of its own (``scripts/train.py``) with its own threads, memory and random
+state; a crash takes nothing else with it. Runs go one at a time by default: several on the same
+cores disturb the clock that figures show.
 
-Training the runs of a comparison: resumed where they stopped, and tried twice where they fail.
-
-A comparison that is killed leaves its runs alive: they are in sessions of their own. The next start
-waits for them; training beside them would disturb the clock, and they cannot be trained twice.
-
-Which of the data sets that runs need are there: asked before any training starts.
+Processes are in sessions of their own, so whoever is killed leaves its runs alive. The next start
+gives such a run the place that it takes up and waits for its end: the record's lock forbids to
+train it twice, and training beside it would disturb the clock.
 """
 
 from __future__ import annotations
@@ -19,9 +16,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
 
 from hydra.utils import get_method
 
@@ -29,9 +29,19 @@ from experiments.base.environment import REPOSITORY
 from experiments.base.errors import DataError, RecordError
 from experiments.base.files import is_held
 from experiments.run.config import check_config, identity, load_config, resolve, run_folder
-from experiments.run.records import Record, finished
+from experiments.run.records import FAILED, INTERRUPTED, Record, finished
 
 Say = Callable[[str], None]
+
+T = TypeVar("T")
+
+ATTEMPTS = 2
+"""How often a run that fails is tried."""
+
+POLL_S = 0.05
+
+GRACE_S = 120.0
+"""Seconds that an interrupted run has for its checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,7 @@ class PlannedRun:
 
     Attributes:
         dataset: data set name.
-        optimizer: optimizer name.
+        optimizer: optimizer name, or what else tells the run from others of its data set.
         seed: seed.
         folder: where its record is, or will be.
         overrides: what the result depends on, as arguments of ``scripts/train.py``.
@@ -83,7 +93,7 @@ def planned(
         optimizer: optimizer name, for messages.
         seeds: seeds of the runs.
         overrides: what to change in every run.
-        where: see :func:`places`.
+        where: see :func:`experiments.run.config.places`.
 
     Raises:
         ConfigError: the experiment or an override is unknown, or parts do not fit.
@@ -105,17 +115,184 @@ def planned(
     ]
 
 
-def interleave(groups: Sequence[Sequence[PlannedRun]]) -> list[PlannedRun]:
-    """Order the runs of one data set: by seed, optimizers rotated from seed to seed.
+def interleave(groups: Sequence[Sequence[T]]) -> list[T]:
+    """Order runs, or what stands for them, so that drift of the machine hits all optimizers alike.
 
     Args:
-        groups: for each optimizer its runs, the same seeds in the same order.
+        groups: for each optimizer its runs, as many and in the same order, such as by seed.
+
+    Returns:
+        The first of each, then the second of each, and so on, another optimizer first each time.
     """
-    ordered = []
+    ordered: list[T] = []
     for turn, same_seed in enumerate(zip(*groups, strict=True)):
         start = turn % len(same_seed)
         ordered += [*same_seed[start:], *same_seed[:start]]
     return ordered
+
+
+@dataclass(eq=False)
+class Job:
+    """A run that was given to :class:`Training`.
+
+    Attributes:
+        run: the run.
+        process: its process; None while another process trains the run.
+        error: why it failed; None where it is finished, was interrupted or goes on.
+    """
+
+    run: PlannedRun
+    process: subprocess.Popen[bytes] | None = None
+    error: str | None = None
+
+
+class Training:
+    """Training processes. Leaving the context interrupts those that are alive.
+
+    Args:
+        jobs: processes at a time; they share the cores.
+        say: prints one line.
+        train: the training command, to which a run's arguments are appended; None:
+            ``scripts/train.py``.
+        log: where the output of a run is appended; None: it goes where ours goes.
+    """
+
+    def __init__(
+        self,
+        jobs: int,
+        say: Say,
+        train: Sequence[str] | None = None,
+        log: Callable[[PlannedRun], Path] | None = None,
+    ) -> None:
+        """Start nothing."""
+        self.jobs = jobs
+        self.live: list[Job] = []
+        self._say = say
+        self._command = list(train or [sys.executable, str(REPOSITORY / "scripts" / "train.py")])
+        self._log = log
+        self._environment = dict(os.environ)
+        if jobs > 1:
+            self._environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+
+    def __enter__(self) -> Training:
+        """Start nothing."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Interrupt runs and wait for their checkpoints; Ctrl-C again, or two minutes, end them."""
+        processes = [job.process for job in self.live if job.process is not None]
+        if processes:
+            self._say("stopping after the current step; Ctrl-C again ends it at once")
+        for process in processes:
+            process.send_signal(signal.SIGINT)
+        try:
+            for process in processes:
+                process.wait(timeout=GRACE_S)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            for process in processes:
+                process.kill()
+
+    @property
+    def free(self) -> bool:
+        """Whether there is room for another run."""
+        return len(self.live) < self.jobs
+
+    def start(self, run: PlannedRun) -> Job:
+        """Train a run, or wait for the process that trains it already."""
+        job = Job(run)
+        self.live.append(job)
+        if held(run.folder):
+            self._say(f"waiting for another process that trains {run.name}")
+        else:
+            job.process = self.launch(run)
+        return job
+
+    def launch(self, run: PlannedRun) -> subprocess.Popen[bytes]:
+        """Start the process of a run."""
+        output = None
+        if self._log is not None:
+            path = self._log(run)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            output = path.open("ab")
+        # A session of its own: the terminal's Ctrl-C reaches it through us, exactly once. A cluster
+        # announces the end of a job by SIGUSR1 or SIGUSR2 to all of its processes: they are the
+        # launcher's affair, and a run would die of them.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
+        try:
+            return subprocess.Popen(
+                [*self._command, *run.overrides, *run.places],
+                cwd=REPOSITORY,
+                env=self._environment,
+                stdin=None if output is None else subprocess.DEVNULL,
+                stdout=output,
+                stderr=None if output is None else subprocess.STDOUT,
+                start_new_session=True,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            if output is not None:
+                output.close()
+
+    def ended(self) -> list[Job]:
+        """Wait a moment, then return the jobs that have ended since the last call."""
+        time.sleep(POLL_S)
+        over = []
+        for job in self.live:
+            if job.process is None:
+                if held(job.run.folder):
+                    continue
+                if not _finished(job.run):  # the other process was stopped: it is ours now
+                    job.process = self.launch(job.run)
+                    continue
+            elif job.process.poll() is None:
+                continue
+            elif held(job.run.folder):  # the other process was faster to take the lock
+                job.process = None
+                continue
+            else:
+                job.error = self._reason(job.run, job.process.returncode)
+            over.append(job)
+        self.live = [job for job in self.live if job not in over]
+        return over
+
+    def _reason(self, run: PlannedRun, code: int) -> str | None:
+        """Return why a run failed; None where it is finished or was interrupted."""
+        try:
+            status = Record(run.folder).status() or {}
+            if finished(run.folder) or status.get("state") == INTERRUPTED:
+                return None
+        except RecordError as error:
+            return str(error)
+        if status.get("state") == FAILED and status.get("error"):
+            return str(status["error"])
+        if code < 0:
+            memory = " (out of memory?)" if -code == signal.SIGKILL else ""
+            return f"ended by {signal.Signals(-code).name}{memory}"
+        if self._log is None:
+            return (
+                f"it ended with exit status {code}; its own message is above."
+                f" Command: {run.command}"
+            )
+        lines = self._log(run).read_text(encoding="utf-8", errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        return last.removeprefix("error: ") if code == 2 else f"exit status {code}: {last}"
+
+
+def held(folder: Path) -> bool:
+    """Return whether a living process trains the run in a folder."""
+    return is_held(Record(folder).lock_path)
+
+
+def _finished(run: PlannedRun) -> bool:
+    try:
+        return finished(run.folder)
+    except RecordError:
+        return False  # training says what is wrong with it
 
 
 def execute(
@@ -123,8 +300,9 @@ def execute(
 ) -> dict[str, str]:
     """Train the runs that are not finished; return why, for each that could not be.
 
-    Ctrl-C and SIGTERM are passed on to the runs, which write a checkpoint and stop; the same call
-    resumes them.
+    A run that fails is tried once more, after all others; one that diverged is finished. Ctrl-C and
+    SIGTERM are passed on to the runs, which write a checkpoint and stop; the same call resumes
+    them.
 
     Args:
         runs: what to run, in this order.
@@ -135,39 +313,30 @@ def execute(
     Raises:
         KeyboardInterrupt: a signal came; every run has stopped.
     """
-    command = list(train or [sys.executable, str(REPOSITORY / "scripts" / "train.py")])
-    environment = dict(os.environ)
-    if jobs > 1:
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
-    waiting = [run for run in runs if not finished(run.folder)]
+    waiting = deque(run for run in runs if not finished(run.folder))
     if len(waiting) < len(runs):
         say(f"{len(runs) - len(waiting)} of {len(runs)} runs are done already")
-    failures: dict[str, str] = {}
-    live: dict[subprocess.Popen[bytes], PlannedRun] = {}
     total, began, started = len(waiting), time.monotonic(), 0
-    try:
-        while waiting or live:
-            while waiting and len(live) < jobs:
-                run = waiting.pop(0)
+    failures: dict[str, str] = {}
+    with Training(jobs, say, train) as training:
+        while waiting or training.live:
+            while waiting and training.free:
+                run = waiting.popleft()
                 started += 1
                 elapsed = time.monotonic() - began
                 say(f"[{started}/{total}] {run.name} ({elapsed:.0f} s so far)")
-                # A session of its own: the terminal's Ctrl-C reaches it through us, exactly once.
-                arguments = [*command, *run.overrides, *run.places]
-                process = subprocess.Popen(
-                    arguments, cwd=REPOSITORY, env=environment, start_new_session=True
-                )
-                live[process] = run
-            time.sleep(0.05)
-            for process in [process for process in live if process.poll() is not None]:
-                run = live.pop(process)
-                if reason := _failure(run, process.returncode):
-                    failures[run.name] = reason
-                    say(f"    failed: {reason}")
-    finally:
-        if live:
-            say("stopping after the current step; Ctrl-C again ends it at once")
-        _stop(list(live))
+                training.start(run)
+            for job in training.ended():
+                if job.error is None and _finished(job.run):
+                    failures.pop(job.run.name, None)
+                    continue
+                reason = job.error or "it was interrupted"
+                first = job.run.name not in failures
+                failures[job.run.name] = reason
+                say(f"    failed: {reason}{' (it is tried once more)' if first else ''}")
+                if first:
+                    waiting.append(job.run)
+                    total += 1
     return failures
 
 
@@ -202,76 +371,6 @@ def execute_all(
 def listed(failures: Mapping[str, str]) -> str:
     """Return what :func:`execute` returned as indented lines, a line break before each."""
     return "".join(f"\n  {name}: {reason}" for name, reason in failures.items())
-
-
-def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Interrupt runs and wait for their checkpoints; a second Ctrl-C, or two minutes, end them."""
-    for process in processes:
-        process.send_signal(signal.SIGINT)
-    try:
-        for process in processes:
-            process.wait(timeout=120)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        for process in processes:
-            process.kill()
-
-
-def _failure(run: PlannedRun, code: int) -> str | None:
-    """Return why a run did not finish, or None where it did."""
-    try:
-        if finished(run.folder):
-            return None
-        status = Record(run.folder).status() or {}
-    except RecordError as error:
-        return str(error)
-    if status.get("state") == "failed" and status.get("error"):
-        return str(status["error"])
-    return f"it ended with exit status {code}; its own message is above. Command: {run.command}"
-
-
-def train_all(
-    runs: Sequence[PlannedRun], jobs: int, say: Say, train: Sequence[str] | None = None
-) -> None:
-    """Train the runs that are not finished; a run that fails is tried once more.
-
-    A run that diverged is finished.
-
-    Args:
-        runs: what to train, in this order.
-        jobs: processes at a time.
-        say: prints one line.
-        train: the training command; see :func:`experiments.studies.execute.execute`.
-
-    Raises:
-        RecordError: runs failed twice; all of them are named.
-        KeyboardInterrupt: stopped; the same call goes on from there.
-    """
-    wait_for_others(runs, say)
-    failures = execute(list(runs), jobs, say, train)
-    if failures:
-        say(f"{len(failures)} runs failed; once more:")
-        again = [run for run in runs if not finished(run.folder)]
-        wait_for_others(again, say)
-        failures = execute(again, jobs, say, train)
-    if failures:
-        raise RecordError(f"{len(failures)} of {len(runs)} runs failed twice:{listed(failures)}")
-
-
-def wait_for_others(
-    runs: Sequence[PlannedRun], say: Say, pause: Callable[[float], None] = time.sleep
-) -> None:
-    """Wait while another process trains one of the runs."""
-    told = False
-    while busy := [run for run in runs if held(run.folder)]:
-        if not told:
-            say(f"waiting for another process that trains {busy[0].name}")
-            told = True
-        pause(0.5)
-
-
-def held(folder: Path) -> bool:
-    """Return whether a living process trains the run in a folder."""
-    return is_held(Record(folder).lock_path)
 
 
 def check_data(run: PlannedRun) -> None:

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.base.errors import RecordError
+from experiments.publish.runs import NFE
 from experiments.run.records import Summary
 
 Rows = Iterable[Mapping[str, Any]]
 
 GREATER = {"accuracy": True, "nll": False}
 """Whether a larger value of a validation metric is a better one."""
-
-NFE = ("nfe/forward", "nfe/backward", "nfe/curvature")
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,14 @@
-"""How an optimizer is chosen for a workload, and what its search may change.
-
-Where the optimizer under test trains the ODE alone (``split``), the choice is the first of: Adam
-for everything, as published; a pair with files of its own (``<optimizer>_ode.yaml`` among
-optimizers and search spaces); ``optimizer=split`` with Adam outside, whose learning rate is
-searched too.
-
-Whether a setting lies on the border of its search space: then the space may be too small.
-
-Which runs a comparison consists of.
+"""Which runs a comparison consists of.
 
 Three kinds: those that set the target (Adam and SGD as tuned elsewhere), the trials of the search,
 and the best setting again on fresh seeds. All of a data set share network, solver, tolerance,
 threads, batches and the grid of validations in seconds; runs with the same seed start from the same
 weights.
+
+Where the optimizer under test trains the ODE alone (``split``), the choice is the first of: Adam
+for everything, as published; a pair with files of its own (``<optimizer>_ode.yaml`` among
+optimizers and search spaces); ``optimizer=split`` with Adam outside, whose learning rate is
+searched too.
 """
 
 from __future__ import annotations
@@ -27,7 +23,7 @@ from experiments.base.errors import ConfigError, suggestion
 from experiments.run.config import CONFIGS, Space, options, search_space_of
 from experiments.studies.comparison.settings import Protocol, Workload
 from experiments.studies.execute import PlannedRun, interleave, planned
-from experiments.studies.search_space import Params, sample
+from experiments.studies.study import Params, sample
 
 PLAIN = ("adam",)
 """Optimizers that train everything even where others train the ODE alone."""
@@ -118,6 +114,7 @@ class Trial:
         settings: what the search chose, below ``optimizer``.
         border: which of the settings lie on the border of their space.
         run: the run.
+        space: the search space of the settings.
     """
 
     optimizer: str
@@ -127,6 +124,7 @@ class Trial:
     settings: Params
     border: tuple[str, ...]
     run: PlannedRun
+    space: Space
 
 
 def search_trials(
@@ -162,11 +160,11 @@ def search_trials(
                     where,
                 )
                 border = at_border(chosen.space, settings)
-                trials.append(Trial(optimizer, SEARCH, study, number, settings, border, run))
+                trials.append(
+                    Trial(optimizer, SEARCH, study, number, settings, border, run, chosen.space)
+                )
         groups.append(trials)
-    order = interleave([[trial.run for trial in trials] for trials in groups])
-    by_folder = {trial.run.folder: trial for trials in groups for trial in trials}
-    return [by_folder[run.folder] for run in order]
+    return interleave(groups)
 
 
 def fresh_trials(
@@ -197,7 +195,9 @@ def fresh_trials(
         where,
     )
     border = at_border(chosen.space, settings)
-    return [Trial(optimizer, FRESH, study, number, settings, border, run) for run in runs]
+    return [
+        Trial(optimizer, FRESH, study, number, settings, border, run, chosen.space) for run in runs
+    ]
 
 
 def target_runs(

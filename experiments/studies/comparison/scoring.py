@@ -1,4 +1,4 @@
-"""Scores, performance profiles and speed-ups: pure functions of the runs.
+"""Scores, performance profiles and speed-ups: pure functions of the table of runs.
 
 A study's score is its fastest trial, an optimizer's score on a data set the median over its
 studies; a study of which no trial reached the target is infinite and stays in the median.
@@ -15,37 +15,101 @@ A ratio of two scores needs a rule where one of them is infinite. Two are comput
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from experiments.base.errors import RecordError
 from experiments.run.records import DIVERGED
 from experiments.studies.comparison.planning import SEARCH
-from experiments.studies.comparison.rows import Row
+from experiments.studies.goals import GREATER
 
 MEASURES = {"seconds": "training time", "steps": "steps", "nfe": "evaluations"}
 
 DRAWS, SEED, LEVEL = 10_000, 0, 0.95
 
+OWN = ["dataset", "optimizer"]
 
-@dataclass(frozen=True)
-class Study:
-    """What one study of an optimizer on a data set found, by measure.
 
-    Attributes:
-        values: cost of the fastest trial, infinite where all missed.
-        bounds: the same; of a miss, the least that reaching the target can have taken.
+def studies_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return what the studies found, in the order of the rows.
+
+    Returns:
+        Indexed by ``dataset``, ``optimizer`` and ``study``: by measure, the cost of the fastest
+        trial, infinite where all missed; and as ``least_<measure>`` the same, or of a miss, the
+        least that reaching the target can have taken.
+
+    Raises:
+        RecordError: optimizers have unequal numbers of studies or trials on a data set.
     """
+    search = rows[rows["role"] == SEARCH]
+    sizes = search.groupby([*OWN, "study"])["seed"].agg(["size", "first"])
+    for dataset, own in sizes.groupby("dataset"):
+        kinds = {
+            tuple(map(tuple, one.reset_index("study").to_numpy()))
+            for _, one in own.groupby("optimizer")
+        }
+        if len(kinds) > 1:
+            raise RecordError(f"{dataset}: optimizers have unequal studies, trials or seeds")
+    found = {
+        (*key, study): _study(trials)
+        for key, own in search.groupby(OWN, sort=False)
+        for study, trials in own.groupby("study")
+    }
+    index = pd.MultiIndex.from_tuples(list(found), names=[*OWN, "study"])
+    return pd.DataFrame(list(found.values()), index=index)
 
-    values: Mapping[str, float]
-    bounds: Mapping[str, float]
+
+def _study(trials: pd.DataFrame) -> dict[str, float]:
+    fastest = trials.loc[trials["seconds"].idxmin()]
+    values = {name: float(fastest[name]) for name in MEASURES}
+    least = values
+    if math.isinf(values["seconds"]):
+        values = dict.fromkeys(MEASURES, math.inf)
+        # A trial that diverged never arrives: the others say what arriving takes at least.
+        lasting = trials[trials["state"] != DIVERGED]
+        totals = ["total_steps", "total_nfe"]
+        total = trials[totals].max() if lasting.empty else lasting[totals].min()
+        least = {
+            "seconds": trials["budget"].iloc[0],
+            "steps": total["total_steps"],
+            "nfe": total["total_nfe"],
+        }
+    return {**values, **{f"least_{name}": float(value) for name, value in least.items()}}
 
 
-Studies = dict[str, dict[str, list[Study]]]
-"""Studies by data set and optimizer."""
+def scores_of(found: pd.DataFrame) -> pd.DataFrame:
+    """Return the scores, the medians over studies, indexed by data set and optimizer.
+
+    Where a score is infinite, ``least_<measure>`` is the least that it can be.
+    """
+    medians = found.groupby(OWN, sort=False).median()
+    for name in MEASURES:
+        reached = np.isfinite(medians[name])
+        medians[f"least_{name}"] = medians[name].where(reached, medians[f"least_{name}"])
+    return medians
+
+
+def profile(found: pd.DataFrame, optimizer: str, taus: Sequence[float]) -> list[float]:
+    """Return a performance profile: where an optimizer is within τ times the best.
+
+    Args:
+        found: all studies.
+        optimizer: its name.
+        taus: values of τ, each at least 1.
+
+    Returns:
+        For each τ the fraction of data sets on which the optimizer's score is at most τ times the
+        best score of all. A data set that all miss counts, and no one gets it.
+    """
+    seconds = scores_of(found)["seconds"]
+    own, best = seconds.xs(optimizer, level="optimizer"), seconds.groupby("dataset").min()
+    ratios = (own / best.where(np.isfinite(best), np.nan)).fillna(math.inf)
+    # The ratio of the best itself may be a rounding error away from 1.
+    return [float((ratios <= tau * (1 + 1e-12)).mean()) for tau in taus]
 
 
 @dataclass(frozen=True)
@@ -80,80 +144,8 @@ class SpeedUp:
         )
 
 
-def studies_of(rows: Sequence[Row]) -> Studies:
-    """Return the studies in the order of the rows.
-
-    Raises:
-        RecordError: optimizers have unequal numbers of studies or trials on a data set.
-    """
-    trials: dict[tuple[str, str], dict[int, list[Row]]] = {}
-    for row in rows:
-        if row.role == SEARCH:
-            own = trials.setdefault((row.dataset, row.optimizer), {})
-            own.setdefault(row.study, []).append(row)
-    found: Studies = {}
-    sizes: dict[str, set[tuple[tuple[int, int, int], ...]]] = {}
-    for (dataset, optimizer), own in trials.items():
-        seeds = tuple((s, len(t), t[0].seed) for s, t in sorted(own.items()))
-        sizes.setdefault(dataset, set()).add(seeds)
-        found.setdefault(dataset, {})[optimizer] = [_study(own[s]) for s in sorted(own)]
-    for dataset, kinds in sizes.items():
-        if len(kinds) > 1:
-            raise RecordError(f"{dataset}: optimizers have unequal studies, trials or seeds")
-    return found
-
-
-def _study(trials: Sequence[Row]) -> Study:
-    fastest = min(trials, key=lambda row: row.seconds)
-    if math.isfinite(fastest.seconds):
-        values = {name: float(getattr(fastest, name)) for name in MEASURES}
-        return Study(values, values)
-    # A trial that diverged never arrives: the others say what arriving takes at least.
-    lasting = [row for row in trials if row.state != DIVERGED]
-    least = min if lasting else max
-    bounds = {
-        "seconds": trials[0].budget,
-        "steps": least(row.total_steps for row in lasting or trials),
-        "nfe": least(row.total_nfe for row in lasting or trials),
-    }
-    return Study(dict.fromkeys(MEASURES, math.inf), bounds)
-
-
-def score(studies: Sequence[Study], measure: str = "seconds") -> float:
-    """Return an optimizer's score on a data set: the median over its studies."""
-    return float(median(study.values[measure] for study in studies))
-
-
-def bound(studies: Sequence[Study], measure: str = "seconds") -> float:
-    """Return the score, or the least that it can be where it is infinite."""
-    exact = score(studies, measure)
-    if math.isfinite(exact):
-        return exact
-    return float(median(study.bounds[measure] for study in studies))
-
-
-def profile(found: Studies, optimizer: str, taus: Sequence[float]) -> list[float]:
-    """Return a performance profile: where an optimizer is within τ times the best.
-
-    Args:
-        found: all studies.
-        optimizer: its name.
-        taus: values of τ, each at least 1.
-
-    Returns:
-        For each τ the fraction of data sets on which the optimizer's score is at most τ times the
-        best score of all. A data set that all miss counts, and no one gets it.
-    """
-    ratios = []
-    for own in found.values():
-        best = min(score(studies) for studies in own.values())
-        ratios.append(score(own[optimizer]) / best if math.isfinite(best) else math.inf)
-    # The ratio of the best itself may be a rounding error away from 1.
-    return [sum(ratio <= tau * (1 + 1e-12) for ratio in ratios) / len(ratios) for tau in taus]
-
-
 def speed_up(
-    found: Studies,
+    found: pd.DataFrame,
     optimizer: str,
     reference: str,
     measure: str = "seconds",
@@ -177,40 +169,45 @@ def speed_up(
     Raises:
         RecordError: there are no studies of one of the two.
     """
-    if not found or any(
-        name not in own for own in found.values() for name in (optimizer, reference)
-    ):
+    pairs = [
+        tuple(
+            own[own.index.get_level_values("optimizer") == name] for name in (optimizer, reference)
+        )
+        for _, own in found.groupby("dataset", sort=False)
+    ]
+    if not pairs or any(own.empty for pair in pairs for own in pair):
         raise RecordError(f"there are no studies of {optimizer} and {reference} on every data set")
-    pairs = [(own[optimizer], own[reference]) for own in found.values()]
-    missed = [[not math.isfinite(score(s, measure)) for s in pair] for pair in pairs]
-    both = optimizer != reference and any(all(pair) for pair in missed)
+    scores = np.array([[own[measure].median() for own in pair] for pair in pairs])
+    missed = ~np.isfinite(scores)
+    both = optimizer != reference and bool(missed.all(axis=1).any())
     random = np.random.default_rng(seed)
     logs = np.zeros(draws)
+    exact = []
     for mine, theirs in pairs:
         chosen = random.integers(len(mine), size=(draws, len(mine)))
         logs += _log_ratios(mine, theirs, measure, chosen)
+        exact.append(_log_ratios(mine, theirs, measure, np.arange(len(mine))[None])[0])
     edge = 100 * (1 - LEVEL) / 2
     low, high = np.exp(np.percentile(logs / len(pairs), [edge, 100 - edge]))
-    exact = [_log_ratios(*pair, measure, np.arange(len(pair[0]))[None])[0] for pair in pairs]
     return SpeedUp(
         optimizer,
         measure,
-        strict=_strict(pairs, measure),
+        strict=_strict(scores),
         bounded=float(np.exp(np.mean(exact))),
         low=float(low),
         high=float(high),
-        upper=both or any(mine and not theirs for mine, theirs in missed),
-        lower=both or any(theirs and not mine for mine, theirs in missed),
+        upper=both or bool((missed[:, 0] & ~missed[:, 1]).any()),
+        lower=both or bool((missed[:, 1] & ~missed[:, 0]).any()),
     )
 
 
-def _strict(pairs: Sequence[tuple[list[Study], list[Study]]], measure: str) -> float:
-    """Return the geometric mean with misses as 0; see the module."""
-    ratios = []
-    for mine, theirs in pairs:
-        own, other = score(mine, measure), score(theirs, measure)
-        if math.isfinite(own) or math.isfinite(other):
-            ratios.append(other / own if math.isfinite(own) else 0.0)
+def _strict(scores: np.ndarray) -> float:
+    """Return the geometric mean of reference / optimizer with misses as 0; see the module."""
+    ratios = [
+        theirs / mine if math.isfinite(mine) else 0.0
+        for mine, theirs in scores
+        if math.isfinite(mine) or math.isfinite(theirs)
+    ]
     if not ratios or (0.0 in ratios and math.inf in ratios):
         return math.nan
     if 0.0 in ratios:
@@ -218,18 +215,34 @@ def _strict(pairs: Sequence[tuple[list[Study], list[Study]]], measure: str) -> f
     return float(np.exp(np.mean(np.log(ratios))))
 
 
-def _log_ratios(
-    mine: Sequence[Study], theirs: Sequence[Study], measure: str, chosen: np.ndarray
-) -> np.ndarray:
+def _log_ratios(mine: pd.DataFrame, theirs: pd.DataFrame, measure: str, chosen: np.ndarray) -> Any:
     """Return log(reference / optimizer), bounded, for each choice of studies (a row)."""
     logs = []
     missed = []
     for studies in (mine, theirs):
-        values = np.array([study.values[measure] for study in studies])
-        bounds = np.array([study.bounds[measure] for study in studies])
-        exact = np.median(values[chosen], axis=1)
+        exact = np.median(studies[measure].to_numpy()[chosen], axis=1)
+        least = np.median(studies[f"least_{measure}"].to_numpy()[chosen], axis=1)
         lost = ~np.isfinite(exact)
-        logs.append(np.log(np.where(lost, np.median(bounds[chosen], axis=1), exact)))
+        logs.append(np.log(np.where(lost, least, exact)))
         missed.append(lost)
-    ratio: np.ndarray = np.where(missed[0] & missed[1], 0.0, logs[1] - logs[0])
-    return ratio
+    return np.where(missed[0] & missed[1], 0.0, logs[1] - logs[0])
+
+
+def best_trial(rows: pd.DataFrame) -> pd.Series:
+    """Return the trial with the best setting.
+
+    The fastest to the target; of equal ones, and so of all where none reached it, the one with the
+    best last validation value (a run that diverged has the worst); of these the first.
+
+    Args:
+        rows: the search trials of one optimizer on one data set.
+
+    Raises:
+        RecordError: there is none.
+    """
+    if rows.empty:
+        raise RecordError("there are no trials to choose from")
+    sign = rows["metric"].map(lambda metric: -1.0 if GREATER[metric] else 1.0)
+    badness = (sign * rows["last"]).where(rows["state"] != DIVERGED, math.inf)
+    order = ["seconds", "badness", "study", "trial"]
+    return rows.assign(badness=badness).sort_values(order, kind="stable")[list(rows)].iloc[0]

@@ -1,54 +1,56 @@
-"""The best setting of an optimizer on a data set, among all trials of all of its studies.
+"""From the description of a comparison to ``runs.csv``: targets, search, fresh seeds.
 
-From the description of a comparison to its results: targets, search, fresh seeds, files.
+Everything is a run record, and the trials are those of a study
+(:mod:`experiments.studies.study`): a comparison that was stopped, however it was, goes on where it
+was. All other files are drawn from ``runs.csv`` alone.
 
-Everything is a run record, so a comparison that was stopped, however it was, goes on where it was.
-What the analysis needs of the runs goes into ``runs.csv``; all other files are drawn from it alone.
+The targets are set once, by Adam and SGD and not by the methods under test (see
+:func:`experiments.studies.goals.target_of`), and frozen in ``targets.yaml``. The file says which
+records they came from: a change of network, solver, budget or tuned settings changes the hashes of
+these runs, and the targets are then refused as those of other settings.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from experiments.base.errors import ConfigError, RecordError
+import pandas as pd
+import yaml
+
+from experiments.base.checks import is_number
+from experiments.base.environment import git_commit, git_dirty
+from experiments.base.errors import ConfigError
 from experiments.base.files import write_whole
+from experiments.publish.provenance import devices, processor
 from experiments.run.config import places
-from experiments.run.records import DIVERGED
-from experiments.studies.comparison.drawing import RUNS
-from experiments.studies.comparison.planning import Trial, fresh_trials, search_trials, target_runs
-from experiments.studies.comparison.rows import Row, csv_of, row_of
+from experiments.run.records import Summary, summarise
+from experiments.studies.comparison.planning import (
+    Trial,
+    fresh_trials,
+    search_trials,
+    target_runs,
+)
+from experiments.studies.comparison.rows import RUNS, row_of, table_of, write_rows
+from experiments.studies.comparison.scoring import best_trial
 from experiments.studies.comparison.settings import FOLDER, Protocol, Workload, load
-from experiments.studies.comparison.targets import Target, load_targets, make_targets
-from experiments.studies.execute import PlannedRun, Say, available, interleave, train_all
-from experiments.studies.goals import GREATER
+from experiments.studies.execute import PlannedRun, Say, available, execute_all, interleave
+from experiments.studies.goals import best, target_of, time_to
+from experiments.studies.study import point_of, train_points
 
+TARGETS = "targets.yaml"
 
-def best_trial(rows: Sequence[Row]) -> Row:
-    """Return the trial with the best setting.
+COMMAND = "python scripts/compare.py targets"
 
-    The fastest to the target; of equal ones, and so of all where none reached it, the one with the
-    best last validation value (a run that diverged has the worst); of these the first.
+HEADER = f"""\
+# Written by `{COMMAND}`; not to be edited. A target is the median, over
+# optimizers and seeds, of a run's best validation value; trials end at `stop_at`, the same rounded.
+"""
 
-    Args:
-        rows: the search trials of one optimizer on one data set.
-
-    Raises:
-        RecordError: there is none.
-    """
-    if not rows:
-        raise RecordError("there are no trials to choose from")
-    ordered = sorted(rows, key=lambda row: (row.study, row.trial))
-    return min(ordered, key=lambda row: (row.seconds, _badness(row)))
-
-
-def _badness(row: Row) -> float:
-    """Return a number that is lower for a better last validation value."""
-    if row.state == DIVERGED:
-        return math.inf
-    return -row.last if GREATER[row.metric] else row.last
+Setters = Mapping[str, Mapping[str, Sequence[PlannedRun]]]
+"""The runs that set the targets, by data set and optimizer."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Request:
         results_dir: where results go: ``protocol/`` below it, or ``protocol-<budget>/``.
         configs: the folder with the descriptions.
         jobs: runs at a time.
+        storage: URL of the database of the trials; None: a journal file below ``output_dir``.
     """
 
     budget: str = "small"
@@ -72,6 +75,7 @@ class Request:
     results_dir: Path = Path("results")
     configs: Path = FOLDER
     jobs: int = 1
+    storage: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse a number of jobs that is none.
@@ -92,7 +96,7 @@ class Request:
     def command(self) -> str:
         """The command that makes the comparison, with default places."""
         names = "".join(f" {name}" for name in self.datasets)
-        return f"python scripts/protocol.py run{names} --budget {self.budget} --jobs {self.jobs}"
+        return f"python scripts/compare.py run{names} --budget {self.budget} --jobs {self.jobs}"
 
     @property
     def where(self) -> tuple[str, str]:
@@ -100,21 +104,7 @@ class Request:
         return places(self.data_dir, self.output_dir)
 
 
-def set_targets(request: Request, say: Say, train: Sequence[str] | None = None) -> Path:
-    """Train Adam and SGD as tuned and write ``targets.yaml``; return its path.
-
-    Raises:
-        ConfigError: the description is wrong.
-        DataError: none of the data sets is there.
-        RecordError: a run failed twice.
-        KeyboardInterrupt: stopped; the same call goes on from there.
-    """
-    protocol = load(request.budget, request.configs)
-    setters = _present(request, protocol, say)
-    return make_targets(protocol, setters, jobs=request.jobs, say=say, train=train)
-
-
-def compare(request: Request, say: Say, train: Sequence[str] | None = None) -> list[Row]:
+def compare(request: Request, say: Say, train: Sequence[str] | None = None) -> pd.DataFrame:
     """Train what is missing, write ``runs.csv`` and return its rows.
 
     Raises:
@@ -127,22 +117,68 @@ def compare(request: Request, say: Say, train: Sequence[str] | None = None) -> l
     setters = _present(request, protocol, say)
     targets = load_targets(protocol, setters)
     workloads = [protocol.workloads[dataset] for dataset in setters]
-    search = {
-        w.dataset: search_trials(protocol, w, targets[w.dataset].stop_at, request.where)
+    search = [
+        (w, search_trials(protocol, w, targets[w.dataset].stop_at, request.where))
         for w in workloads
-    }
-    trials = [trial for own in search.values() for trial in own]
-    say(f"search: {len(trials)} trials")
-    train_all([trial.run for trial in trials], request.jobs, say, train)
-    rows = _rows(request, workloads, targets, search)
-    fresh = {w.dataset: _fresh(request, protocol, w, rows) for w in workloads}
-    again = [trial for own in fresh.values() for trial in own]
-    say(f"fresh seeds: {len(again)} runs")
-    train_all([trial.run for trial in again], request.jobs, say, train)
-    rows += _rows(request, workloads, targets, fresh)
+    ]
+    rows = _train(request, "search", search, targets, say, train)
+    fresh = []
+    for workload in workloads:
+        groups = []
+        for optimizer in protocol.optimizers:
+            own = (rows["dataset"] == workload.dataset) & (rows["optimizer"] == optimizer)
+            chosen = best_trial(rows[own])
+            place = (int(chosen["study"]), int(chosen["trial"]))
+            groups.append(fresh_trials(protocol, workload, optimizer, place, request.where))
+        fresh.append((workload, interleave(groups)))
+    again = _train(request, "fresh seeds", fresh, targets, say, train)
+    rows = pd.concat([rows, again], ignore_index=True)
     request.folder.mkdir(parents=True, exist_ok=True)
-    write_whole(request.folder / RUNS, csv_of(rows))
+    write_rows(request.folder / RUNS, rows)
     return rows
+
+
+def _train(
+    request: Request,
+    part: str,
+    trials: Sequence[tuple[Workload, Sequence[Trial]]],
+    targets: Mapping[str, Target],
+    say: Say,
+    train: Sequence[str] | None,
+) -> pd.DataFrame:
+    """Work off trials as a study and return their rows, by data set, optimizer, study and trial."""
+    points, workloads = [], {}
+    for workload, own in trials:
+        for trial in own:
+            prefix = f"{workload.dataset}.{trial.optimizer}."
+            points.append(point_of(trial.run, trial.settings, trial.space, prefix))
+            workloads[trial.run.folder] = workload
+    say(f"{part}: {len(points)} runs")
+
+    def seconds(runs: Sequence[Summary]) -> float:
+        workload = workloads[runs[0].folder]
+        goal = targets[workload.dataset].value
+        return time_to(runs[0].metrics, workload.metric, goal, greater=workload.greater)
+
+    train_points(
+        f"protocol-{request.budget}-{part.partition(' ')[0]}",
+        points,
+        seconds,
+        output_dir=request.output_dir,
+        storage=request.storage,
+        jobs=request.jobs,
+        say=say,
+        train=train,
+        consequence="nothing is compared",
+    )
+    tables = []
+    for workload, own in trials:
+        target = targets[workload.dataset].value
+        table = table_of([row_of(trial, workload, target, request.jobs) for trial in own])
+        order = {name: place for place, name in enumerate(table["optimizer"].unique())}
+        table = table.assign(place=table["optimizer"].map(order))
+        tables.append(table.sort_values(["place", "study", "trial", "seed"]).drop(columns="place"))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _present(
@@ -158,32 +194,123 @@ def _present(
     return {name: runs for name, runs in setters.items() if name in kept}
 
 
-def _fresh(
-    request: Request, protocol: Protocol, workload: Workload, rows: Sequence[Row]
-) -> list[Trial]:
-    """Return the repetitions of every optimizer's best setting, in the order of training."""
-    groups = []
-    for optimizer in protocol.optimizers:
-        own = [r for r in rows if (r.dataset, r.optimizer) == (workload.dataset, optimizer)]
-        best = best_trial(own)
-        place = (best.study, best.trial)
-        groups.append(fresh_trials(protocol, workload, optimizer, place, request.where))
-    by_folder = {trial.run.folder: trial for trials in groups for trial in trials}
-    order = interleave([[trial.run for trial in trials] for trials in groups])
-    return [by_folder[run.folder] for run in order]
+@dataclass(frozen=True)
+class Target:
+    """The target of one data set.
+
+    Attributes:
+        value: validation value to reach.
+        stop_at: value at which a trial ends.
+    """
+
+    value: float
+    stop_at: float
 
 
-def _rows(
-    request: Request,
-    workloads: Sequence[Workload],
-    targets: dict[str, Target],
-    trials: dict[str, list[Trial]],
-) -> list[Row]:
-    """Return what finished runs say: by data set, optimizer, study, trial and seed."""
-    rows = []
-    for workload in workloads:
-        own, target = trials[workload.dataset], targets[workload.dataset]
-        found = [row_of(trial, workload, target, request.jobs) for trial in own]
-        names = list(dict.fromkeys(row.optimizer for row in found))
-        rows += sorted(found, key=lambda r: (names.index(r.optimizer), r.study, r.trial, r.seed))
-    return rows
+def set_targets(request: Request, say: Say, train: Sequence[str] | None = None) -> Path:
+    """Train Adam and SGD as tuned, write their targets and return the file; other targets stay.
+
+    Raises:
+        ConfigError: the description is wrong.
+        DataError: none of the data sets is there.
+        RecordError: a run failed twice, or all of a data set diverged at once.
+        KeyboardInterrupt: stopped; the same call goes on from there.
+    """
+    protocol = load(request.budget, request.configs)
+    path = protocol.folder / TARGETS
+    entries = _read(path) if path.exists() else {}
+    for dataset, runs in _present(request, protocol, say).items():
+        workload = protocol.workloads[dataset]
+        ordered = interleave(list(runs.values()))
+        execute_all(ordered, request.jobs, say, train, consequence="no target is set")
+        entries[dataset] = entry = _entry(protocol, workload, runs, request.jobs)
+        order = [name for name in protocol.workloads if name in entries]
+        order += [name for name in entries if name not in order]
+        content = {name: entries[name] for name in order}
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+        write_whole(path, HEADER + text)
+        say(f"{dataset}: target {workload.metric} {entry['target']:g}")
+    return path
+
+
+def load_targets(protocol: Protocol, setters: Setters) -> dict[str, Target]:
+    """Return the targets of some data sets.
+
+    Args:
+        protocol: what is compared.
+        setters: the runs that would set the targets; see
+            :func:`experiments.studies.comparison.planning.target_runs`.
+
+    Raises:
+        ConfigError: the file or a data set is missing, or a target is one of other settings.
+    """
+    path = protocol.folder / TARGETS
+    command = f"{COMMAND} --budget {protocol.budget}"
+    if not path.exists():
+        raise ConfigError(f"{path} is missing; first set the targets: {command}")
+    entries = _read(path)
+    found = {}
+    for dataset, runs in setters.items():
+        entry = entries.get(dataset)
+        if entry is None:
+            raise ConfigError(f"{path} has no target for {dataset}; set it: {command} {dataset}")
+        before, now = entry.get("records"), _hashes(runs)
+        if before != now:
+            raise ConfigError(
+                f"{path}: the target of {dataset} came from other settings (records {before}, now"
+                f" {now}); set it again: {command} {dataset}"
+            )
+        numbers = (entry.get("target"), entry.get("stop_at"))
+        if not all(is_number(value) for value in numbers):
+            raise ConfigError(f"{path}: {dataset} has no numbers target and stop_at; set it again")
+        found[dataset] = Target(*(float(value) for value in numbers))
+    return found
+
+
+def _entry(
+    protocol: Protocol,
+    workload: Workload,
+    runs: Mapping[str, Sequence[PlannedRun]],
+    jobs: int,
+) -> dict[str, Any]:
+    """Return what the file keeps of a data set."""
+    read = {name: [summarise(run.folder) for run in own] for name, own in runs.items()}
+    target, stop_at = target_of(read, workload.metric)
+    statuses = [run.status for own in read.values() for run in own]
+
+    def reached(run: Summary) -> float:
+        return round(best(run.metrics, workload.metric, greater=workload.greater), 6)
+
+    return {
+        "metric": workload.metric,
+        "target": target,
+        "stop_at": stop_at,
+        "seconds": round(workload.seconds * protocol.targets.more_seconds, 6),
+        "eval_every_s": workload.eval_every_s,
+        "seeds": list(protocol.targets.seeds),
+        "experiments": {name: f"{workload.tuned}/{workload.dataset}-{name}" for name in runs},
+        "records": _hashes(runs),
+        "best": {name: [reached(run) for run in own] for name, own in read.items()},
+        "states": {name: [run.state for run in own] for name, own in read.items()},
+        "device": devices(statuses),
+        "processor": processor(),
+        "jobs": jobs,
+        "commit": git_commit(),
+        "dirty": git_dirty(),
+        "finished": max((str(status.get("ended_at")) for status in statuses), default=None),
+    }
+
+
+def _hashes(runs: Mapping[str, Sequence[PlannedRun]]) -> dict[str, str]:
+    """Return the hash of the configuration by optimizer; all seeds share it."""
+    return {optimizer: own[0].identity for optimizer, own in runs.items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(e, dict) for e in content.values()):
+        raise ConfigError(f"{path} is empty or holds no targets; set them again: {COMMAND}")
+    return content

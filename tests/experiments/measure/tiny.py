@@ -52,7 +52,7 @@ def allocate(megabytes: int) -> dict[str, float]:
     def work() -> None:
         torch.ones(megabytes * 2**20, dtype=torch.uint8)
 
-    return peak_of(work, CPU).as_json()
+    return peak_of(work, CPU)
 
 
 def echo(**arguments: object) -> dict[str, object]:

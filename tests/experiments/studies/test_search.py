@@ -22,11 +22,12 @@ from experiments.studies.search import (
     Trials,
     choose,
     judge,
+    load_protocol,
     plan,
     score,
     search,
 )
-from experiments.studies.search_space import load_protocol, sample
+from experiments.studies.study import sample
 from tests.experiments.figures.synthetic import write_record
 
 FAKE = REPOSITORY / "tests" / "experiments" / "figures" / "fake_train.py"
@@ -198,7 +199,7 @@ def test_a_search_records_all_trials_and_writes_the_winner(tmp_path: Path) -> No
     lines: list[str] = []
     search(request, lines.append, fake(tmp_path, request, {}))
     assert (tmp_path / "fake.log").read_text() == log
-    assert lines[0] == "4 of 4 runs are done already"
+    assert lines[0] == "4 of 4 trials are done already"
 
 
 def test_a_failed_trial_leaves_everything_as_it_was(tmp_path: Path) -> None:

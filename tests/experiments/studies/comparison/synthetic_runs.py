@@ -2,51 +2,50 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from experiments.studies.comparison.rows import Row
-
-BASE = Row(
-    dataset="digits",
-    optimizer="adam",
-    role="search",
-    study=0,
-    trial=0,
-    seed=300,
-    settings={"lr": 0.01},
-    border=(),
-    hash="0123456789ab",
-    state="done",
-    metric="accuracy",
-    target=0.9,
-    budget=20.0,
-    seconds=math.inf,
-    steps=math.inf,
-    nfe=math.inf,
-    best=0.8,
-    last=0.8,
-    total_seconds=20.0,
-    total_steps=200.0,
-    total_nfe=2000.0,
-    test=0.8,
-    jobs=2,
-    device="cpu",
-    threads=1,
-    processor="A processor",
-    commit="0" * 40,
-    dirty=False,
-    torch="2.7.0",
-    started="2026-01-01T00:00:00+00:00",
-    wall_s=25.0,
-)
+BASE = {
+    "dataset": "digits",
+    "optimizer": "adam",
+    "role": "search",
+    "study": 0,
+    "trial": 0,
+    "seed": 300,
+    "settings": {"lr": 0.01},
+    "border": (),
+    "hash": "0123456789ab",
+    "state": "done",
+    "metric": "accuracy",
+    "target": 0.9,
+    "budget": 20.0,
+    "seconds": math.inf,
+    "steps": math.inf,
+    "nfe": math.inf,
+    "best": 0.8,
+    "last": 0.8,
+    "total_seconds": 20.0,
+    "total_steps": 200.0,
+    "total_nfe": 2000.0,
+    "test": 0.8,
+    "jobs": 2,
+    "device": "cpu",
+    "threads": 1,
+    "processor": "A processor",
+    "commit": "0" * 40,
+    "dirty": "false",
+    "torch": "2.7.0",
+    "started": "2026-01-01T00:00:00+00:00",
+    "wall_s": 25.0,
+}
+Row = dict[str, Any]
 
 
 def row(**changes: object) -> Row:
-    return dataclasses.replace(BASE, **changes)
+    return {**BASE, **changes}
 
 
 def trial(dataset: str, optimizer: str, study: int, number: int, seconds: float) -> Row:
@@ -82,16 +81,14 @@ def search(times: Mapping[tuple[str, str], Sequence[Sequence[float]]]) -> list[R
 
 def fresh(dataset: str, optimizer: str, seconds: Sequence[float], **changes: object) -> list[Row]:
     return [
-        dataclasses.replace(
-            trial(dataset, optimizer, 0, 0, value),
-            **{
-                "role": "fresh",
-                "seed": 400 + number,
-                "total_seconds": 20.0,
-                "test": 0.85 + 0.01 * number,
-                **changes,
-            },
-        )
+        {
+            **trial(dataset, optimizer, 0, 0, value),
+            "role": "fresh",
+            "seed": 400 + number,
+            "total_seconds": 20.0,
+            "test": 0.85 + 0.01 * number,
+            **changes,
+        }
         for number, value in enumerate(seconds)
     ]
 
@@ -117,6 +114,6 @@ def whole_comparison(optimizers: Sequence[str], datasets: Sequence[str]) -> list
             border = ("lr at its upper end (0.03)",) if (place, dataset) == (2, "circle") else ()
             extra = {**changes, "border": border, "settings": {"lr": 0.0123, "eps": 1e-4}}
             for one in found:
-                test = one.test if dataset != "circle" else 1.0 + (one.test or 0.0) / 10
-                rows.append(dataclasses.replace(one, **extra, test=test))
+                test = one["test"] if dataset != "circle" else 1.0 + one["test"] / 10
+                rows.append({**one, **extra, "test": test})
     return rows

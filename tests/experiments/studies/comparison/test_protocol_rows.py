@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from synthetic_runs import row, whole_comparison
 
 from experiments.base.errors import RecordError
 from experiments.studies.comparison.planning import Trial
-from experiments.studies.comparison.rows import csv_of, read_rows, row_of
+from experiments.studies.comparison.rows import TYPES, read_rows, row_of, table_of, write_rows
 from experiments.studies.comparison.settings import load
-from experiments.studies.comparison.targets import Target
 from experiments.studies.execute import PlannedRun
 from tests.experiments.figures.synthetic import write_record
 
 WORKLOAD = load("small").workloads["digits"]
-TARGET = Target(0.9, 0.9)
 
 
 def lines(*accuracies: float) -> list[dict]:
@@ -35,7 +34,8 @@ def lines(*accuracies: float) -> list[dict]:
 def scored(tmp_path: Path, rows: list[dict], state: str = "done"):
     folder = write_record(tmp_path, "digits", "adam", 301, rows=rows, state=state)
     run = PlannedRun("digits", "adam", 301, folder, (), ())
-    return row_of(Trial("adam", "search", 1, 2, {"lr": 0.01}, (), run), WORKLOAD, TARGET, jobs=2)
+    trial = Trial("adam", "search", 1, 2, {"lr": 0.01}, (), run, {})
+    return SimpleNamespace(**row_of(trial, WORKLOAD, 0.9, jobs=2))
 
 
 def test_a_run_that_reached_the_target(tmp_path):
@@ -56,7 +56,8 @@ def test_a_run_that_missed(tmp_path):
 def test_a_run_that_diverged_has_missed_whatever_it_reached(tmp_path):
     found = scored(tmp_path, lines(0.1, 0.95)[:-1], state="diverged")
     assert found.seconds == math.inf
-    assert (found.best, found.test, found.state) == (0.95, None, "diverged")
+    assert (found.best, found.state) == (0.95, "diverged")
+    assert math.isnan(found.test)
 
 
 def test_a_run_that_is_not_finished_is_an_error(tmp_path):
@@ -66,18 +67,22 @@ def test_a_run_that_is_not_finished_is_an_error(tmp_path):
 
 def test_the_file_comes_back(tmp_path):
     path = tmp_path / "runs.csv"
+    none = {"test": math.nan, "commit": "", "dirty": "", "threads": None}
     rows = [
         row(),
-        row(test=None, commit=None, dirty=None, threads=None, settings={"a.b": 1e-5, "c": [1]}),
+        row(**none, settings={"a.b": 1e-5, "c": [1]}),
         row(border=("lr at its lower end (0.001)",), seconds=2.5, steps=3.0, nfe=math.inf),
     ]
-    path.write_text(csv_of(rows))
-    assert read_rows(path) == rows
-    path.write_text(csv_of(whole_comparison(["adam", "sgd"], ["digits", "circle"])))
-    again = read_rows(path)
-    assert csv_of(again) == path.read_text()  # numbers are rounded once
-    assert dataclasses.asdict(again[0]).keys() == dataclasses.asdict(rows[0]).keys()
-    assert path.stat().st_size < 300 * len(again)
+    write_rows(path, table_of(rows))
+    pd.testing.assert_frame_equal(read_rows(path), table_of(rows))
+    write_rows(path, table_of(whole_comparison(["adam", "sgd"], ["digits", "circle"])))
+    text, again = path.read_text(), read_rows(path)
+    write_rows(path, again)
+    assert path.read_text() == text  # numbers are rounded once
+    assert len(text) < 300 * len(again)
+
+
+HEADER = ",".join(TYPES) + "\n"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +90,7 @@ def test_the_file_comes_back(tmp_path):
     [
         (None, "is missing"),
         ("", "the header is not"),
-        (csv_of([]), "has no runs"),
+        (HEADER, "has no runs"),
         ("dataset,optimizer\ndigits,adam\n", "the header is not dataset,optimizer,role"),
     ],
     ids=["missing", "empty", "no runs", "columns"],
@@ -98,8 +103,10 @@ def test_a_damaged_file_is_named(tmp_path, content, message):
         read_rows(path)
 
 
-def test_a_number_that_is_none_is_named(tmp_path):
+@pytest.mark.parametrize(("good", "bad"), [(",accuracy,0.9,", ",accuracy,often,"), ("{", "(")])
+def test_what_cannot_be_read_is_named(tmp_path, good, bad):
     path = tmp_path / "runs.csv"
-    path.write_text(csv_of([row()]).replace(",accuracy,0.9,", ",accuracy,often,"))
+    write_rows(path, table_of([row()]))
+    path.write_text(path.read_text().replace(good, bad))
     with pytest.raises(RecordError, match="damaged"):
         read_rows(path)

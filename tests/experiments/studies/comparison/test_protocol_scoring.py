@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
 import pytest
-from synthetic_runs import fresh, row, search, trial
+from synthetic_runs import Row, fresh, row, search, trial
 
 from experiments.base.errors import RecordError
-from experiments.studies.comparison.scoring import bound, profile, score, speed_up, studies_of
-from experiments.studies.comparison.session import best_trial
+from experiments.studies.comparison import scoring
+from experiments.studies.comparison.rows import table_of
+from experiments.studies.comparison.scoring import profile, scores_of, speed_up
 
 MISS = math.inf
+
+
+def studies_of(rows: list[Row]):
+    return scoring.studies_of(table_of(rows))
+
+
+def best_trial(rows: list[Row]) -> Row:
+    return scoring.best_trial(table_of(rows)).to_dict()
 
 
 def digits(**studies):
     return studies_of(search({("digits", name): own for name, own in studies.items()}))
 
 
+def score(found, measure="seconds", optimizer="adam"):
+    return scores_of(found).loc[("digits", optimizer), measure]
+
+
 def test_a_study_is_its_fastest_trial_and_the_score_the_median_of_studies():
-    found = digits(adam=[[5.0, 3.0], [9.0, MISS], [MISS, 4.0]])["digits"]["adam"]
-    assert [study.values["seconds"] for study in found] == [3.0, 9.0, 4.0]
+    found = digits(adam=[[5.0, 3.0], [9.0, MISS], [MISS, 4.0]])
+    assert found["seconds"].tolist() == [3.0, 9.0, 4.0]
     assert score(found) == 4.0
     assert score(found, "steps") == 40.0
     assert score(found, "nfe") == 400.0
@@ -39,42 +51,41 @@ def test_a_study_is_its_fastest_trial_and_the_score_the_median_of_studies():
     ],
 )
 def test_a_miss_stays_in_the_median(studies, expected):
-    assert score(digits(adam=studies)["digits"]["adam"]) == expected
+    assert score(digits(adam=studies)) == expected
 
 
 def test_a_miss_counts_at_least_with_the_budget():
-    found = digits(adam=[[MISS, MISS], [2.0, 5.0], [MISS, MISS]])["digits"]["adam"]
+    found = digits(adam=[[MISS, MISS], [2.0, 5.0], [MISS, MISS]])
     assert score(found) == MISS
-    assert bound(found) == 20.0
-    assert bound(found, "steps") == 200.0
-    hit = digits(adam=[[MISS], [2.0], [5.0]])["digits"]["adam"]
-    assert bound(hit) == score(hit) == 5.0
+    assert score(found, "least_seconds") == 20.0
+    assert score(found, "least_steps") == 200.0
+    hit = digits(adam=[[MISS], [2.0], [5.0]])
+    assert score(hit, "least_seconds") == score(hit) == 5.0
 
 
 def test_steps_of_a_missed_study_are_those_of_the_trial_that_took_fewest():
     trials = [
-        dataclasses.replace(trial("digits", "adam", 0, k, MISS), total_steps=steps, state=state)
+        {**trial("digits", "adam", 0, k, MISS), "total_steps": steps, "state": state}
         for k, (steps, state) in enumerate(
             [(120.0, "done"), (90.0, "done"), (4.0, "diverged")]  # the last one never arrives
         )
     ]
-    [found] = studies_of(trials)["digits"]["adam"]
-    assert found.bounds["steps"] == 90.0
-    [lost] = studies_of([trials[2]])["digits"]["adam"]
-    assert lost.bounds["steps"] == 4.0
-    assert lost.values["seconds"] == MISS
+    assert studies_of(trials)["least_steps"].tolist() == [90.0]
+    lost = studies_of([trials[2]])
+    assert lost["least_steps"].tolist() == [4.0]
+    assert lost["seconds"].tolist() == [MISS]
 
 
 def test_fresh_runs_do_not_enter_the_score():
     rows = search({("digits", "adam"): [[5.0]]}) + fresh("digits", "adam", [1.0, 1.0])
-    assert score(studies_of(rows)["digits"]["adam"]) == 5.0
+    assert score(studies_of(rows)) == 5.0
 
 
 def test_an_unequal_search_is_refused():
     rows = search({("digits", "adam"): [[5.0, 1.0]], ("digits", "sgd"): [[5.0]]})
     with pytest.raises(RecordError, match="unequal studies, trials or seeds"):
         studies_of(rows)
-    other = [dataclasses.replace(r, optimizer="sgd", seed=r.seed + 1) for r in rows[:2]]
+    other = [{**r, "optimizer": "sgd", "seed": r["seed"] + 1} for r in rows[:2]]
     with pytest.raises(RecordError, match="digits: optimizers have unequal"):
         studies_of(rows[:2] + other)
 
@@ -199,19 +210,18 @@ def test_a_comparison_without_the_reference_is_refused():
 
 def test_the_best_trial_is_the_fastest():
     rows = search({("digits", "adam"): [[5.0, MISS], [3.0, 4.0]]})
-    assert (best_trial(rows).study, best_trial(rows).trial) == (1, 0)
+    assert (best_trial(rows)["study"], best_trial(rows)["trial"]) == (1, 0)
 
 
 def test_of_equal_trials_the_better_validation_value_then_the_first_wins():
     rows = search({("digits", "adam"): [[MISS, MISS], [MISS, MISS]]})
-    lasts = [0.5, 0.7, 0.7, 0.9]
-    rows = [dataclasses.replace(r, last=value) for r, value in zip(rows, lasts, strict=True)]
-    diverged = [*rows[:3], dataclasses.replace(rows[3], state="diverged")]
+    rows = [{**r, "last": value} for r, value in zip(rows, [0.5, 0.7, 0.7, 0.9], strict=True)]
+    diverged = [*rows[:3], {**rows[3], "state": "diverged"}]
     assert best_trial(rows) == rows[3]
     assert best_trial(diverged) == rows[1]
     assert best_trial(diverged[::-1]) == rows[1]
-    losses = [dataclasses.replace(r, metric="nll") for r in rows]
+    losses = [{**r, "metric": "nll"} for r in rows]
     assert best_trial(losses) == losses[0]
-    assert best_trial([row(state="diverged")]).trial == 0
+    assert best_trial([row(state="diverged")])["trial"] == 0
     with pytest.raises(RecordError, match="no trials"):
         best_trial([])

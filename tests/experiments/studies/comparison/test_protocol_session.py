@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from synthetic_protocol import FakeTraining, tiny
@@ -17,17 +18,12 @@ from synthetic_runs import whole_comparison
 
 from experiments.base.environment import REPOSITORY
 from experiments.base.errors import ConfigError, RecordError
-from experiments.run.records import Record
-from experiments.studies import execute
-from experiments.studies.comparison import session, targets
-from experiments.studies.comparison.drawing import FILES, draw
-from experiments.studies.comparison.rows import csv_of, read_rows
+from experiments.studies.comparison.report import FILES, draw
+from experiments.studies.comparison.rows import read_rows, table_of, write_rows
 from experiments.studies.comparison.session import Request, compare, set_targets
-from experiments.studies.execute import PlannedRun
-from tests.experiments.figures.synthetic import write_record
+from experiments.studies.execute import Training
 
-SCRIPT = [sys.executable, str(REPOSITORY / "scripts" / "protocol.py")]
-FAKE = REPOSITORY / "tests" / "experiments" / "figures" / "fake_train.py"
+SCRIPT = [sys.executable, str(REPOSITORY / "scripts" / "compare.py")]
 
 
 def quiet(line: str) -> None:
@@ -37,8 +33,7 @@ def quiet(line: str) -> None:
 @pytest.fixture
 def training(monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
     fake = FakeTraining()
-    monkeypatch.setattr(targets, "train_all", fake)
-    monkeypatch.setattr(session, "train_all", fake)
+    monkeypatch.setattr(Training, "launch", lambda self, run: fake.launch(self, run))
     return fake
 
 
@@ -55,7 +50,7 @@ def test_a_comparison_is_trained_once_and_summarised(tmp_path, training):
     request = tiny_request(tmp_path)
     set_targets(request, quiet)
     assert len(training.trained) == 4
-    rows = compare(request, quiet)
+    rows = [SimpleNamespace(**row) for row in compare(request, quiet).to_dict("records")]
     assert len(training.trained) == 4 + 4 + 4  # two optimizers: two trials, two fresh seeds
     assert [(r.optimizer, r.role, r.study, r.trial, r.seed) for r in rows[:4]] == [
         ("adam", "search", 0, 0, 300),
@@ -91,57 +86,13 @@ def test_data_sets_can_be_chosen_and_wrong_requests_are_named(tmp_path, training
     assert Request(budget="full").folder == Path("results/protocol-full")
 
 
-def planned(tmp_path: Path, outcomes: list[str]) -> tuple[list[PlannedRun], list[str]]:
-    """Runs for the stand-in of the training script, and its command."""
-    runs, table = [], {}
-    for number, outcome in enumerate(outcomes):
-        folder = tmp_path / "outputs" / "image" / "digits" / "adam" / f"h{number}" / "seed-0"
-        runs.append(PlannedRun("digits", f"adam {number}", 0, folder, (f"n={number}",), ()))
-        table[f"n={number}"] = {"folder": str(folder), "do": outcome}
-    (tmp_path / "fake.json").write_text(json.dumps(table))
-    return runs, [sys.executable, str(FAKE), str(tmp_path / "fake.json")]
-
-
-def test_a_run_that_fails_is_tried_twice_and_then_named(tmp_path):
-    runs, train = planned(tmp_path, ["done", "failed", "diverged"])
-    said: list[str] = []
-    with pytest.raises(RecordError) as caught:
-        execute.train_all(runs, 1, said.append, train)
-    assert str(caught.value) == (
-        "1 of 3 runs failed twice:\n  digits · adam 1 · seed 0: out of memory"
-    )
-    assert (tmp_path / "fake.log").read_text().split() == ["n=0", "n=1", "n=2", "n=1"]
-    assert "1 runs failed; once more:" in said
-
-
-def test_a_run_that_another_process_trains_is_waited_for(tmp_path):
-    runs, train = planned(tmp_path, ["done"])
-    assert not execute.held(runs[0].folder)
-    record = Record(runs[0].folder)
-    said: list[str] = []
-    with record.locked():
-        assert execute.held(runs[0].folder)
-        pauses = []
-
-        def finish(seconds: float) -> None:
-            pauses.append(seconds)
-            record.lock_path.unlink()
-
-        execute.wait_for_others(runs, said.append, finish)
-        record.lock_path.touch()
-    assert said == ["waiting for another process that trains digits · adam 0 · seed 0"]
-    assert len(pauses) == 1
-    execute.train_all(runs, 1, said.append, train)
-    assert (tmp_path / "fake.log").read_text().split() == ["n=0"]
-
-
 def test_everything_is_drawn_from_one_file(tmp_path):
     rows = whole_comparison(["snopt", "adam", "sgd", "kfac"], ["digits", "circle"])
     folders = [tmp_path / name for name in ("first", "second")]
     said: list[str] = []
     for folder in folders:
         folder.mkdir()
-        (folder / "runs.csv").write_text(csv_of(rows))
+        write_rows(folder / "runs.csv", table_of(rows))
         draw(folder, "a command", said.append)
         assert {path.name for path in folder.iterdir()} == {*FILES, "runs.csv"}
     for name in FILES:
@@ -171,7 +122,7 @@ def test_everything_is_drawn_from_one_file(tmp_path):
 
 def test_a_comparison_that_all_missed_can_be_drawn(tmp_path):
     rows = whole_comparison(["sgd"], ["digits"])
-    (tmp_path / "runs.csv").write_text(csv_of(rows))
+    write_rows(tmp_path / "runs.csv", table_of(rows))
     draw(tmp_path, "a command", quiet)
     table = (tmp_path / "table.md").read_text()
     assert "| SGD | 0.00 | 0.00 | 0.00 | 0.00 | 1.00 (1.00 to 1.00) | – |" in table
@@ -215,25 +166,25 @@ def test_a_killed_comparison_goes_on_where_it_was(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = read_rows(tmp_path / "results" / "protocol" / "runs.csv")
     assert len(rows) == 8
-    assert all(row.state == "done" and row.total_steps > 0 for row in rows)
+    assert (rows["state"] == "done").all()
+    assert (rows["total_steps"] > 0).all()
     for status in outputs.glob("*/*/*/*/*/status.json"):
         assert json.loads(status.read_text())["starts"] == 1  # orphans were waited for
     assert set(FILES) <= {path.name for path in (tmp_path / "results" / "protocol").iterdir()}
     again = run_script(["run", *arguments])
-    assert "4 of 4 runs are done already" in again.stdout
+    assert "4 of 4 trials are done already" in again.stdout
     assert again.returncode == 0
 
 
-def test_a_failed_run_is_not_summarised(tmp_path, training, monkeypatch):
+def test_a_failed_run_is_named_and_nothing_is_summarised(tmp_path, training):
     request = tiny_request(tmp_path)
     set_targets(request, quiet)
     compare(request, quiet)
-    folder = next(request.output_dir.glob("*/*/sgd/*/seed-401"))
-    task, dataset, optimizer, digest, _ = folder.parts[-5:]
-    shutil.rmtree(folder)
-    write_record(
-        request.output_dir, dataset, optimizer, 401, task=task, digest=digest, state="failed"
-    )
-    monkeypatch.setattr(session, "train_all", lambda *_: None)
-    with pytest.raises(RecordError, match="sgd, best setting · seed 401 is failed"):
+    before = (request.folder / "runs.csv").read_bytes()
+    lost = next(request.output_dir.glob("*/*/sgd/*/seed-401"))
+    shutil.rmtree(lost)
+    training.state = "failed"
+    said = r"nothing is compared, 1 of 4 runs failed:\n.*seed 401: no"
+    with pytest.raises(RecordError, match=said):
         compare(request, quiet)
+    assert (request.folder / "runs.csv").read_bytes() == before

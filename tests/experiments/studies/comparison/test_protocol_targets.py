@@ -10,17 +10,22 @@ import yaml
 from synthetic_protocol import FakeTraining, tiny
 
 from experiments.base.errors import ConfigError
-from experiments.studies.comparison import targets as module
 from experiments.studies.comparison.planning import target_runs
-from experiments.studies.comparison.session import Request, set_targets
+from experiments.studies.comparison.session import (
+    HEADER,
+    TARGETS,
+    Request,
+    load_targets,
+    set_targets,
+)
 from experiments.studies.comparison.settings import load
-from experiments.studies.comparison.targets import FILE, HEADER, load_targets
+from experiments.studies.execute import Training
 
 
 @pytest.fixture
 def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
     fake = FakeTraining()
-    monkeypatch.setattr(module, "train_all", fake)
+    monkeypatch.setattr(Training, "launch", lambda self, run: fake.launch(self, run))
     configs = tiny(tmp_path / "configs")
     return Request(
         data_dir=tmp_path, output_dir=tmp_path / "outputs", results_dir=tmp_path, configs=configs
@@ -65,10 +70,10 @@ def test_without_targets_nothing_is_compared(request_):
         ConfigError, match=r"targets.yaml is missing; first set the targets: python"
     ):
         check(request_)
-    (request_.configs / FILE).write_text("moons: {target: 1.0}\n")
+    (request_.configs / TARGETS).write_text("moons: {target: 1.0}\n")
     with pytest.raises(ConfigError, match=r"has no target for circle; set it: .* circle"):
         check(request_)
-    (request_.configs / FILE).write_text("- circle\n")
+    (request_.configs / TARGETS).write_text("- circle\n")
     with pytest.raises(ConfigError, match="holds no targets"):
         check(request_)
 

@@ -1,0 +1,75 @@
+"""Stands in for scripts/train.py in a study: keeps a record as it does, without training.
+
+Arguments: a folder with ``<run>.json``, what to do at each attempt, then ``run=<run>``. What can be
+done: done, diverged, failed, crash, kill, refuse, slow (until Ctrl-C) or a number of seconds, after
+which it is done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+from experiments.base.errors import RecordError
+from experiments.run.records import Record
+
+
+def main() -> int:
+    # A shell's background job starts with Ctrl-C ignored; the training script has its own handler.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    orders = Path(sys.argv[1])
+    run = next(one for one in sys.argv[2:] if one.startswith("run=")).removeprefix("run=")
+    order = json.loads((orders / f"{run}.json").read_text())
+    with (orders / f"{run}.attempts").open("a") as file:
+        file.write("x")
+    number = len((orders / f"{run}.attempts").read_text())
+    do = order["do"][min(number, len(order["do"])) - 1]
+    if do == "crash":
+        raise RuntimeError("a bug")
+    if do == "refuse":
+        sys.stderr.write("error: no data there\n")
+        return 2
+    record = Record(Path(order["folder"]))
+    try:
+        with record.locked():
+            if record.state == "done":
+                return 0
+            record.write_status("running", error=None)
+            code = keep(record, do, order["value"])
+            if code == 0:
+                with (orders / f"{run}.completed").open("a") as file:
+                    file.write("x")
+            return code
+    except RecordError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+
+
+def keep(record: Record, do: str, value: float) -> int:
+    if do == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if do == "failed":
+        record.write_status("failed", error="OSError: disk full")
+        return 1
+    row = {"step": 1, "time/train_s": 1.0, "val/accuracy": value, "val/loss": 1.0 - value}
+    record.metrics_path.write_text(json.dumps(row) + "\n")
+    if do not in ("done", "diverged"):
+        try:
+            time.sleep(60.0 if do == "slow" else float(do))
+        except KeyboardInterrupt:
+            record.write_status("interrupted", error="SIGINT")
+            return 130
+        do = "done"
+    record.write_status(do, error="loss is not finite" if do == "diverged" else None, wall_s=2.0)
+    return 0 if do == "done" else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())
