@@ -70,7 +70,7 @@ reproduce-%: $(STAMP)
 data: $(STAMP) ## Download DATASET (or all) into DATA_DIR; DATA_FLAGS=--dry-run says what it would need
 	$(BIN)/python scripts/data.py $(DATASET) --data-dir $(DATA_DIR) $(DATA_FLAGS)
 
-report: $(STAMP) ## One page with every figure and table: results/index.html
+report: $(STAMP) ## Every figure and table: results/index.html (one page), results/README.md
 	$(BIN)/python scripts/report.py
 
 benchmark: $(STAMP) ## Time and memory of the library, write results/benchmarks/

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from experiments.base.errors import resumable
-from experiments.figures.figure_density import write
+from experiments.figures.density import write
+from experiments.figures.request import Made
 from experiments.run.records import summarise
 
 
@@ -26,12 +27,11 @@ def main() -> int:
 
     def work() -> str:
         runs = [summarise(path) for path in chosen.runs]
-        write(
-            runs,
-            folder,
-            command="python scripts/density.py RUN_FOLDER",
-            run_commands=[f"record {run.task}/{run.dataset}/{run.optimizer}" for run in runs],
-        )
+        made = [
+            Made(run.dataset, run, f"record {run.task}/{run.dataset}/{run.optimizer}")
+            for run in runs
+        ]
+        write(made, folder, command="python scripts/density.py RUN_FOLDER")
         return f"drawn: {folder / 'figure.png'}"
 
     return resumable(work)

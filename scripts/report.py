@@ -1,4 +1,4 @@
-"""Write results/index.html, one page with every figure and table: python scripts/report.py.
+"""Write results/index.html and results/README.md, every figure and table: python scripts/report.py.
 
 The page opens from disk and needs no network. Exit status: 0 written, 2 nothing to show or damaged
 results.

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from experiments.base.errors import resumable
-from experiments.figures.reproduce import MEASURED, SEEDS, TARGETS, Request, reproduce
+from experiments.figures.reproduce import FIGURES, reproduce
+from experiments.figures.request import SEEDS, Request
 
 
 def parse(arguments: list[str] | None = None) -> Request:
@@ -20,7 +21,7 @@ def parse(arguments: list[str] | None = None) -> Request:
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("target", help=f"one of: {', '.join((*TARGETS, *MEASURED))}")
+    parser.add_argument("target", help=f"one of: {', '.join(FIGURES)}")
     parser.add_argument("overrides", nargs="*", help="changes to every run, such as device=cpu")
     parser.add_argument("--profile", default="embedded", help="embedded or paper")
     parser.add_argument("--seeds", type=_seeds, default=SEEDS, help="such as 0,1,2")

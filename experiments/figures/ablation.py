@@ -1,229 +1,316 @@
 """The ablation of SNOpt's options: training time to a target that tuned SGD and Adam set.
 
-One column a data set, one row a variant; a dot is a seed, a bar the median. Everything is drawn
-from ``data.csv`` alone. :mod:`experiments.figures.ablation_runs` trains.
+First tuned Adam and SGD run with a larger budget and set a target; then every variant runs until it
+reaches the target or its steps are used up. Everything is a run record, so a stopped ablation goes
+on where it was. ``configs/ablation.yaml`` says what is compared.
+
+One column a data set, one row a variant; a dot is a seed, a bar the median.
 """
 
 from __future__ import annotations
 
+import json
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, fields
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from typing import Any
 
 import matplotlib as mpl
+import pandas as pd
+import yaml
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Picture
 
 from experiments.base.errors import ConfigError, RecordError
 from experiments.base.files import write_whole
-from experiments.figures.ablation_runs import Ablation, Entry, run_ablation
-from experiments.publish.provenance import caption_of, machine, provenance, write_origin
-from experiments.publish.style import RC, WIDTH_IN
-from experiments.publish.tables import Cells, read_csv, to_csv
-from experiments.studies.execute import Say
+from experiments.figures.request import Figure, Made, Request, facts_of, in_turn, listed, obtain
+from experiments.publish.names import dataset_name, optimizer_name
+from experiments.publish.provenance import publish, read_provenance
+from experiments.publish.style import LOOKS, RC, WIDTH_IN, put_caption, save, wrapped
+from experiments.publish.tables import Table, csv_of, read_table
+from experiments.run.config import CONFIGS
+from experiments.run.records import Summary
+from experiments.studies.execute import PlannedRun, Say, planned
+from experiments.studies.goals import GREATER, best, target_of, time_to
 
 NAME = "ablation"
-PROFILES = ("embedded",)
-TITLES = {"digits": "Digits", "japanese_vowels": "JapaneseVowels", "circle": "Circle"}
-SETTERS = {"adam": "Adam, tuned", "sgd": "SGD, tuned"}
-COLUMNS = tuple(field.name for field in fields(Entry))
 REFERENCE = "adam"
+COLUMNS = {
+    "dataset": str,
+    "variant": str,
+    "seed": int,
+    "target": float,
+    "seconds": float,
+    "best": float,
+    "state": str,
+    "trained": float,
+    "steps": int,
+}
+"""``data.csv``, one row a run: what is compared, or the optimizer that set the target; value of the
+validation metric to reach; training time to it, infinite where it was not reached; best validation
+value; training seconds and steps in all."""
 
 
-def reproduce(
-    *,
-    profile: str,
-    seeds: Sequence[int],
-    overrides: Sequence[str],
-    data_dir: Path,
-    output_dir: Path,
-    folder: Path,
-    command: str,
-    say: Say,
-    jobs: int = 1,
-) -> None:
+@dataclass(frozen=True)
+class Ablation:
+    """What is compared; see ``configs/ablation.yaml``.
+
+    Attributes:
+        datasets: data set → where its tuned settings are, steps, metric.
+        targets: optimizers that set the target, and how many more steps they get.
+        variants: name → from which optimizer, with what change.
+    """
+
+    datasets: Mapping[str, Mapping[str, Any]]
+    targets: Mapping[str, Any]
+    variants: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def load(cls, path: Path = CONFIGS / "ablation.yaml") -> Ablation:
+        """Read the description.
+
+        Raises:
+            ConfigError: the file is missing or lacks a part.
+        """
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            return cls(content["datasets"], content["targets"], content["variants"])
+        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path} is no description of an ablation: {error!r}") from error
+
+    def runs(
+        self,
+        dataset: str,
+        optimizer: str,
+        *,
+        change: Mapping[str, Any],
+        steps: int,
+        stop_at: float | None,
+        seeds: Sequence[int],
+        where: Sequence[str],
+    ) -> list[PlannedRun]:
+        """Return the runs of tuned settings with a change, one for each seed."""
+        spec = self.datasets[dataset]
+        overrides = [
+            "trainer.epochs=null",
+            f"trainer.max_steps={steps}",
+            f"trainer.eval_every={spec['eval_every']}",
+            f"trainer.stop_at={'null' if stop_at is None else repr(stop_at)}",
+            "tracking=none",
+        ]
+        prefix = "optimizer." + (f"{spec['inside']}." if "inside" in spec else "")
+        overrides += [f"++{prefix}{key}={_hydra(value)}" for key, value in change.items()]
+        experiment = f"{spec['tuned'][optimizer]}/{dataset}-{optimizer}"
+        return planned(experiment, dataset, optimizer, seeds, overrides, where)
+
+    def target_runs(
+        self, dataset: str, seeds: Sequence[int], where: Sequence[str]
+    ) -> dict[str, list[PlannedRun]]:
+        """Return the runs that set the target, by optimizer."""
+        steps = round(self.datasets[dataset]["steps"] * self.targets["more_steps"])
+        return {
+            optimizer: self.runs(
+                dataset,
+                optimizer,
+                change={},
+                steps=steps,
+                stop_at=None,
+                seeds=seeds,
+                where=where,
+            )
+            for optimizer in self.targets["optimizers"]
+        }
+
+    def variant_runs(
+        self, dataset: str, stop_at: float, seeds: Sequence[int], where: Sequence[str]
+    ) -> dict[str, list[PlannedRun]]:
+        """Return the runs of all variants of a data set, by variant."""
+        return {
+            name: self.runs(
+                dataset,
+                variant["from"],
+                change=variant.get("change", {}),
+                steps=self.datasets[dataset]["steps"],
+                stop_at=stop_at,
+                seeds=seeds,
+                where=where,
+            )
+            for name, variant in self.variants.items()
+            if dataset not in variant.get("except", ())
+        }
+
+
+def _hydra(value: Any) -> str:
+    """Return a value as Hydra's command line reads it."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_hydra(item)}" for key, item in value.items()) + "}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def score(run: Summary, variant: str, target: float, metric: str) -> dict[str, Any]:
+    """Return what a run says, by the names of :data:`COLUMNS`."""
+    greater = GREATER[metric]
+    last = max(run.metrics, key=lambda row: row["step"])
+    return {
+        "dataset": run.dataset,
+        "variant": variant,
+        "seed": run.seed,
+        "target": target,
+        "seconds": time_to(run.metrics, metric, target, greater=greater),
+        "best": best(run.metrics, metric, greater=greater),
+        "state": run.state,
+        "trained": float(last["time/train_s"]),
+        "steps": int(last["step"]),
+    }
+
+
+def reproduce(request: Request, say: Say) -> None:
     """Train what is missing, then write ``data.csv``, ``table.md``, ``figure.png``, provenance.
 
-    Args:
-        profile: ``"embedded"``, the only one.
-        seeds: seeds of every run.
-        overrides: names of data sets to leave the others out; empty means all.
-        data_dir: where data sets lie.
-        output_dir: where run records lie.
-        folder: where the results go.
-        command: the command that makes them.
-        say: prints one line.
-        jobs: runs at a time.
+    The overrides are names of data sets, to leave the others out.
 
     Raises:
-        ConfigError: the profile or a data set is unknown.
-        RecordError: a run failed.
+        ConfigError: a data set is unknown.
+        RecordError: a run failed; one that diverged counts as never reaching the target.
     """
     ablation = Ablation.load()
-    if profile not in PROFILES:
-        raise ConfigError(f"unknown profile {profile!r}; {NAME} has {', '.join(PROFILES)}")
-    unknown = [name for name in overrides if name not in ablation.datasets]
+    unknown = [name for name in request.overrides if name not in ablation.datasets]
     if unknown:
-        raise ConfigError(
-            f"{NAME} takes names of data sets, {', '.join(ablation.datasets)}; got {unknown[0]!r}"
-        )
-    entries, used = run_ablation(
-        ablation,
-        seeds,
-        data_dir=data_dir,
-        output_dir=output_dir,
-        jobs=jobs,
-        say=say,
-        datasets=overrides,
+        valid = ", ".join(ablation.datasets)
+        raise ConfigError(f"{NAME} takes names of data sets, {valid}; got {unknown[0]!r}")
+    rows: list[dict[str, Any]] = []
+    used: list[Made[str]] = []
+    for dataset in request.overrides or ablation.datasets:
+        metric = ablation.datasets[dataset]["metric"]
+        setters = ablation.target_runs(dataset, request.seeds, request.where)
+        made = _obtain(request, setters, say)
+        by_setter = {name: [one.run for one in made if one.variant == name] for name in setters}
+        target, stop_at = target_of(by_setter, metric)
+        say(f"{dataset}: target {metric} {target:g}")
+        variants = ablation.variant_runs(dataset, stop_at, request.seeds, request.where)
+        made += _obtain(request, variants, say)
+        rows += [score(one.run, one.variant, target, metric) for one in made]
+        used += made
+    facts = facts_of(used)
+    facts["caption"] = _caption(facts, request.jobs)
+    data = csv_of(pd.DataFrame(rows))
+    publish(request.folder, data, target=NAME, command=request.command, **facts)
+    redraw(request.folder)
+
+
+def _obtain(
+    request: Request, variants: Mapping[str, Sequence[PlannedRun]], say: Say
+) -> list[Made[str]]:
+    """Train what is missing of one data set; return the runs by variant."""
+    stops = "the ablation stops"
+    made = obtain(request, in_turn(variants), say, jobs=request.jobs, consequence=stops)
+    order = list(variants)
+    return sorted(made, key=lambda one: order.index(one.variant))
+
+
+def _caption(facts: Mapping[str, Any], jobs: int) -> str:
+    together = "" if jobs == 1 else f", {jobs} runs at a time"
+    return (
+        f"{facts['device']}{together}. Seeds {listed(facts['seeds'])}: bars are medians, dots"
+        " seeds, a cross a run that missed the target, the median of the best validation values of"
+        " tuned Adam and SGD with half as many steps again. Dashed line: tuned Adam. + and −: one"
+        " change to tuned SNOpt or snopt_plus, not tuned again."
     )
-    runs, commands = [run for run, _ in used], [line for _, line in used]
-    origin = {
-        **provenance(NAME, command, runs, commands),
-        "caption": _caption(entries, machine(runs), jobs),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "data.csv", to_csv(COLUMNS, map(astuple, entries)))
-    write_origin(folder, origin)
-    redraw(folder)
 
 
 def redraw(folder: Path) -> None:
     """Write ``table.md`` and ``figure.png`` again from ``data.csv`` and the caption.
 
     Raises:
-        RecordError: ``data.csv`` is missing or damaged.
+        RecordError: a file is missing or damaged.
     """
-    entries = read_entries(folder / "data.csv")
-    line = caption_of(folder)
-    write_whole(folder / "table.md", table(entries) + f"\n{line}\n")
+    entries = read_table(folder / "data.csv", COLUMNS)
+    line = read_provenance(folder)["caption"]
+    text = table(entries, line).markdown()
+    write_whole(folder / "table.md", text.replace("|  |", "| |", 1))
     with mpl.rc_context(RC):
-        draw(entries, line).savefig(folder / "figure.png", metadata={"Software": None})
+        save(draw(entries, line), folder / "figure.png")
 
 
-def read_entries(path: Path) -> list[Entry]:
-    """Read ``data.csv``.
-
-    Raises:
-        RecordError: the file is missing or damaged.
-    """
-    return read_csv(path, COLUMNS, _entry)
-
-
-def _entry(row: Cells) -> Entry:
-    return Entry(
-        dataset=row["dataset"],
-        variant=row["variant"],
-        seed=int(row["seed"]),
-        target=float(row["target"]),
-        seconds=float(row["seconds"]),
-        best=float(row["best"]),
-        state=row["state"],
-        trained=float(row["trained"]),
-        steps=int(row["steps"]),
-    )
+def table(entries: pd.DataFrame, caption: str = "") -> Table:
+    """Return the table: medians, how many reached the target, ratio to Adam."""
+    goals = entries.drop_duplicates("dataset").set_index("dataset")["target"]
+    rows = [["target", *map(_goal, goals)]]
+    for variant in entries["variant"].unique():
+        cells = [_cell(entries[entries["dataset"] == name], variant) for name in goals.index]
+        rows.append([label(variant), *cells])
+    header = ["", *map(dataset_name, goals.index)]
+    return Table(header, rows, caption, dashes=("---", "---"))
 
 
-def medians(entries: Sequence[Entry]) -> dict[tuple[str, str], float]:
-    """Return the median time by (data set, variant); a run that missed counts as infinite."""
-    groups: dict[tuple[str, str], list[float]] = {}
-    for entry in entries:
-        groups.setdefault((entry.dataset, entry.variant), []).append(entry.seconds)
-    return {key: median(values) for key, values in groups.items()}
-
-
-def table(entries: Sequence[Entry]) -> str:
-    """Return the table in Markdown: medians, how many reached the target, ratio to Adam."""
-    datasets = list(dict.fromkeys(entry.dataset for entry in entries))
-    variants = list(dict.fromkeys(entry.variant for entry in entries))
-    found = medians(entries)
-    lines = ["| | " + " | ".join(TITLES.get(name, name) for name in datasets) + " |"]
-    lines.append("|---|" + "---|" * len(datasets))
-    goals = {entry.dataset: entry.target for entry in entries}
-    lines.append("| target | " + " | ".join(_goal(goals[name]) for name in datasets) + " |")
-    for variant in variants:
-        cells = [_cell(entries, found, dataset, variant) for dataset in datasets]
-        lines.append(f"| {SETTERS.get(variant, variant)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+def label(variant: str) -> str:
+    """Return what figure and table call a variant."""
+    return f"{optimizer_name(variant)}, tuned" if variant in ("adam", "sgd") else variant
 
 
 def _goal(value: float) -> str:
     return f"{100 * value:.1f} %" if 0 <= value <= 1 else f"{value:.3f} nats"
 
 
-def _cell(
-    entries: Sequence[Entry],
-    found: Mapping[tuple[str, str], float],
-    dataset: str,
-    variant: str,
-) -> str:
-    own = [e for e in entries if (e.dataset, e.variant) == (dataset, variant)]
-    if not own:
+def _cell(of_dataset: pd.DataFrame, variant: str) -> str:
+    times = of_dataset.loc[of_dataset["variant"] == variant, "seconds"]
+    if times.empty:
         return "–"
-    hits = sum(math.isfinite(entry.seconds) for entry in own)
-    count = f"{hits} of {len(own)}"
-    time, reference = found[dataset, variant], found.get((dataset, REFERENCE), math.inf)
-    if not math.isfinite(time):
+    count = f"{(times < math.inf).sum()} of {len(times)}"
+    if math.isinf(times.median()):
         return f"missed ({count})"
-    ratio = f", {time / reference:.2f}×" if math.isfinite(reference) else ""
-    return f"{time:.1f} s{ratio} ({count})"
+    reference = of_dataset.loc[of_dataset["variant"] == REFERENCE, "seconds"].median()
+    ratio = f", {times.median() / reference:.2f}×" if math.isfinite(reference) else ""
+    return f"{times.median():.1f} s{ratio} ({count})"
 
 
-def draw(entries: Sequence[Entry], line: str = "") -> Figure:
+def draw(entries: pd.DataFrame, caption: str = "") -> Picture:
     """Return the figure; call it within ``matplotlib.rc_context(RC)``.
 
     Raises:
         RecordError: there is no entry.
     """
-    if not entries:
+    if entries.empty:
         raise RecordError(f"{NAME}: there are no runs")
-    datasets = list(dict.fromkeys(entry.dataset for entry in entries))
-    variants = list(dict.fromkeys(entry.variant for entry in entries))
-    lines = textwrap.wrap(line, width=int(15.5 * WIDTH_IN))
+    datasets, variants = (list(entries[name].unique()) for name in ("dataset", "variant"))
+    lines = wrapped(caption)
     height = 1.0 + 0.21 * len(variants) + 0.14 * len(lines)
-    figure = Figure(figsize=(WIDTH_IN, height))
-    axes = figure.subplots(1, len(datasets), sharey=True, squeeze=False)[0]
+    picture = Picture(figsize=(WIDTH_IN, height))
+    axes = picture.subplots(1, len(datasets), sharey=True, squeeze=False)[0]
     for panel, dataset in zip(axes, datasets, strict=True):
-        _panel(panel, [e for e in entries if e.dataset == dataset], variants)
-        panel.set_title(TITLES.get(dataset, dataset))
+        _panel(panel, entries[entries["dataset"] == dataset], variants)
+        panel.set_title(dataset_name(dataset))
         panel.set_xlabel("Seconds to target")
-    axes[0].set_yticks(range(len(variants)), [SETTERS.get(v, v) for v in variants])
+    axes[0].set_yticks(range(len(variants)), [label(variant) for variant in variants])
     axes[0].set_ylim(len(variants) - 0.5, -0.5)
-    figure.text(0.5, 0.008, "\n".join(lines), ha="center", va="bottom", fontsize=8)
-    figure.tight_layout(rect=(0.0, (0.05 + 0.14 * len(lines)) / height, 1.0, 1.0))
-    return figure
+    put_caption(picture, lines, 0.008)
+    picture.tight_layout(rect=(0.0, (0.05 + 0.14 * len(lines)) / height, 1.0, 1.0))
+    return picture
 
 
-def _panel(axes: Axes, entries: Sequence[Entry], variants: Sequence[str]) -> None:
-    finite = [entry.seconds for entry in entries if math.isfinite(entry.seconds)]
-    edge = 1.18 * max(finite, default=1.0)  # where a miss is drawn
-    found = medians(entries)
-    for entry in entries:
+def _panel(axes: Axes, entries: pd.DataFrame, variants: Sequence[str]) -> None:
+    hit = entries[entries["seconds"] < math.inf]
+    edge = 1.18 * (hit["seconds"].max() if len(hit) else 1.0)  # where a miss is drawn
+    for entry in entries.itertuples():
         row = variants.index(entry.variant)
         if math.isfinite(entry.seconds):
             axes.plot(entry.seconds, row, "o", color="#444444", markersize=3.5, zorder=3)
         else:
             shift = 0.18 * (entry.seed % 3 - 1)
             axes.plot(edge, row + shift, "x", color="#8C1C4A", markersize=4, zorder=3)
-    for (_, variant), time in found.items():
+    found = entries.groupby("variant", sort=False)["seconds"].median()
+    for variant, time in found.items():
         if math.isfinite(time):
-            face = "#8C1C4A" if variant in ("SNOpt", "snopt_plus") else "#BBBBBB"
+            face = LOOKS["snopt"].color if variant in ("SNOpt", "snopt_plus") else "#BBBBBB"
             axes.barh(variants.index(variant), time, 0.6, color=face, zorder=2)
-    reference = found.get((entries[0].dataset, REFERENCE), math.inf)
+    reference = found.get(REFERENCE, math.inf)
     if math.isfinite(reference):
-        axes.axvline(reference, color="#1F78B4", linestyle=(0, (5, 1.5)), linewidth=1.0, zorder=1)
+        dashes = (0, (5, 1.5))
+        color = LOOKS["adam"].color
+        axes.axvline(reference, color=color, linestyle=dashes, linewidth=1.0, zorder=1)
     axes.set_xlim(0.0, 1.08 * edge)
     axes.grid(visible=False, axis="y")
 
 
-def _caption(entries: Sequence[Entry], device: str, jobs: int) -> str:
-    seeds = ", ".join(str(seed) for seed in sorted({entry.seed for entry in entries}))
-    together = "" if jobs == 1 else f", {jobs} runs at a time"
-    return (
-        f"{device}{together}. Seeds {seeds}: bars are medians, dots seeds, a cross a run that"
-        " missed the target, the median of the best validation values of tuned Adam and SGD with"
-        " half as many steps again. Dashed line: tuned Adam. + and −: one change to tuned SNOpt or"
-        " snopt_plus, not tuned again."
-    )
+FIGURES = (Figure(NAME, reproduce, redraw),)

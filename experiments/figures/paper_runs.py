@@ -14,23 +14,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from experiments.base.errors import ConfigError, RecordError
 from experiments.base.files import write_whole
-from experiments.figures import figure_1, figure_6
-from experiments.figures.blocks import PROFILES
-from experiments.figures.curves import Curve, csv_of, read_curves
-from experiments.publish.provenance import describe, devices, run_entry
+from experiments.figures.loss_curves import (
+    FIGURE_1,
+    FIGURE_6,
+    OPTIMIZERS,
+    POINTS,
+    WINDOW,
+    datasets_of,
+    experiment_of,
+    write,
+)
+from experiments.figures.request import Request
+from experiments.publish.names import dataset_name
+from experiments.publish.provenance import of_runs, run_entry
+from experiments.publish.runs import read_runs, runs_table, thin, write_runs
 from experiments.run.config import load_config, places, resolve
 from experiments.run.records import FINAL_STATES, Record, Summary, state_of, summarise
 from experiments.studies.execute import PlannedRun, Say, planned
+from experiments.studies.goals import GREATER, best
+from experiments.tasks import METRICS
 
 COMMAND = "python scripts/collect.py paper"
 
-EXPERIMENTS = "paper"
-
-DATASETS = tuple(panel.dataset for panel in PROFILES["paper"])
-
-OPTIMIZERS = figure_6.OPTIMIZERS
+DATASETS = datasets_of(FIGURE_6, "paper")
 
 
 @dataclass(frozen=True)
@@ -38,11 +48,11 @@ class PaperRun:
     """One summary.
 
     Attributes:
-        curve: the thinned curve.
+        table: the thinned curve, rows of a table of runs.
         entry: contents of the JSON file.
     """
 
-    curve: Curve
+    table: pd.DataFrame
     entry: dict[str, Any]
 
 
@@ -64,14 +74,11 @@ def find(output_dir: Path, datasets: Sequence[str], overrides: Sequence[str]) ->
     found = []
     for dataset in datasets:
         for optimizer in OPTIMIZERS:
-            (first,) = planned(
-                f"{EXPERIMENTS}/{dataset}-{optimizer}", dataset, optimizer, [0], overrides, where
-            )
+            name = experiment_of(dataset, optimizer, "paper")
+            (first,) = planned(name, dataset, optimizer, [0], overrides, where)
             folders = first.folder.parent.glob("seed-*")
             seeds = sorted(int(folder.name.removeprefix("seed-")) for folder in folders)
-            found += planned(
-                f"{EXPERIMENTS}/{dataset}-{optimizer}", dataset, optimizer, seeds, overrides, where
-            )
+            found += planned(name, dataset, optimizer, seeds, overrides, where)
     return found
 
 
@@ -105,7 +112,7 @@ def collect(
         folder = results_dir / "paper" / run.dataset
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{run.optimizer}-seed-{run.seed}.json"
-        write_whole(path.with_suffix(".csv"), csv_of([figure_6.curve_of(record)]))
+        write_runs(path.with_suffix(".csv"), thin(runs_table([record]), POINTS, WINDOW))
         text = json.dumps(summary_of(record, run), indent=2, ensure_ascii=False)
         write_whole(path, text + "\n")
         say(f"{run.name}: {state}, {path}")
@@ -120,10 +127,9 @@ def collect(
 
 def summary_of(record: Summary, run: PlannedRun) -> dict[str, Any]:
     """Return the contents of a summary, ready for JSON."""
-    metric = figure_6.METRICS[record.task]
+    metric = METRICS[record.task]
     evaluated = [row for row in record.metrics if f"val/{metric}" in row]
-    best = max if metric == "accuracy" else min
-    value = best((row[f"val/{metric}"] for row in evaluated), default=None)
+    value = best(evaluated, metric, greater=GREATER[metric]) if evaluated else None
     config = resolve(load_config(run.overrides))
     return {
         "task": record.task,
@@ -156,15 +162,17 @@ def load(results_dir: Path) -> list[PaperRun]:
                 key = (entry["dataset"], entry["optimizer"], entry["seed"])
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise RecordError(f"{path} is damaged: {error!r}; collect it again") from None
-            curves = read_curves(path.with_suffix(".csv"))
-            if [(c.dataset, c.optimizer, c.seed) for c in curves] != [key]:
+            table = read_runs(path.with_suffix(".csv"))
+            columns = ["dataset", "optimizer", "seed"]
+            if table[columns].drop_duplicates().to_numpy().tolist() != [list(key)]:
                 raise RecordError(f"{path.with_suffix('.csv')} is not the curve of {path.name}")
-            runs.append(PaperRun(curves[0], entry))
-    order = {name: place for place, name in enumerate(OPTIMIZERS)}
-    place = {name: place for place, name in enumerate(DATASETS)}
-    return sorted(
-        runs, key=lambda run: (place[run.curve.dataset], order[run.curve.optimizer], run.curve.seed)
-    )
+            runs.append(PaperRun(table, entry))
+    return sorted(runs, key=lambda run: _place(run.entry))
+
+
+def _place(entry: dict[str, Any]) -> tuple[int, int, int]:
+    dataset, optimizer, seed = entry["dataset"], entry["optimizer"], entry["seed"]
+    return DATASETS.index(dataset), OPTIMIZERS.index(optimizer), seed
 
 
 def draw(results_dir: Path, x: str = "time") -> list[Path]:
@@ -179,40 +187,33 @@ def draw(results_dir: Path, x: str = "time") -> list[Path]:
     if not runs:
         raise RecordError(f"there are no summaries in {results_dir / 'paper'}; collect them first")
     made = []
-    for figure in (figure_1, figure_6):
-        datasets = {panel.dataset for panel in figure.PROFILES["paper"]}
-        shown = [run for run in runs if run.curve.dataset in datasets]
+    for target in (FIGURE_1, FIGURE_6):
+        shown = [run for run in runs if run.entry["dataset"] in datasets_of(target, "paper")]
         if not shown:
             continue
         entries = [
             {key: value for key, value in run.entry.items() if key not in _NOT_IN_FIGURES}
             for run in shown
         ]
-        origin = {
-            **describe(figure.NAME, COMMAND, entries),
-            "profile": "paper",
-            "budget": budget(shown),
-        }
-        folder = results_dir / f"{figure.NAME}-paper"
-        curves = [run.curve for run in shown]
-        if figure is figure_1:
-            figure_1.write(curves, folder, origin, devices(entries), smooth=True)
-        else:
-            figure_6.write(curves, folder, origin, devices(entries), x=x)
-        made.append(folder)
+        # Thinned curves are running means already.
+        facts = {**of_runs(entries), "budget": budget(shown), "smooth": True}
+        request = Request(target, "paper", results_dir=results_dir, x=x)
+        table = pd.concat([run.table for run in shown], ignore_index=True)
+        write(request, table, facts, command=COMMAND)
+        made.append(request.folder)
     return made
 
 
 def budget(runs: Sequence[PaperRun]) -> str:
     """Return a sentence on the length of runs: as published, or which are shorter or longer."""
-    titles = {panel.dataset: panel.title for panel in PROFILES["paper"]}
     others: dict[str, None] = {}
     for run in runs:
-        dataset, optimizer = run.curve.dataset, run.curve.optimizer
-        published = resolve(load_config([f"experiment={EXPERIMENTS}/{dataset}-{optimizer}"]))
+        dataset, optimizer = run.entry["dataset"], run.entry["optimizer"]
+        experiment = experiment_of(dataset, optimizer, "paper")
+        published = resolve(load_config([f"experiment={experiment}"]))
         wanted, found = (c["trainer"]["epochs"] for c in (published, run.entry))
         if wanted != found:
-            others[f"{titles[dataset]} {found} of {wanted}"] = None
+            others[f"{dataset_name(dataset)} {found} of {wanted}"] = None
     return "Epochs as published" + (f", but {'; '.join(others)}." if others else ".")
 
 

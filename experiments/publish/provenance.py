@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 from experiments.base.environment import REPOSITORY, git_commit
 from experiments.base.environment import versions as run_versions
+from experiments.base.errors import RecordError
 from experiments.base.files import write_whole
 from experiments.run.records import Summary
 
@@ -45,34 +46,27 @@ def processor() -> str:
     return names[0].strip() if names else platform.machine()
 
 
+_STATUS = (
+    "git_commit",
+    "git_dirty",
+    "device",
+    "threads",
+    "seconds",
+    "wall_s",
+    "peak_memory_mb",
+    "started_at",
+    "ended_at",
+)
+
+
 def run_entry(run: Summary, command: str) -> dict[str, Any]:
     """Return what the provenance keeps of one run; ``seconds`` are those of the training clock."""
-    status = run.status
-    return {
-        "dataset": run.dataset,
-        "optimizer": run.optimizer,
-        "seed": run.seed,
-        "hash": run.digest,
-        "state": run.state,
-        "command": command,
-        "git_commit": status.get("git_commit"),
-        "git_dirty": status.get("git_dirty"),
-        "device": status.get("device"),
-        "threads": status.get("threads"),
-        "seconds": status.get("seconds"),
-        "wall_s": status.get("wall_s"),
-        "peak_memory_mb": status.get("peak_memory_mb"),
-        "started_at": status.get("started_at"),
-        "ended_at": status.get("ended_at"),
-    }
+    own = {"dataset": run.dataset, "optimizer": run.optimizer, "seed": run.seed}
+    own |= {"hash": run.digest, "state": run.state, "command": command}
+    return own | {key: run.status.get(key) for key in _STATUS}
 
 
-def machine(runs: Sequence[Summary]) -> str:
-    """Return device and thread count of the runs in words, for captions; several are all named."""
-    return devices([run.status for run in runs])
-
-
-def devices(entries: Sequence[Mapping[str, Any]]) -> str:
+def devices(entries: Iterable[Mapping[str, Any]]) -> str:
     """Return device and thread count in words from what has ``device`` and ``threads``."""
     return " and ".join(sorted({_device(entry) for entry in entries}))
 
@@ -86,54 +80,74 @@ def _device(entry: Mapping[str, Any]) -> str:
     return f"{name}, {threads} thread{'' if threads == 1 else 's'}"
 
 
-def provenance(
-    target: str, command: str, runs: Sequence[Summary], run_commands: Sequence[str]
-) -> dict[str, Any]:
-    """Return the whole provenance of a figure or table, ready for JSON.
+def of_runs(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what a provenance says of its runs.
 
     Args:
-        target: name of the figure, for example ``figure-1``.
-        command: the command that draws it.
-        runs: the records it is drawn from.
-        run_commands: for each run the command that makes it.
-    """
-    entries = [run_entry(run, line) for run, line in zip(runs, run_commands, strict=True)]
-    return describe(target, command, entries)
-
-
-def describe(target: str, command: str, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the whole provenance of a figure or table from the entries of its runs.
-
-    Args:
-        target: name of the figure, for example ``figure-1``.
-        command: the command that draws it.
         entries: for each run what :func:`run_entry` returns.
     """
-    return {
+    seeds = sorted({entry["seed"] for entry in entries})
+    return {"device": devices(entries), "seeds": seeds, "runs": list(entries)}
+
+
+def write_provenance(folder: Path, target: str, command: str, **facts: Any) -> None:
+    """Write ``provenance.json``, whole or not at all.
+
+    Args:
+        folder: the folder of the figure or table.
+        target: its name, such as ``figure-1``.
+        command: the command that makes it.
+        **facts: more entries, such as ``caption``, ``device``, ``seeds`` and ``runs``; one of the
+            same name as an entry below replaces it.
+
+    Raises:
+        RecordError: it cannot be written.
+    """
+    origin = {
         "target": target,
         "command": command,
         "drawn": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": git_state(),
         "versions": versions(),
         "processor": processor(),
-        "device": devices(entries),
         "platform": platform.platform(),
-        "seeds": sorted({entry["seed"] for entry in entries}),
-        "runs": list(entries),
+        **facts,
     }
-
-
-def write_origin(folder: Path, origin: Mapping[str, Any]) -> None:
-    """Write ``provenance.json``, whole or not at all.
-
-    Raises:
-        RecordError: it cannot be written.
-    """
     text = json.dumps(origin, indent=2, ensure_ascii=False) + "\n"
     write_whole(folder / "provenance.json", text)
 
 
-def caption_of(folder: Path) -> str:
-    """Return the caption in ``provenance.json``, empty where there is no such file."""
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Return ``provenance.json``, or an empty caption where there is no such file.
+
+    Raises:
+        RecordError: it is damaged.
+    """
     path = folder / "provenance.json"
-    return str(json.loads(path.read_text(encoding="utf-8"))["caption"]) if path.is_file() else ""
+    try:
+        origin = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(origin, dict):
+            raise ValueError("not a mapping")
+    except FileNotFoundError:
+        return {"caption": ""}
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path} is damaged: {error}") from None
+    return {"caption": "", **origin}
+
+
+def publish(folder: Path, data: str, *, target: str, command: str, **facts: Any) -> None:
+    """Write ``data.csv`` and ``provenance.json``, from which pictures and tables are drawn.
+
+    Args:
+        folder: where; made if it is not there.
+        data: contents of ``data.csv``.
+        target: see :func:`write_provenance`.
+        command: see :func:`write_provenance`.
+        **facts: see :func:`write_provenance`.
+
+    Raises:
+        RecordError: a file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "data.csv", data)
+    write_provenance(folder, target, command, **facts)

@@ -21,6 +21,7 @@ from experiments.base.errors import RecordError
 from experiments.base.files import write_whole
 from experiments.publish.tables import csv_of, read_table
 from experiments.run.records import DIVERGED, DONE, FINAL_STATES, Summary
+from experiments.tasks import METRICS
 
 RUN = ("hash", "dataset", "optimizer", "seed", "state")
 """Columns that say which run a row belongs to."""
@@ -34,9 +35,6 @@ TYPES = {
     **dict.fromkeys(VALUES, float),
 }
 """Columns of ``data.csv`` and their types; older files lack the last one."""
-
-METRICS = {"image": "accuracy", "time_series": "accuracy", "cnf": "nll"}
-"""Validation metric of each task: accuracy as a fraction, or nats an example."""
 
 NFE = ("nfe/forward", "nfe/backward", "nfe/curvature")
 """Evaluations of the vector field in a line of ``metrics.jsonl``."""
@@ -92,14 +90,19 @@ def _close_diverged(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def csv_of_runs(table: pd.DataFrame) -> str:
+    """Return a table of runs as ``data.csv``; an empty cell means "not measured"."""
+    times = table["time_s"].map("{:.4f}".format)
+    return csv_of(table.assign(time_s=times)[list(TYPES)], digits=6)
+
+
 def write_runs(path: Path, table: pd.DataFrame) -> None:
-    """Write a table of runs as ``data.csv``; an empty cell means "not measured".
+    """Write a table of runs; see :func:`csv_of_runs`.
 
     Raises:
         RecordError: it cannot be written.
     """
-    times = table["time_s"].map("{:.4f}".format)
-    write_whole(path, csv_of(table.assign(time_s=times)[list(TYPES)], digits=6))
+    write_whole(path, csv_of_runs(table))
 
 
 def read_runs(path: Path) -> pd.DataFrame:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import io
 import textwrap
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from experiments.base.errors import ConfigError
 from experiments.base.files import write_whole
+from experiments.publish.names import optimizer_name
 
 WIDTH_IN = 6.75
 """Width of a full-width figure in inches; fonts below are in points at this width."""
@@ -69,9 +72,9 @@ class Look:
 
 
 LOOKS: dict[str, Look] = {
-    "adam": Look("Adam", "#1F78B4", (0, (5.0, 1.5)), "o"),
-    "sgd": Look("SGD", "#E09F2B", (0, (1.5, 1.2)), "s"),
-    "snopt": Look("SNOpt", "#8C1C4A", "solid", "^"),
+    "adam": Look(optimizer_name("adam"), "#1F78B4", (0, (5.0, 1.5)), "o"),
+    "sgd": Look(optimizer_name("sgd"), "#E09F2B", (0, (1.5, 1.2)), "s"),
+    "snopt": Look(optimizer_name("snopt"), "#8C1C4A", "solid", "^"),
 }
 """Looks by optimizer name, in the order of legends."""
 
@@ -91,14 +94,22 @@ def look(optimizer: str) -> Look:
         ) from None
 
 
-def lightness(color: str) -> float:
-    """Return CIE L* (0 black to 100 white) of an sRGB colour ``#RRGGBB``: what greyscale keeps."""
-    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    if luminance <= (6 / 29) ** 3:
-        return luminance * (29 / 3) ** 3
-    return float(116 * luminance ** (1 / 3) - 16)
+def handles(looks: Iterable[Look], *, markers: bool = True) -> list[Line2D]:
+    """Return the entries of a legend, for ``Figure.legend(handles=…)``."""
+    return [
+        Line2D([], [], label=one.label, marker=one.marker if markers else None, **one.line)
+        for one in looks
+    ]
+
+
+def wrapped(caption: str, width: float = WIDTH_IN) -> list[str]:
+    """Return the lines of a caption below a figure of a width in inches."""
+    return textwrap.wrap(caption, width=int(15.5 * width))
+
+
+def put_caption(figure: Figure, lines: Sequence[str], bottom: float) -> None:
+    """Write the lines of a caption at the foot of a figure; ``bottom`` is a fraction of it."""
+    figure.text(0.5, bottom, "\n".join(lines), ha="center", va="bottom", fontsize=8)
 
 
 def finish(figure: Figure, caption: str, path: Path, *, top: float = 1.0) -> None:
@@ -111,9 +122,18 @@ def finish(figure: Figure, caption: str, path: Path, *, top: float = 1.0) -> Non
         top: upper edge of the panels, below a legend.
     """
     width, height = figure.get_size_inches()
-    lines = textwrap.wrap(caption, width=int(15.5 * width))
-    figure.text(0.5, 0.03 / height, "\n".join(lines), ha="center", va="bottom", fontsize=8)
+    lines = wrapped(caption, width)
+    put_caption(figure, lines, 0.03 / height)
     figure.tight_layout(rect=(0.0, (0.155 * len(lines) + 0.05) / height, 1.0, top))
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the picture, whole or not at all.
+
+    Raises:
+        RecordError: it cannot be written.
+    """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     write_whole(path, buffer.getvalue())

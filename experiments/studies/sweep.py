@@ -32,7 +32,6 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.base.environment import REPOSITORY
 from experiments.base.errors import ConfigError, RecordError, suggestion
 from experiments.base.files import is_held, write_whole
-from experiments.publish.runs import METRICS
 from experiments.publish.tables import csv_of
 from experiments.run.config import (
     CONFIGS,
@@ -61,6 +60,7 @@ from experiments.studies.study import (
     sample,
     study_names,
 )
+from experiments.tasks import METRICS
 
 SAMPLERS = ("halton", "tpe")
 """Quasi-random points, the same whoever draws them, or Optuna's Parzen estimator."""

@@ -1,7 +1,8 @@
-"""The page itself: one file that opens from disk, with pictures beside it and no network.
+"""The report: every figure and table in ``results/`` as a page and as Markdown.
 
-Styles, script, plotly and the numbers of all curves are written into the page; pictures are links
-to the files that lie next to it.
+``index.html`` is one file that opens from disk, with pictures beside it and no network: styles,
+script, plotly and the numbers of all curves are written into it. ``README.md`` has the same
+pictures, captions and tables for readers of the repository.
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from experiments.base.errors import RecordError
 from experiments.base.files import write_whole
-from experiments.figures.report.charts import chart, read
-from experiments.figures.report.folders import Section, sections, short
-from experiments.figures.report.summaries import Listing, listings
+from experiments.figures.report.contents import (
+    Listing,
+    Section,
+    chart,
+    listings,
+    sections,
+    short,
+)
 from experiments.publish.provenance import git_state
+from experiments.publish.tables import Table, read_cells
 
 _FOLDER = Path(__file__).resolve().parent
 
@@ -29,19 +35,41 @@ _ROWS = 60
 """Rows of a table of numbers that the page shows; the rest is in the file."""
 
 
+_INTRODUCTION = """# Results
+
+Written by `make report` from what the other targets of `make` left here; never by hand.
+`make report` also writes `index.html`: all of it on one page with interactive curves, which opens
+from disk and is not in the repository.
+
+| path | content |
+|---|---|
+| `figure-N/figure.png` | the picture |
+| `figure-N/data.csv` | the numbers it is drawn from; enough to draw it again |
+| `figure-N/provenance.json` | commit, versions, machine, dates, command, every run with its hash |
+| `figure-N-paper/` | the same for `PROFILE=paper` |
+| `table-N/table.md`, `table.tex` | the table, for reading and for a paper |
+| `paper/` | final metrics, provenance and thinned curve of each run with published settings |
+| `protocol/` | the comparison (`make protocol`), drawn from `runs.csv`, a line for every run |
+| `ablation/`, `benchmarks/` | SNOpt's options one by one; time and memory of the library |
+| `search/` | all trials of the search (`make search`) behind the settings in `configs/tuned/` |
+
+In `data.csv` of figure 6 and of `paper/` the training loss is a running mean over 10 steps, and
+rows are left out. An empty cell was not measured at that step; `val_metric` is the accuracy as a
+fraction; a run that diverged ends with a row whose `train_loss` is `inf`.
+"""
+
+
 def build(results: Path, say: Callable[[str], None] = lambda line: None) -> Path:
-    """Write ``results/index.html`` and return its path.
+    """Write ``results/index.html`` and ``results/README.md``; return the path of the page.
 
     Args:
         results: folder with figures and tables.
         say: prints one line.
 
     Raises:
-        RecordError: there is nothing to show, a file is damaged, or the page cannot be written.
+        RecordError: there is nothing to show, a file is damaged, or one cannot be written.
     """
-    if not results.is_dir():
-        raise RecordError(f"there is no folder {results}")
-    found = sections(results)
+    found, tables = sections(results), listings(results)
     curves = {}
     for section in found:
         drawn = chart(section.data) if section.data else None
@@ -49,8 +77,40 @@ def build(results: Path, say: Callable[[str], None] = lambda line: None) -> Path
             curves[section.name] = drawn
         say(f"{section.name}: {len(section.pictures)} pictures" + ", curves" * bool(drawn))
     path = results / "index.html"
-    write_whole(path, page(found, curves, listings(results)))
+    write_whole(path, page(found, curves, tables))
+    write_whole(results / "README.md", readme(found, tables))
     return path
+
+
+def readme(found: Sequence[Section], tables: Sequence[Listing]) -> str:
+    """Return the report as Markdown, with links relative to the results folder."""
+    parts = [_INTRODUCTION]
+    for section in found:
+        parts.append(f"## {section.title}\n")
+        parts += [f"![{_name(section, path)}]({path})\n" for path in section.pictures]
+        if section.table:
+            parts.append(section.table.strip() + "\n")
+        if section.note:
+            # A caption is text: what Markdown would read as HTML stays visible.
+            parts.append(escape(section.note, quote=False) + "\n")
+        files = [f"[{name}]({section.name}/{name})" for name in _files(section)]
+        command = dict(section.facts).get("Command")
+        parts.append(", ".join([*([f"`{command}`"] if command else []), *files]) + "\n")
+    for one in tables:
+        parts.append(f"## {one.title}\n")
+        parts.append(
+            Table(one.header, one.rows, one.caption, align="l" * len(one.header)).markdown()
+        )
+    return "\n".join(parts)
+
+
+def _files(section: Section) -> list[str]:
+    return ["provenance.json", *(["data.csv"] if section.data else [])]
+
+
+def _name(section: Section, picture: str) -> str:
+    stem = Path(picture).stem.removeprefix("figure").strip("-")
+    return f"{section.title}{f' ({stem})' if stem else ''}"
 
 
 def page(
@@ -102,14 +162,15 @@ def section_html(section: Section, has_curves: bool) -> str:
     name = escape(section.name)
     parts = [f'<section id="{name}">\n<h2>{escape(section.title)}</h2>\n']
     for picture in section.pictures:
+        words = f"{_name(section, picture)}. {section.caption}".strip()
         parts.append(
             f'<a class="picture" href="{escape(picture)}">'
-            f'<img src="{escape(picture)}" alt="{escape(_alt(section, picture))}"></a>\n'
+            f'<img src="{escape(picture)}" alt="{escape(words)}"></a>\n'
         )
     if section.table:
         parts.append(markdown_html(section.table))
-    if section.caption and not has_note(section.table):
-        parts.append(f'<p class="caption">{escape(section.caption)}</p>\n')
+    if section.note:
+        parts.append(f'<p class="caption">{escape(section.note)}</p>\n')
     if has_curves:
         parts.append(f'<div class="curves" data-curves="{name}"></div>\n')
     elif section.data and not section.table:
@@ -118,28 +179,18 @@ def section_html(section: Section, has_curves: bool) -> str:
     return "".join([*parts, "</section>\n"])
 
 
-def has_note(table: str | None) -> bool:
-    """Return whether a Markdown table is followed by words that explain it."""
-    lines = (table or "").split("\n")
-    return any(line.strip() and not line.startswith("|") for line in lines)
-
-
-def _alt(section: Section, picture: str) -> str:
-    stem = Path(picture).stem.removeprefix("figure").strip("-")
-    return f"{section.title}{f' ({stem})' if stem else ''}. {section.caption}".strip()
-
-
 def _facts(section: Section) -> str:
     rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in section.facts)
-    folder = escape(section.name)
-    files = [section.provenance.name] + ([section.data.name] if section.data else [])
-    links = ", ".join(f'<a href="{folder}/{name}">{name}</a>' for name in files)
+    links = ", ".join(
+        f'<a href="{escape(section.name)}/{name}">{name}</a>' for name in _files(section)
+    )
     return f'<dl class="facts">{rows}<dt>Files</dt><dd>{links}</dd></dl>\n'
 
 
 def _numbers(path: Path) -> str:
     """Return a table of numbers, folded away."""
-    header, rows = read(path)
+    cells = read_cells(path)
+    header, rows = list(cells), cells.to_numpy().tolist()
     more = f" (the first {_ROWS} of {len(rows)} rows)" if len(rows) > _ROWS else ""
     return (
         f"<details><summary>Numbers{more}</summary>{table_html(header, rows[:_ROWS])}</details>\n"

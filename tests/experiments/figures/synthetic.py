@@ -67,25 +67,3 @@ def training_rows(optimizer: str, seed: int, steps: int = 400, every: int = 20) 
     last = {"step": steps, "epoch": steps // 10, "time/train_s": steps * speed}
     rows.append({**last, "test/loss": 0.1, "test/accuracy": 0.97})
     return rows
-
-
-def write_figure_1(output: Path) -> dict[str, Path]:
-    """All 18 runs of the embedded figure; the digits SGD run of seed 2 diverged."""
-    folders = {}
-    for dataset, task in (("digits", "image"), ("japanese_vowels", "time_series")):
-        for optimizer in ("adam", "sgd", "snopt"):
-            for seed in (0, 1, 2):
-                lost = (dataset, optimizer, seed) == ("digits", "sgd", 2)
-                rows = training_rows(optimizer, seed)
-                if lost:
-                    rows = [row for row in rows if row["step"] <= 90]
-                folders[f"{dataset} {optimizer} {seed}"] = write_record(
-                    output,
-                    dataset,
-                    optimizer,
-                    seed,
-                    task=task,
-                    rows=rows,
-                    state="diverged" if lost else "done",
-                )
-    return folders

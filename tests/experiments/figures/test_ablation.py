@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-from dataclasses import astuple
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
 from experiments.base.errors import ConfigError, RecordError
-from experiments.figures import ablation as figure
-from experiments.figures.ablation_runs import Ablation, Entry, score, target_of
-from experiments.publish.tables import to_csv
+from experiments.figures import ablation
+from experiments.figures.ablation import COLUMNS, Ablation, score
+from experiments.figures.reproduce import reproduce
+from experiments.publish.tables import csv_of
 from experiments.run.build import build
 from experiments.run.config import load_config, resolve
 from experiments.run.records import Summary
-from experiments.studies.goals import best, time_to
+from experiments.studies.goals import best, target_of, time_to
+from tests.experiments.figures.asking import asked, quiet
 
 WHERE = ("output_dir=nowhere", "data_dir=nowhere")
+DATASETS = ["digits", "japanese_vowels", "circle"]
 
 
-def run(values: list[float], *, seed: int = 0, state: str = "done", metric: str = "accuracy"):
-    rows = [
+def run(values: list[float], *, seed: int = 0, metric: str = "accuracy") -> Summary:
+    rows: list[dict[str, Any]] = [
         {"step": 10 * k, "time/train_s": 2.0 * k, f"val/{metric}": v} for k, v in enumerate(values)
     ]
     rows.append({"step": 10 * len(values), "time/train_s": 2.0 * len(values), "test/accuracy": 0.0})
-    return Summary(Path("x"), "image", "digits", "adam", "0", seed, {"state": state}, tuple(rows))
+    return Summary(Path("x"), "image", "digits", "adam", "0", seed, {"state": "done"}, tuple(rows))
+
+
+def entries(times: dict[str, tuple[float, ...]], *datasets: str) -> pd.DataFrame:
+    rows = [
+        (dataset, name, seed, 0.9, seconds, 0.9, "done", 9.0, 100)
+        for dataset in datasets
+        for name, of_seeds in times.items()
+        for seed, seconds in enumerate(of_seeds)
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def test_time_to_a_goal_is_that_of_the_first_validation_that_reaches_it():
@@ -56,49 +70,37 @@ def test_the_target_is_the_median_of_the_bests():
 
 
 def test_a_run_is_scored():
-    entry = score(run([0.1, 0.9], seed=2), "SNOpt", 0.8, "accuracy")
-    assert entry == Entry("digits", "SNOpt", 2, 0.8, 2.0, 0.9, "done", 4.0, 20)
+    found = score(run([0.1, 0.9], seed=2), "SNOpt", 0.8, "accuracy")
+    assert tuple(found) == tuple(COLUMNS)
+    assert tuple(found.values()) == ("digits", "SNOpt", 2, 0.8, 2.0, 0.9, "done", 4.0, 20)
 
 
 def test_a_miss_is_infinite_and_stays_in_the_median():
-    entries = [
-        Entry("digits", name, seed, 0.9, seconds, 0.9, "done", 9.0, 100)
-        for name, times in {
-            "adam": (4.0, 6.0, 5.0),
-            "SNOpt": (math.inf, 2.0, math.inf),
-            "snopt_plus": (2.0, math.inf, 3.0),
-        }.items()
-        for seed, seconds in enumerate(times)
-    ]
-    found = figure.medians(entries)
-    assert found[("digits", "adam")] == 5.0
-    assert found[("digits", "SNOpt")] == math.inf
-    assert found[("digits", "snopt_plus")] == 3.0
-    text = figure.table(entries)
+    times = {
+        "adam": (4.0, 6.0, 5.0),
+        "SNOpt": (math.inf, 2.0, math.inf),
+        "snopt_plus": (2.0, math.inf, 3.0),
+    }
+    text = ablation.table(entries(times, "digits")).markdown()
+    assert "| target | 90.0 % |" in text
     assert "| Adam, tuned | 5.0 s, 1.00× (3 of 3) |" in text
     assert "| SNOpt | missed (1 of 3) |" in text
     assert "| snopt_plus | 3.0 s, 0.60× (2 of 3) |" in text
 
 
 def test_the_results_are_redrawn_from_the_table_alone(tmp_path):
-    entries = [
-        Entry(d, v, s, 0.9, 3.0 + s if v == "adam" else math.inf, 0.9, "done", 9.0, 100)
-        for d in ("digits", "circle")
-        for v in ("adam", "SNOpt")
-        for s in range(3)
-    ]
-    (tmp_path / "data.csv").write_text(to_csv(figure.COLUMNS, map(astuple, entries)))
-    assert figure.read_entries(tmp_path / "data.csv") == entries
+    times = {"adam": (3.0, 4.0, 5.0), "SNOpt": 3 * (math.inf,)}
+    (tmp_path / "data.csv").write_text(csv_of(entries(times, "digits", "circle")))
     (tmp_path / "provenance.json").write_text(json.dumps({"caption": "CPU. Seeds 0."}))
-    figure.redraw(tmp_path)
+    ablation.redraw(tmp_path)
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     assert "CPU. Seeds 0." in (tmp_path / "table.md").read_text()
     (tmp_path / "data.csv").write_text("dataset\ndigits\n")
     with pytest.raises(RecordError, match=r"data\.csv: the header is not"):
-        figure.redraw(tmp_path)
+        ablation.redraw(tmp_path)
 
 
-@pytest.mark.parametrize("dataset", ["digits", "japanese_vowels", "circle"])
+@pytest.mark.parametrize("dataset", DATASETS)
 def test_every_variant_is_a_valid_run_of_its_own(dataset):
     plans = Ablation.load().variant_runs(dataset, 0.5, [0], WHERE)
     assert len(plans) >= 15
@@ -109,7 +111,7 @@ def test_every_variant_is_a_valid_run_of_its_own(dataset):
     assert len(set(changed)) == len(changed) >= 13
 
 
-@pytest.mark.parametrize("dataset", ["digits", "japanese_vowels", "circle"])
+@pytest.mark.parametrize("dataset", DATASETS)
 def test_every_variant_builds_its_optimizer(dataset):
     seen = set()
     for name, runs in Ablation.load().variant_runs(dataset, 0.5, [0], WHERE).items():
@@ -125,16 +127,8 @@ def test_every_variant_builds_its_optimizer(dataset):
 def test_wrong_input_is_named(tmp_path):
     with pytest.raises(ConfigError, match="no description of an ablation"):
         Ablation.load(tmp_path / "missing.yaml")
-    arguments = {
-        "seeds": [0],
-        "data_dir": tmp_path,
-        "output_dir": tmp_path,
-        "folder": tmp_path,
-        "command": "",
-        "say": print,
-    }
+    request = asked(tmp_path, "ablation", overrides=["mnist"])
     with pytest.raises(ConfigError, match="names of data sets, digits, japanese_vowels, circle"):
-        figure.reproduce(profile="embedded", overrides=["mnist"], **arguments)
-    with pytest.raises(ConfigError, match="unknown profile"):
-        figure.reproduce(profile="paper", overrides=[], **arguments)
-    assert {field.name for field in dataclasses.fields(Entry)} == set(figure.COLUMNS)
+        reproduce(request, quiet)
+    with pytest.raises(RecordError, match=r"the ablation stops, 2 of 2 runs failed:\n  circle"):
+        reproduce(replace(request, overrides=["circle"], seeds=(0,)), quiet)

@@ -12,11 +12,12 @@ import pytest
 
 from experiments.base.environment import REPOSITORY
 from experiments.base.errors import ConfigError, RecordError
-from experiments.figures import figure_1, figure_6, paper_runs
-from experiments.figures.curves import read_curves
+from experiments.figures import loss_curves, paper_runs
+from experiments.publish.runs import each_run, read_runs, series
 from experiments.run.config import places
 from experiments.studies.execute import planned
-from tests.experiments.figures.synthetic import training_rows, write_record
+from tests.experiments.figures.asking import write_planned
+from tests.experiments.figures.synthetic import training_rows
 
 
 def write_runs(output: Path, seeds: tuple[int, ...] = (0, 1)) -> None:
@@ -30,10 +31,7 @@ def write_runs(output: Path, seeds: tuple[int, ...] = (0, 1)) -> None:
                     rows = [
                         {k.replace("accuracy", "nll"): v for k, v in row.items()} for row in rows
                     ]
-                digest = run.folder.parent.name
-                write_record(
-                    *(output, dataset, optimizer, run.seed), task=task, digest=digest, rows=rows
-                )
+                write_planned(run, rows)
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +58,11 @@ def test_every_finished_run_has_a_summary(collected: tuple[Path, list[Path], lis
     assert (entry["steps"], entry["metric"], entry["seed"]) == (600, "nll", 1)
     assert entry["optimizer_settings"]["_target_"] == "snopt.SNOpt"
     assert entry["last"]["step"] == 600
-    (curve,) = read_curves(results / "paper/circle/snopt-seed-1.csv")
-    values = curve.series("val_metric")[1]
+    table = read_runs(results / "paper/circle/snopt-seed-1.csv")
+    values = series(table, "val_metric")[1]
     assert entry["best_val_nll"] == pytest.approx(values.min(), rel=1e-5)
-    assert len(curve.series("train_loss")[0]) == 250
-    assert curve.step[-1] == 600
+    assert len(series(table, "train_loss")[0]) == 250
+    assert table.step.iloc[-1] == 600
     # Small enough to be committed.
     assert all(path.stat().st_size < 40_000 for path in (results / "paper").rglob("*.*"))
 
@@ -82,13 +80,14 @@ def test_figures_are_drawn_from_summaries_alone(
         assert origin["command"] == "python scripts/collect.py paper"
         assert origin["profile"] == "paper"
         before = (folder / "figure.png").read_bytes()
-        {"figure-1-paper": figure_1, "figure-6-paper": figure_6}[folder.name].redraw(folder)
+        redraw = {"figure-1-paper": loss_curves.redraw_1, "figure-6-paper": loss_curves.redraw_6}
+        redraw[folder.name](folder)
         assert (folder / "figure.png").read_bytes() == before
     one = json.loads((made[0] / "provenance.json").read_text())
     assert {run["dataset"] for run in one["runs"]} == {"articulary_word_recognition"}
     # The running mean is not taken twice.
     assert one["smooth"] is True
-    assert len(read_curves(made[1] / "data.csv")) == 11
+    assert sum(1 for _ in each_run(read_runs(made[1] / "data.csv"))) == 11
 
 
 def test_wrong_input_and_damage_are_named(

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,22 +15,22 @@ import pytest
 
 from experiments.base.environment import REPOSITORY
 from experiments.base.errors import ConfigError, DataError, RecordError
-from experiments.figures.reproduce import Request, available, interleave, plan, reproduce
-from experiments.run.config import load_config, resolve
-from experiments.run.records import state_of
-from experiments.studies.execute import PlannedRun, execute
+from experiments.figures import loss_curves
+from experiments.figures.reproduce import FIGURES, reproduce
+from experiments.figures.request import Request, in_turn
+from experiments.studies.execute import PlannedRun, available, execute
+from tests.experiments.figures.asking import asked
 
 FAKE = REPOSITORY / "tests" / "experiments" / "figures" / "fake_train.py"
 
 
 def request_in(tmp_path: Path, **changes: object) -> Request:
-    request = Request(
-        "figure-1",
-        data_dir=tmp_path / "data",
-        output_dir=tmp_path / "outputs",
-        results_dir=tmp_path / "results",
-    )
-    return replace(request, **changes)
+    return replace(asked(tmp_path, "figure-1", train=None), **changes)
+
+
+def plan(request: Request) -> list[PlannedRun]:
+    """The runs of figure 1 in the order of training."""
+    return [run for own in loss_curves.plan(request).values() for _, run in in_turn(own)]
 
 
 def fake(
@@ -58,68 +55,89 @@ def trained(tmp_path: Path) -> list[str]:
     return log.read_text().splitlines() if log.is_file() else []
 
 
-def flat(runs: dict[str, list[PlannedRun]]) -> list[PlannedRun]:
-    return [run for group in runs.values() for run in group]
-
-
 def test_optimizers_alternate_and_take_turns_at_being_first() -> None:
     def run(optimizer: str, seed: int) -> PlannedRun:
         return PlannedRun("digits", optimizer, seed, Path(), (), ())
 
-    groups = [[run(name, seed) for seed in (0, 1, 2)] for name in "abc"]
-    assert "".join(f"{r.optimizer}{r.seed}" for r in interleave(groups)) == "a0b0c0b1c1a1c2a2b2"
+    ordered = in_turn({name: [run(name, seed) for seed in (0, 1, 2)] for name in "abc"})
+    assert "".join(f"{name}{run.seed}" for name, run in ordered) == "a0b0c0b1c1a1c2a2b2"
 
 
 def test_the_embedded_figure_has_eighteen_runs(tmp_path: Path) -> None:
-    runs = plan(request_in(tmp_path))
-    assert {name: len(group) for name, group in runs.items()} == {
-        "digits": 9,
-        "japanese_vowels": 9,
-    }
-    every = flat(runs)
+    every = plan(request_in(tmp_path))
+    assert [run.dataset for run in every] == 9 * ["digits"] + 9 * ["japanese_vowels"]
     assert len({run.folder for run in every}) == 18
     first = every[0]
     assert first.command == "python scripts/train.py experiment=figure-1/digits-adam seed=0"
     assert first.folder.parts[-5:-2] == ("image", "digits", "adam")
     assert first.folder.name == "seed-0"
-    assert first.folder.is_relative_to(tmp_path / "outputs")
+    assert first.folder.is_relative_to(tmp_path / "output")
 
 
 def test_overrides_make_other_runs_and_are_part_of_their_commands(tmp_path: Path) -> None:
-    plain = flat(plan(request_in(tmp_path)))
-    short = flat(plan(request_in(tmp_path, overrides=("trainer.max_steps=2",))))
+    plain = plan(request_in(tmp_path))
+    short = plan(request_in(tmp_path, overrides=("trainer.max_steps=2",)))
     assert not {run.folder for run in plain} & {run.folder for run in short}
     assert short[0].command.endswith("seed=0 trainer.max_steps=2")
-    assert "trainer.max_steps=2" in request_in(tmp_path, overrides=["trainer.max_steps=2"]).command
+
+
+def test_the_command_has_what_was_asked_for(tmp_path: Path) -> None:
+    request = request_in(tmp_path, x="steps", seeds=(0, 2))
+    assert request.command == "make reproduce-figure-1 PROFILE=embedded SEEDS=0,2 X=steps"
+    changed = replace(request, overrides=["trainer.max_steps=2"], profile="paper")
+    assert changed.command == (
+        "python scripts/reproduce.py figure-1 trainer.max_steps=2 --profile paper --seeds 0,2"
+        " --x steps"
+    )
+    assert request.folder == tmp_path / "results" / "figure-1"
+    assert changed.folder == tmp_path / "results" / "figure-1-paper"
 
 
 def test_paths_may_hold_spaces_commas_and_quotes(tmp_path: Path) -> None:
     odd = tmp_path / "my data, 'old' [x=1] $HOME"
-    run = plan(request_in(tmp_path, output_dir=odd))["digits"][0]
-    assert run.folder.is_relative_to(odd)
+    assert plan(request_in(tmp_path, output_dir=odd))[0].folder.is_relative_to(odd)
+
+
+def nothing(line: str) -> None:
+    """Say nothing."""
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"target": "figure-99"}, r"unknown target 'figure-99'; valid: figure-1"),
-        ({"profile": "small"}, r"unknown profile 'small'; valid: embedded, paper"),
-        ({"seeds": (0, 0)}, r"seeds must be different"),
-        ({"seeds": ()}, r"seeds must be different"),
+        ({"target": "figure-99"}, r"unknown target 'figure-99'; valid: figure-1, figure-6"),
+        ({"x": "steps"}, r"figure-1 has no axis x='steps'; valid: time"),
+        ({"target": "figure-6", "x": "epochs"}, r"no axis x='epochs'; valid: time, steps, nfe"),
         ({"overrides": ("trainer.max_stepz=2",)}, r"trainer.max_stepz"),
     ],
 )
 def test_wrong_requests_are_named(tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        plan(request_in(tmp_path, **changes))
+        reproduce(request_in(tmp_path, **changes), nothing)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_refuses_what_it_cannot_do(tmp_path: Path, name: str) -> None:
+    request = asked(tmp_path, name)
+    for changes, message in (
+        ({"profile": "small"}, f"{name} has no profile 'small'; valid: embedded"),
+        ({"seeds": (0, 0)}, "seeds must be different whole numbers"),
+        ({"seeds": ()}, "seeds must be different whole numbers"),
+        ({"overrides": ("nonsense=1",)}, "nonsense"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            reproduce(replace(request, **changes), nothing)
+    assert not (tmp_path / "results").exists()
+    assert not (tmp_path / "output").exists()
 
 
 def test_draws_and_a_second_call_trains_nothing(tmp_path: Path) -> None:
     request = request_in(tmp_path)
-    runs = flat(plan(request))
+    runs = plan(request)
     command = fake(tmp_path, runs, {"digits · sgd · seed 1": "diverged"})
+    request = replace(request, train=command)
     lines: list[str] = []
-    folder = reproduce(request, lines.append, command)
+    folder = reproduce(request, lines.append)
     assert folder == tmp_path / "results" / "figure-1"
     assert trained(tmp_path) == [" ".join(run.overrides) for run in runs]
     origin = json.loads((folder / "provenance.json").read_text())
@@ -129,7 +147,7 @@ def test_draws_and_a_second_call_trains_nothing(tmp_path: Path) -> None:
     (folder / "figure.png").unlink()
     lines.clear()
     began = time.monotonic()
-    reproduce(request, lines.append, command)
+    reproduce(request, lines.append)
     assert time.monotonic() - began < 20.0
     assert len(trained(tmp_path)) == 18
     assert lines == ["18 of 18 runs are done already"]
@@ -138,10 +156,10 @@ def test_draws_and_a_second_call_trains_nothing(tmp_path: Path) -> None:
 
 def test_a_failure_stops_nothing_is_named_and_tried_again(tmp_path: Path) -> None:
     request = request_in(tmp_path, seeds=(0,))
-    runs = flat(plan(request))
+    runs = plan(request)
     outcomes = {"digits · sgd · seed 0": "failed", "japanese_vowels · adam · seed 0": "crash"}
     with pytest.raises(RecordError) as caught:
-        reproduce(request, lambda line: None, fake(tmp_path, runs, outcomes))
+        reproduce(replace(request, train=fake(tmp_path, runs, outcomes)), nothing)
     message = str(caught.value)
     assert "2 of 6 runs failed" in message
     assert "digits · sgd · seed 0: out of memory" in message
@@ -149,40 +167,19 @@ def test_a_failure_stops_nothing_is_named_and_tried_again(tmp_path: Path) -> Non
     assert len(trained(tmp_path)) == 8
     assert not (tmp_path / "results").exists()
 
-    reproduce(request, lambda line: None, fake(tmp_path, runs))
+    reproduce(replace(request, train=fake(tmp_path, runs)), nothing)
     assert len(trained(tmp_path)) == 10
     assert (tmp_path / "results" / "figure-1" / "figure.png").is_file()
 
 
 def test_several_jobs_run_at_once(tmp_path: Path) -> None:
-    runs = flat(plan(request_in(tmp_path, seeds=(0,))))
-    assert execute(runs, 3, lambda line: None, fake(tmp_path, runs)) == {}
+    runs = plan(request_in(tmp_path, seeds=(0,)))
+    assert execute(runs, 3, nothing, fake(tmp_path, runs)) == {}
     assert sorted(trained(tmp_path)) == sorted(" ".join(run.overrides) for run in runs)
 
 
-def test_an_interrupt_reaches_the_run_and_keeps_what_is_done(tmp_path: Path) -> None:
-    runs = flat(plan(request_in(tmp_path, seeds=(0,))))[:3]
-    command = fake(tmp_path, runs, {runs[1].name: "wait"})
-
-    def interrupt_when_it_waits() -> None:
-        while not (tmp_path / "outputs" / "waiting").exists():
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    # A shell starts background jobs deaf to Ctrl-C, and their children inherit it.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.Thread(target=interrupt_when_it_waits, daemon=True).start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            execute(runs, 1, lambda line: None, command)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert (tmp_path / "outputs" / "interrupted").exists()
-    assert [state_of(run.folder) for run in runs] == ["done", "missing", "missing"]
-
-
 def test_data_sets_that_are_not_there_are_left_out_and_named(tmp_path: Path) -> None:
-    digits = plan(request_in(tmp_path, seeds=(0,)))["digits"]
+    digits = plan(request_in(tmp_path, seeds=(0,)))[:3]
 
     def missing(run: PlannedRun) -> None:
         if run.dataset == "vowels":
@@ -203,25 +200,11 @@ def test_data_sets_that_are_not_there_are_left_out_and_named(tmp_path: Path) -> 
 def test_published_data_that_is_not_there_ends_in_one_message(tmp_path: Path) -> None:
     request = request_in(tmp_path, profile="paper", overrides=("dataset.download=false",))
     with pytest.raises(DataError) as caught:
-        reproduce(request, lambda line: None)
+        reproduce(request, nothing)
     message = str(caught.value)
     assert message.startswith("none of the data sets is available:\n  cifar10: ")
     assert "\n  articulary_word_recognition: " in message
-    assert not (tmp_path / "outputs").exists()
-
-
-def test_the_paper_profile_gets_a_folder_of_its_own(tmp_path: Path) -> None:
-    assert request_in(tmp_path, profile="paper").folder == tmp_path / "results" / "figure-1-paper"
-
-
-@pytest.mark.parametrize("dataset", ["digits", "japanese_vowels"])
-def test_optimizers_differ_in_nothing_but_the_optimizer(dataset: str) -> None:
-    configs = []
-    for optimizer in ("adam", "sgd", "snopt"):
-        config = resolve(load_config([f"experiment=figure-1/{dataset}-{optimizer}"]))
-        config.pop("optimizer")
-        configs.append(config)
-    assert configs[0] == configs[1] == configs[2]
+    assert not (tmp_path / "output").exists()
 
 
 def test_make_help_lists_every_target_and_variable() -> None:
@@ -255,7 +238,7 @@ def test_the_command_line_names_wrong_input_in_one_line(tmp_path: Path) -> None:
 def test_a_tiny_figure_from_real_training(tmp_path: Path) -> None:
     overrides = ("trainer.max_steps=2", "trainer.eval_every=1")
     request = request_in(tmp_path, seeds=(0,), overrides=overrides)
-    folder = reproduce(request, lambda line: None)
+    folder = reproduce(request, nothing)
     lines = (folder / "data.csv").read_text().splitlines()
     # Two data sets, three optimizers, steps 0 to 2.
     assert len(lines) == 1 + 2 * 3 * 3

@@ -6,7 +6,18 @@ import json
 import subprocess
 from pathlib import Path
 
-from experiments.publish.provenance import git_state, machine, processor, provenance
+import pytest
+
+from experiments.base.errors import RecordError
+from experiments.publish.provenance import (
+    devices,
+    git_state,
+    of_runs,
+    processor,
+    publish,
+    read_provenance,
+    run_entry,
+)
 from experiments.run.records import summarise
 from tests.experiments.figures.synthetic import write_record
 
@@ -33,27 +44,37 @@ def test_outside_a_checkout_nothing_is_claimed(tmp_path: Path) -> None:
     assert git_state(tmp_path) == {"commit": None, "dirty": None}
 
 
-def test_every_run_has_hash_seed_seconds_and_command(tmp_path: Path) -> None:
+def test_a_folder_has_numbers_and_where_they_come_from(tmp_path: Path) -> None:
     runs = [summarise(write_record(tmp_path, "digits", "adam", seed)) for seed in (0, 1)]
-    origin = provenance("figure-1", "make reproduce-figure-1", runs, ["first", "second"])
-    json.dumps(origin)
-    assert origin["target"] == "figure-1"
-    assert origin["command"] == "make reproduce-figure-1"
+    facts = of_runs([run_entry(run, f"make {run.seed}") for run in runs])
+    folder = tmp_path / "new" / "figure-1"
+    publish(folder, "a\n1\n", target="figure-1", command="make it", caption="What.", **facts)
+    assert (folder / "data.csv").read_text() == "a\n1\n"
+    origin = read_provenance(folder)
+    assert (origin["target"], origin["command"]) == ("figure-1", "make it")
+    assert (origin["caption"], origin["device"]) == ("What.", "CPU, 2 threads")
+    assert set(origin["git"]) == {"commit", "dirty"}
     assert origin["versions"]["torch"].startswith("2.")
     assert "matplotlib" in origin["versions"]
     assert origin["processor"] == processor() != ""
-    assert [run["seed"] for run in origin["runs"]] == [0, 1]
+    assert origin["seeds"] == [run["seed"] for run in origin["runs"]] == [0, 1]
     assert {run["hash"] for run in origin["runs"]} == {"abc123"}
-    assert origin["runs"][1]["command"] == "second"
+    assert origin["runs"][1]["command"] == "make 1"
     assert origin["runs"][1]["seconds"] == {"training": 1.0, "evaluation": 0.2, "logging": 0.1}
     # No path of this machine: a record is found by its hash.
     assert str(tmp_path) not in json.dumps(origin)
 
 
-def test_different_machines_are_all_named(tmp_path: Path) -> None:
-    one = summarise(write_record(tmp_path, "digits", "adam", 0))
-    folder = write_record(tmp_path, "digits", "adam", 1)
-    status = json.loads((folder / "status.json").read_text())
-    (folder / "status.json").write_text(json.dumps({**status, "device": "cuda:0", "threads": 1}))
-    assert machine([one]) == "CPU, 2 threads"
-    assert machine([one, summarise(folder)]) == "CPU, 2 threads and cuda:0, 1 thread"
+def test_a_missing_provenance_is_an_empty_caption_and_a_damaged_one_named(tmp_path: Path) -> None:
+    assert read_provenance(tmp_path) == {"caption": ""}
+    for text in ("{", "[]"):
+        (tmp_path / "provenance.json").write_text(text)
+        with pytest.raises(RecordError, match=r"provenance\.json is damaged"):
+            read_provenance(tmp_path)
+
+
+def test_different_machines_are_all_named() -> None:
+    one, other = {"device": "cpu", "threads": 2}, {"device": "cuda:0", "threads": 1}
+    assert devices([one]) == "CPU, 2 threads"
+    assert devices([one, other, one]) == "CPU, 2 threads and cuda:0, 1 thread"
+    assert devices([{"device": "cpu"}, {}]) == "CPU and unknown device"

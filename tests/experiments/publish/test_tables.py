@@ -1,4 +1,4 @@
-"""Tables: CSV comes back as written, and what is wrong with a file is said once."""
+"""Tables: Markdown and LaTeX by hand; CSV comes back, and what is wrong with it is said once."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from experiments.base.errors import RecordError
-from experiments.publish.tables import csv_of, read_table
+from experiments.publish.tables import Table, csv_of, read_table
 
 TYPES = {"name": str, "value": float}
 
@@ -72,3 +72,36 @@ def test_cells_of_another_type_are_named(tmp_path: Path) -> None:
 def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=f"cannot read {tmp_path}"):
         read_table(tmp_path, TYPES)
+
+
+TABLE = Table(["", "|z|", "x_1"], [["small & fine"], ["∂Φ/∂θ", "1", "50 %"]], "What it shows.")
+
+
+def test_markdown() -> None:
+    assert TABLE.markdown().splitlines() == [
+        "|  | \\|z\\| | x_1 |",
+        "|---|---:|---:|",
+        "| **small & fine** |  |  |",
+        "| ∂Φ/∂θ | 1 | 50 % |",
+        "",
+        "What it shows.",
+    ]
+
+
+def test_latex_escapes_and_spans() -> None:
+    text = TABLE.latex()
+    assert r"\multicolumn{3}{l}{small \& fine} \\" in text
+    assert r"$\partial$$\Phi$/$\partial$$\theta$ & 1 & 50 \% \\" in text
+    assert r"$|$z$|$ & x\_1 \\" in text
+    assert text.startswith("% What it shows.\n\\begin{tabular}{lrr}\n\\toprule")
+    assert text.endswith("\\bottomrule\n\\end{tabular}\n")
+
+
+def test_columns_dashes_and_ties_may_be_chosen(tmp_path: Path) -> None:
+    table = Table(["a", "b"], [["x y", "1 2"]], "η 5 %", "rl", dashes=("---", "--:"), tied=True)
+    table.write(tmp_path, comment="other")
+    text = "| a | b |\n|--:|---|\n| x y | 1 2 |\n\nη 5 %\n"
+    assert (tmp_path / "table.md").read_text() == text
+    lines = (tmp_path / "table.tex").read_text().splitlines()
+    assert lines[:2] == ["% other", r"\begin{tabular}{rl}"]
+    assert r"x y & 1~2 \\" in lines

@@ -5,24 +5,22 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from experiments.figures import figure_1
-from tests.experiments.figures.synthetic import write_figure_1
+from experiments.figures import loss_curves
+from tests.experiments.figures.asking import asked, quiet, write_planned
+from tests.experiments.figures.synthetic import training_rows
 
 HOSTILE = 'A <b>bold</b> "caption" & </script><script>window.hacked = true</script>'
 
 
 def write_results(base: Path) -> Path:
     """Return a folder with figure-1, a table, a figure without curves, and a search."""
-    results = base / "results"
-    folders = write_figure_1(base / "outputs")
-    commands = [f"train {name}" for name in folders]
-    figure_1.make(
-        figure_1.collect(folders),
-        results / "figure-1",
-        profile="embedded",
-        command="make reproduce-figure-1",
-        run_commands=commands,
-    )
+    request = asked(base, "figure-1")
+    results = request.results_dir
+    for plans in loss_curves.plan(request).values():
+        for optimizer, runs in plans.items():
+            for run in runs:
+                write_planned(run, training_rows(optimizer, run.seed))
+    loss_curves.reproduce(request, quiet)
     table = results / "table-3"
     table.mkdir()
     text = "| Data set | Inputs |\n|---|--:|\n| **A** | 1 \\| 2 |\n| `B` & <C> | 3 |\n\nA note.\n"

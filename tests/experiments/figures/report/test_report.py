@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,8 @@ import pytest
 
 from experiments.base.environment import REPOSITORY
 from experiments.base.errors import RecordError
-from experiments.figures.report.charts import chart
-from experiments.figures.report.folders import sections, title_of
-from experiments.figures.report.page import build, markdown_html
-from experiments.figures.report.summaries import listings
+from experiments.figures.report.contents import chart, listings, sections, title_of
+from experiments.figures.report.page import build, markdown_html, readme
 from tests.experiments.figures.report.report_cases import write_results
 
 
@@ -33,7 +32,7 @@ def test_sections_come_in_order_with_their_facts(results: Path) -> None:
     assert facts["Device"] == "CPU, 2 threads"
     assert facts["Data"] == "digits, japanese_vowels"
     assert facts["Seeds"] == "0, 1, 2"
-    assert facts["Command"] == "make reproduce-figure-1"
+    assert facts["Command"] == "make reproduce-figure-1 PROFILE=embedded SEEDS=0,1,2"
     assert "00000000" in facts["Commit"]
     assert dict(found["table-3"].facts) == {"Commit": "aaaaaaaa"}
 
@@ -87,6 +86,21 @@ def test_markdown() -> None:
     assert "<th>a</th><th>b</th>" in text
     assert "<td><strong>x</strong></td><td>1 | 2</td>" in text
     assert '<p class="caption">See <code>&lt;this&gt;</code>.</p>' in text
+
+
+def test_the_readme_has_pictures_captions_tables_and_links(results: Path) -> None:
+    text = readme(sections(results), listings(results))
+    titles = [line[3:] for line in text.splitlines() if line.startswith("## ")]
+    assert titles == ["Figure 1", "Figure 8, published settings", "Table 3", "Searches"]
+    assert "![Figure 1](figure-1/figure.png)" in text
+    assert "CPU, 2 threads. Data: Digits (images)" in text
+    assert "`make reproduce-figure-1 PROFILE=embedded SEEDS=0,1,2`, [provenance.json]" in text
+    # Captions are text, and a table's own words are enough.
+    assert "<script>" not in text
+    assert "A note." in text
+    assert "not shown" not in text
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        assert (results / link).is_file(), link
 
 
 def test_listings(results: Path) -> None:
