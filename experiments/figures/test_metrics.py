@@ -19,8 +19,9 @@ from experiments.publish.provenance import publish
 from experiments.publish.tables import Table, csv_of
 from experiments.studies.comparison import session
 from experiments.studies.comparison.planning import FRESH
-from experiments.studies.comparison.report import RUNS, draw, where_and_how
+from experiments.studies.comparison.report import draw, where_and_how
 from experiments.studies.comparison.rows import (
+    RUNS,
     fresh_of,
     mean_and_deviation,
     names_of,

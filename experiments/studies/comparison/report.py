@@ -24,6 +24,7 @@ from experiments.publish.tables import Table, csv_of
 from experiments.run.records import DIVERGED
 from experiments.studies.comparison.planning import FRESH, SEARCH
 from experiments.studies.comparison.rows import (
+    RUNS,
     fresh_of,
     mean_and_deviation,
     names_of,
@@ -40,8 +41,6 @@ from experiments.studies.comparison.scoring import (
     studies_of,
 )
 from experiments.studies.execute import Say
-
-RUNS = "runs.csv"
 
 FILES = ("profile.png", "speedup.png", "table.md", "data.csv", "provenance.json")
 
