@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from experiments.base.errors import ConfigError
 from experiments.models.blocks import preserved_nfe
-from experiments.models.cnf import CNF
+
+if TYPE_CHECKING:
+    from experiments.models.cnf import CNF
 
 Batch = tuple[Tensor, ...]
 
@@ -160,14 +162,14 @@ class CNFTask:
         """Return the mean of -log p(x) in nats.
 
         Args:
-            model: a :class:`CNF`.
+            model: a ``CNF``.
             batch: points (batch, dim), in a tuple of one.
         """
-        return -cast(CNF, model).log_prob(batch[0]).mean()
+        return -cast("CNF", model).log_prob(batch[0]).mean()
 
     def evaluate(self, model: nn.Module, tensors: Batch, batch_size: int) -> dict[str, float]:
         """Return ``{"loss", "nll"}``, the same mean over all points twice."""
-        flow = cast(CNF, model)
+        flow = cast("CNF", model)
         x = tensors[0]
         trace = "exact" if x.shape[1] <= self.exact_trace_max_dim else None
         generator = torch.Generator(device=x.device).manual_seed(self.evaluation_seed)

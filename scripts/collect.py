@@ -42,7 +42,9 @@ def main() -> int:
     def work() -> str:
         if not chosen.draw_only:
             paper_runs.collect(
-                *(chosen.output_dir, chosen.results_dir, print),
+                chosen.output_dir,
+                chosen.results_dir,
+                print,
                 datasets=chosen.datasets,
                 overrides=chosen.overrides,
             )

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
 from experiments.base.errors import DataError, resumable
@@ -19,8 +20,8 @@ from experiments.data import catalogue
 from experiments.data.sources import Say, Source
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Return what the command line asks for."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("dataset", help=f"all, or one of {', '.join(catalogue.sources())}")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="default: data")
@@ -32,12 +33,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="accept downloads for which no checksum is published; theirs are recorded",
     )
-    return parser.parse_args(arguments)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
-    asked = parse(arguments)
+    asked = parser.parse_args(arguments)
     data_dir: Path = asked.data_dir.expanduser()
     console = Console(highlight=False, soft_wrap=True)
 
@@ -83,8 +79,8 @@ def _get(
             bar.update(task, completed=received, total=total)
             now = 10 * received // total if total else received // (100 << 20)
             if now > tenths and not shown:
-                of = f" of {_size(total)}" if total else ""
-                console.print(f"{name}: {_size(received)}{of}", markup=False)
+                of = f" of {decimal(total)}" if total else ""
+                console.print(f"{name}: {decimal(received)}{of}", markup=False)
             tenths = now
 
         folder = source.locate(
@@ -113,11 +109,11 @@ def _announce(chosen: dict[str, Source], data_dir: Path, say: Say) -> str:
         elif len(known) < len(missing):
             load = "a download of unknown size"
         else:
-            load = f"{_size(sum(known))} to download"
+            load = f"{decimal(sum(known))} to download"
             if source.archive_folder is not None:
                 load += f" ({missing[0].name}, which holds several data sets)"
         if source.unpacked:
-            load += f", about {_size(source.unpacked)} unpacked"
+            load += f", about {decimal(source.unpacked)} unpacked"
         if not source.verified():
             load += ", no checksum is published: needs --allow-unverified"
         say(f"{name}: {load}, into {data_dir / source.folders[0]}")
@@ -128,15 +124,8 @@ def _announce(chosen: dict[str, Source], data_dir: Path, say: Say) -> str:
     place = data_dir.absolute()
     while not place.exists():
         place = place.parent
-    free = _size(shutil.disk_usage(place).free)
-    return f"in all about {_size(total)}{more}, {free} free; nothing was downloaded (--dry-run)"
-
-
-def _size(count: int) -> str:
-    """Bytes as a person reads them."""
-    if count >= 1_000_000_000:
-        return f"{count / 1e9:.1f} GB"
-    return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
+    free = decimal(shutil.disk_usage(place).free)
+    return f"in all about {decimal(total)}{more}, {free} free; nothing was downloaded (--dry-run)"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -43,6 +43,29 @@ def check_group(name: str, value: Any) -> None:
     """Raise ConfigError unless ``value`` is a group of keys that names what to build."""
     if not isinstance(value, Mapping) or not isinstance(value.get("_target_"), str):
         raise ConfigError(f"{name} must be a group of keys with a _target_, got {value!r}")
+
+
+def check_keys(group: str, config: Mapping[str, Any], keys: Mapping[str, Collection[str]]) -> str:
+    """Return the name of a group's option, whose keys must be those that it has.
+
+    Args:
+        group: such as ``"averaging"``.
+        config: its configuration, with the key ``name``.
+        keys: by name, the other keys.
+
+    Raises:
+        ConfigError: the name or a key is unknown, or a key is missing.
+    """
+    if config.get("name") not in keys:
+        found = config.get("name")
+        raise ConfigError(f"{group}.name must be one of {', '.join(keys)}, got {found!r}")
+    name = str(config["name"])
+    if unknown := sorted(config.keys() - set(keys[name]) - {"name"}):
+        known = ", ".join(sorted(keys[name])) or "no further keys"
+        raise ConfigError(f"{group}={name} does not know {', '.join(unknown)}; it has {known}")
+    if missing := sorted(set(keys[name]) - config.keys()):
+        raise ConfigError(f"{group}={name} lacks {', '.join(missing)}")
+    return name
 
 
 def call_named(path: str, make: partial[Any], *arguments: Any, **more: Any) -> Any:

@@ -5,7 +5,7 @@ holds everything an optimizer needs (drawing the batch, both passes, curvature, 
 update) and nothing else; ``evaluation`` holds validation and test; ``logging`` holds the rest:
 set-up, records, checkpoints, tracking, the progress bar.
 
-At every moment exactly one account is open, so that no second is lost or counted twice.
+Exactly one account is open at any moment, so that no second is lost or counted twice.
 """
 
 from __future__ import annotations
@@ -17,11 +17,8 @@ from contextlib import contextmanager
 from typing import Final
 
 TRAIN: Final = "train"
-
 EVALUATION: Final = "evaluation"
-
 LOGGING: Final = "logging"
-
 ACCOUNTS: Final = (TRAIN, EVALUATION, LOGGING)
 
 
@@ -29,8 +26,7 @@ class Clock:
     """Accumulates seconds in three accounts, from its creation on; ``logging`` is open first.
 
     Args:
-        synchronise: called before every reading; on CUDA this must wait for the queued kernels,
-            or work would be booked on whatever account is open when it happens to finish.
+        synchronise: called before every reading; on CUDA this must wait for the queued kernels.
         now: source of time in seconds; replaced in tests.
     """
 
@@ -50,11 +46,7 @@ class Clock:
 
     @contextmanager
     def booked_on(self, account: str) -> Iterator[None]:
-        """Book the time spent inside on ``account``; the account open before is continued after.
-
-        Raises:
-            ValueError: there is no such account.
-        """
+        """Book the time spent inside on ``account``, then on the account that was open before."""
         if account not in ACCOUNTS:
             raise ValueError(f"unknown account {account!r}; the accounts are {', '.join(ACCOUNTS)}")
         outer = self._switch(account)
@@ -77,11 +69,7 @@ class Clock:
         return {**self.seconds(), "wall": self.wall()}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Add the seconds of an earlier process to those of this one.
-
-        Raises:
-            ValueError: a number of seconds is missing, negative or not finite.
-        """
+        """Add the seconds of an earlier process; ValueError if one is missing or impossible."""
         for name in (*ACCOUNTS, "wall"):
             if not 0 <= state.get(name, math.nan) < math.inf:
                 raise ValueError(f"{name} is {state.get(name)!r} seconds")

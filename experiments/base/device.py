@@ -16,10 +16,10 @@ _PROC = Path("/proc/self")
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device called ``name``: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
+    """Return the device called ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
 
     Raises:
-        ConfigError: CUDA is asked for and this machine or this torch build has none.
+        ConfigError: This machine or this torch build has no CUDA.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
 _PACKAGES = ("snopt", "torch", "torchdiffeq", "numpy", "hydra-core", "scikit-learn", "sktime")
 
 
@@ -34,15 +33,10 @@ def git_commit() -> str | None:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return in words what changed between two starts of a run.
 
-    Args:
-        before: ``git_commit``, ``versions`` and ``device`` of the earlier start; a key that it
-            lacks is not compared.
-        now: the same of the later one.
+    A start has ``git_commit``, ``versions`` and ``device``; what ``before`` lacks is not compared.
     """
-    pairs = []
-    for key, name in (("git_commit", "commit"), ("device", "device"), ("ranks", "ranks")):
-        if key in before:
-            pairs.append((name, before[key], now[key]))
+    names = {"git_commit": "commit", "device": "device", "ranks": "ranks"}
+    pairs = [(name, before[key], now[key]) for key, name in names.items() if key in before]
     if "versions" in before:
         for name in sorted({*before["versions"], *now["versions"]}):
             pairs.append((name, before["versions"].get(name), now["versions"].get(name)))
@@ -62,14 +56,8 @@ def _short(value: object) -> str:
 
 def _git(*arguments: str) -> str | None:
     try:
-        answer = subprocess.run(
-            ["git", *arguments],
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
+        return subprocess.check_output(
+            ["git", *arguments], cwd=REPOSITORY, stderr=subprocess.DEVNULL, text=True, timeout=30
+        ).strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()

@@ -51,13 +51,10 @@ def suggestion(name: str, known: Sequence[str]) -> str:
 
 
 def resumable(work: Callable[[], str]) -> int:
-    """Do work that the same command can continue after an interruption; return the exit status.
-
-    Args:
-        work: does it and returns the closing line.
+    """Do work that the same command can continue, print the closing line that it returns.
 
     Returns:
-        0 done, 2 wrong input or failed runs, 130 interrupted by Ctrl-C or SIGTERM.
+        The exit status: 0 done, 2 wrong input or failed runs, 130 interrupted.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:

@@ -17,7 +17,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
     Whenever the process dies, ``path`` holds the old content or the new one, never a part.
 
     Raises:
-        RecordError: the file cannot be written (disk full, no permission); the old one is intact.
+        RecordError: The file cannot be written (disk full, no permission).
     """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -53,12 +53,9 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, which is made here and removed at the end; wait for whoever holds it.
+    """Wait for a lock file and hold it; it is made here and removed at the end.
 
-    The kernel lets go of it however the process ends.
-
-    Raises:
-        OSError: the file cannot be made or locked.
+    The kernel frees the lock however the process ends. A file that cannot be made is an OSError.
     """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,9 @@
 """Ctrl-C and SIGTERM end a run between two steps, where its state is whole.
 
-SIGTERM announces the end of a pre-empted job: a run waits :data:`GRACE_S` for the step or
-evaluation under way, then gives that up, and goes on another time from its last checkpoint. Where
-steps or validations are long (:data:`LONG_S`) the trainer writes a checkpoint before each, so that
-no more than the one under way is lost. Several ranks, which cannot give up one by one, wait for the
-end of the step.
+After SIGTERM, which ends a pre-empted job, a run waits :data:`GRACE_S` for the step or evaluation
+under way, then gives that up; it resumes from its last checkpoint. Before a long step or validation
+(:data:`LONG_S`) the trainer writes a checkpoint, so that no more is lost. Several ranks, which
+cannot give up one by one, wait for the end of the step.
 """
 
 from __future__ import annotations
@@ -24,12 +23,9 @@ LONG_S: Final = 3.0
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was stopped by a signal; its record says ``interrupted`` and can be resumed.
+    """A run was stopped by the signal of number ``signal``; its record can be resumed.
 
     It is a KeyboardInterrupt, so that a sweep or a reproduction stops as a whole.
-
-    Attributes:
-        signal: number of the signal.
     """
 
     def __init__(self, signum: int = signal.SIGINT) -> None:
@@ -44,8 +40,7 @@ class Interrupts:
     Args:
         patient: whether further signals change nothing. torchrun passes on to its ranks what they
             may have received already, and ends them itself if they take too long.
-        grace_s: seconds from a first SIGTERM to the end of patience; None: no such end. Ctrl-C
-            comes from a person, who has the second one.
+        grace_s: seconds from a first SIGTERM to the end of patience; None: no end.
     """
 
     def __init__(self, *, patient: bool = False, grace_s: float | None = None) -> None:
@@ -77,12 +72,9 @@ class Interrupts:
 def catch_interrupts(*, patient: bool = False, for_good: bool = False) -> Iterator[Interrupts]:
     """Note SIGINT and SIGTERM inside instead of dying from them.
 
-    Outside the main thread Python allows no handlers; nothing is caught there.
-
-    Args:
-        patient: see :class:`Interrupts`.
-        for_good: whether SIGINT and SIGTERM change nothing afterwards either: the process ends by
-            itself, and is not to be cut off before it has said why.
+    Outside the main thread, where Python allows no handlers, nothing is caught. ``for_good`` says
+    that the signals change nothing afterwards either: the process ends by itself, and must not be
+    cut off before it has said why.
     """
     if threading.current_thread() is not threading.main_thread():
         yield Interrupts(patient=patient)

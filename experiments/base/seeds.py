@@ -20,8 +20,8 @@ def seed_everything(seed: int) -> None:
 def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
     """Return the order of the training examples in one epoch, int64 of shape (size,).
 
-    It has a generator of its own, so it depends on (seed, epoch) alone: every optimizer sees the
-    same batches, and a run resumed in the middle of an epoch continues the very same order.
+    It depends on (seed, epoch) alone: every optimizer sees the same batches, and a run resumed in
+    the middle of an epoch continues the same order.
     """
     mixed = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
     generator = torch.Generator().manual_seed(mixed % 2**63)
@@ -45,21 +45,11 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Set all generators to a state taken with :func:`rng_state`.
-
-    CUDA generators are left alone if the number of devices has changed.
-    """
+    """Set all generators to a saved state; those of CUDA only if the number of devices is equal."""
     random.setstate(state["python"])
-    numpy_state = state["numpy"]
-    np.random.set_state(
-        (
-            "MT19937",
-            numpy_state["key"].numpy().astype(np.uint32),
-            numpy_state["pos"],
-            numpy_state["has_gauss"],
-            numpy_state["gauss"],
-        )
-    )
+    saved = state["numpy"]
+    key = saved["key"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", key, saved["pos"], saved["has_gauss"], saved["gauss"]))
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,10 +1,10 @@
 """Keep preprocessed data sets as tensors: text is parsed and split once, not in every run.
 
-A cache file belongs to the checksums of its source files, to every option that has a part in the
-result, and to the code of this package; with others of them it is another file. It lies in
-``$SNOPT_CACHE_DIR``, by default in ``$XDG_CACHE_HOME/snopt`` or ``~/.cache/snopt``, and never in
-the data folder, which may be read-only. ``SNOPT_CACHE_DIR=`` (empty) turns it off. A cache that
-cannot be written is no error, one that is damaged is made again.
+A cache file belongs to the checksums of its source files, to every option that the result depends
+on, and to the code of this package. It lies in ``$SNOPT_CACHE_DIR``, by default in
+``$XDG_CACHE_HOME/snopt`` or ``~/.cache/snopt``, since the data folder may be read-only.
+``SNOPT_CACHE_DIR=`` (empty) turns the cache off. A cache file that cannot be written is no error,
+one that is damaged is made again.
 """
 
 from __future__ import annotations
@@ -27,21 +27,13 @@ from experiments.base.errors import RecordError
 from experiments.base.files import write_whole
 from experiments.data.splits import SPLIT_NAMES, DataInfo, Splits
 
-VARIABLE = "SNOPT_CACHE_DIR"
-
 _MAGIC = b"snopt data cache, sha256 of the rest: "
 
 
 def cached(name: str, key: Mapping[str, object], build: Callable[[], Splits]) -> Splits:
-    """Return a data set from the cache, or build and keep it.
+    """Return what ``build`` returns, or returned earlier for the same key.
 
-    Args:
-        name: Name of the data set in records.
-        key: Checksums of the source files and all options that the result depends on.
-        build: Reads and preprocesses the source files.
-
-    Returns:
-        What ``build`` returns, or returned earlier for the same key.
+    The key holds the checksums of the source files and all options that the result depends on.
     """
     folder = cache_folder()
     if folder is None:
@@ -61,7 +53,7 @@ def cached(name: str, key: Mapping[str, object], build: Callable[[], Splits]) ->
 
 @cache
 def code() -> str:
-    """A digest of all that preprocesses: this package, and what it leaves the splitting to."""
+    """Return a digest of all that preprocesses: this package, and what it splits with."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
@@ -71,8 +63,8 @@ def code() -> str:
 
 
 def cache_folder() -> Path | None:
-    """Where cache files lie, or ``None`` where the cache is turned off."""
-    chosen = os.environ.get(VARIABLE)
+    """Return where cache files lie, or None where the cache is turned off."""
+    chosen = os.environ.get("SNOPT_CACHE_DIR")
     if chosen is not None:
         return Path(chosen).expanduser() if chosen else None
     base = os.environ.get("XDG_CACHE_HOME")
@@ -92,7 +84,7 @@ def _encode(splits: Splits, key: str) -> bytes:
 
 
 def _load(path: Path, key: str) -> Splits | None:
-    """The data set in a cache file, or ``None`` where it is missing, damaged or another one's."""
+    """Return the data set in a cache file, or None if it is missing, damaged or of another key."""
     try:
         head, _, content = path.read_bytes().partition(b"\n")
     except OSError:

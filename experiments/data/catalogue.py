@@ -17,7 +17,7 @@ from experiments.data.sources import Source
 
 
 def forms() -> dict[str, dict[str, Source]]:
-    """Return all data sets by name, with their forms; without any where nothing is downloaded."""
+    """Return all data sets by name, with the forms that can be downloaded."""
     found = {}
     for path in sorted((REPOSITORY / "configs" / "dataset").glob("*.yaml")):
         options = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -39,10 +39,7 @@ def sources() -> dict[str, Source]:
 
 
 def chosen(name: str) -> dict[str, Source]:
-    """Return what has to be downloaded for a name; nothing where the data is embedded.
-
-    Args:
-        name: A data set, a further form of one, or ``all`` for all data sets.
+    """Return what has to be downloaded for a data set, a further form of one, or ``all``.
 
     Raises:
         DataError: The name is unknown.

@@ -1,10 +1,8 @@
 """CIFAR-10: 32 x 32 colour images, from its "python version" or its "binary version".
 
-Looked for as the unpacked folder ``cifar-10-batches-py``, then as ``cifar-10-python.tar.gz``, each
-in ``<data_dir>`` and ``<data_dir>/cifar10``; after these the binary version in the same places
-(``cifar-10-batches-bin``, ``cifar-10-binary.tar.gz``). Where nothing is found, the archive of the
-python version is downloaded into ``<data_dir>``. Its batches are pickles, so nothing is read of it
-that has not the published checksum.
+The unpacked folder comes before the archive, and the python version before the binary one; where
+nothing is found, the archive of the python version is downloaded. Its batches are pickles, so
+nothing of it is read that does not have the published checksum.
 """
 
 from __future__ import annotations
@@ -21,17 +19,13 @@ import torch
 
 from experiments.base.errors import ConfigError, DataError
 from experiments.data.files import Remote, read
-from experiments.data.images import MEAN, STD, ImageOptions, RawImages, split_images
+from experiments.data.images import PUBLISHED, ImageOptions, RawImages, split_images
 from experiments.data.sources import DAMAGED, Source
 from experiments.data.splits import Splits
 
-FOLDERS = (".", "cifar10")
-"""Where folder or archive may lie, relative to the data folder; downloads go into the first."""
-
+FOLDERS = (".", "cifar10")  # of folder or archive, below the data folder
 URL = "https://www.cs.toronto.edu/~kriz/"
-
 FORMS = ("auto", "python", "binary")
-"""Values of the option ``form``."""
 
 RECORD = 1 + 3 * 32 * 32
 """Bytes of a record of the binary version: label, then red, green and blue plane, row by row."""
@@ -44,8 +38,7 @@ class Form:
     Attributes:
         folder: The folder in the archive, and unpacked.
         archive: What is downloaded.
-        files: The training batches and, last, the test batch, with the published checksum of each;
-            ``None`` where there is none.
+        files: The training batches and, last, the test batch, with their published checksums.
         described: What a record says about the unpacked folder.
     """
 
@@ -55,11 +48,9 @@ class Form:
     described: str
 
     def source(self) -> Source:
-        """Where the archive comes from."""
+        """Return where the archive comes from."""
         return Source("cifar10", FOLDERS, (self.archive.name,), (self.archive,))
 
-
-PUBLISHED = "files as published (md5 checked)"
 
 PYTHON = Form(
     folder="cifar-10-batches-py",
@@ -98,43 +89,33 @@ def load(
     data_dir: str | Path | None,
     name: str = "cifar10",
     form: str = "auto",
-    mean: float = MEAN,
-    std: float = STD,
-    val_size: int = 5_000,
-    limit_train: int | None = None,
-    split_seed: int = 0,
     download: bool = True,
+    **options: Any,
 ) -> Splits:
     """Load CIFAR-10: image data of shape (3, 32, 32).
 
-    Whichever of the two published versions of the same images is there is read, the python version
-    first, and that one is downloaded; ``form`` is ``python``, ``binary`` or ``auto`` (either).
-
-    ``mean`` to ``split_seed`` are those of :class:`experiments.data.images.ImageOptions`; the
-    validation images are taken from the 50 000 training images.
+    ``form`` is ``python``, ``binary`` or ``auto`` (whichever is there). The 50 000 training images
+    are split as :class:`experiments.data.images.ImageOptions` says.
 
     Raises:
         ConfigError: An option is out of range, or ``data_dir`` is not set.
         DataError: Files are missing and cannot be downloaded, or are damaged.
     """
-    options = ImageOptions(mean, std, val_size, limit_train, split_seed)
+    chosen = ImageOptions(**options)
     if form not in FORMS:
         raise ConfigError(f"{name}: form is '{form}', but has to be one of {', '.join(FORMS)}")
-    root = options.root(name, data_dir, f"{PYTHON.archive.name} or {BINARY.archive.name}")
+    root = chosen.root(name, data_dir, f"{PYTHON.archive.name} or {BINARY.archive.name}")
     train, test, origin = _read(root, form, download)
-    return split_images(name, train, test, options, f"CIFAR-10, {origin}")
+    return split_images(name, "CIFAR-10", train, test, chosen, origin)
 
 
 def sources(**_: Any) -> dict[str, Source]:
-    """Where the two archives come from, see :mod:`experiments.data.catalogue`."""
+    """Return where the archives come from, see :mod:`experiments.data.catalogue`."""
     return {"python": PYTHON.source(), "binary": BINARY.source()}
 
 
-Found = tuple[RawImages, RawImages, str]
-"""Training part, test part, and what they were read from."""
-
-
-def _read(root: Path, form: str, download: bool) -> Found:
+def _read(root: Path, form: str, download: bool) -> tuple[RawImages, RawImages, str]:
+    """Return training part, test part, and what they were read from."""
     wanted = {"auto": (PYTHON, BINARY), "python": (PYTHON,), "binary": (BINARY,)}[form]
     for version in wanted:
         for folder in (root / place / version.folder for place in FOLDERS):
@@ -146,7 +127,7 @@ def _read(root: Path, form: str, download: bool) -> Found:
     return _read_archive(wanted[0], root, download)
 
 
-def _read_archive(version: Form, root: Path, download: bool) -> Found:
+def _read_archive(version: Form, root: Path, download: bool) -> tuple[RawImages, RawImages, str]:
     """Read the known members of an archive, after its checksum, in memory."""
     archive = version.source().locate(root, download=download) / version.archive.name
     content = read(archive, version.archive.checksum)
@@ -164,10 +145,9 @@ def _read_archive(version: Form, root: Path, download: bool) -> Found:
 
 
 def _decoded(version: Form, where: Path, contents: dict[str, bytes]) -> tuple[RawImages, RawImages]:
-    """Training and test part of the verified content of all batches."""
-    batches = []
-    for file, content in contents.items():
-        batches.append((_unpickled if version is PYTHON else _records)(where, file, content))
+    """Return training and test part of the content of all batches."""
+    decode = _unpickled if version is PYTHON else _records
+    batches = [decode(where, file, content) for file, content in contents.items()]
     first = len(batches[0].labels)
     for file, batch in zip(contents, batches[:-1], strict=False):
         if len(batch.labels) != first:
@@ -190,7 +170,7 @@ def _unpickled(where: Path, file: str, content: bytes) -> RawImages:
 
 
 def _records(where: Path, file: str, content: bytes) -> RawImages:
-    """A batch of the binary version."""
+    """A batch of the binary version: records of :data:`RECORD` bytes."""
     if not content or len(content) % RECORD:
         raise DataError(
             f"{where}: {file} has {len(content)} bytes, no multiple of the {RECORD} of a "

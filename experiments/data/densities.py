@@ -19,23 +19,18 @@ from experiments.data.splits import SPLIT_NAMES, DataInfo, FloatArray, Splits, v
 
 Sampler = Callable[[np.random.Generator, int, float], FloatArray]
 
-RADII = (1.0, 0.5)
-"""Radii of the two rings, as in Chen et al. 2018 (torchdiffeq's CNF example)."""
-
-ARMS = 5
-"""Arms of the pinwheel."""
+ARMS = 5  # of the pinwheel
 
 
 def rings(generator: np.random.Generator, count: int, noise: float) -> FloatArray:
-    """Two concentric rings, equally likely, with Gaussian noise.
+    """Two concentric rings of radius 1 and 1/2, equally likely, as in Chen et al. 2018.
 
-    The density is that of ``r (cos u, sin u) + noise * e`` with r from :data:`RADII`, u uniform and
-    e standard normal. Angles are drawn, not spread evenly, so that the points are independent.
+    Angles are drawn, not spread evenly, so that the points are independent.
     """
-    radius = generator.choice(np.asarray(RADII), size=count)
+    radius = generator.choice(np.asarray([1.0, 0.5]), size=count)
     angle = generator.uniform(0.0, 2.0 * np.pi, size=count)
     points = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    return np.asarray(points + noise * generator.standard_normal((count, 2)), dtype=np.float64)
+    return _blurred(points, generator, noise)
 
 
 def pinwheel(generator: np.random.Generator, count: int, noise: float) -> FloatArray:
@@ -57,7 +52,7 @@ def eight_gaussians(generator: np.random.Generator, count: int, noise: float) ->
     """Eight equally likely Gaussians, evenly on a circle of radius 1.5."""
     angle = 2.0 * np.pi * generator.integers(8, size=count) / 8
     centre = 1.5 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    return np.asarray(centre + noise * generator.standard_normal((count, 2)), dtype=np.float64)
+    return _blurred(centre, generator, noise)
 
 
 def checkerboard(generator: np.random.Generator, count: int, noise: float) -> FloatArray:
@@ -68,8 +63,7 @@ def checkerboard(generator: np.random.Generator, count: int, noise: float) -> Fl
     column = generator.integers(4, size=count)
     row = 2 * generator.integers(2, size=count) + column % 2
     corner = np.stack([column, row], axis=1) - 2.0
-    points = corner + generator.uniform(size=(count, 2))
-    return np.asarray(points + noise * generator.standard_normal((count, 2)), dtype=np.float64)
+    return _blurred(corner + generator.uniform(size=(count, 2)), generator, noise)
 
 
 def moons(generator: np.random.Generator, count: int, noise: float) -> FloatArray:
@@ -80,18 +74,16 @@ def moons(generator: np.random.Generator, count: int, noise: float) -> FloatArra
     # The upper one around (-1/2, -1/4), the lower one, upside down, around (1/2, 1/4).
     x = sign * (np.cos(angle) - 0.5)
     y = sign * (np.sin(angle) - 0.25)
-    points = np.stack([x, y], axis=1)
-    return np.asarray(points + noise * generator.standard_normal((count, 2)), dtype=np.float64)
+    return _blurred(np.stack([x, y], axis=1), generator, noise)
+
+
+def _blurred(points: FloatArray, generator: np.random.Generator, noise: float) -> FloatArray:
+    return np.asarray(points + noise * generator.standard_normal(points.shape), dtype=np.float64)
 
 
 SAMPLERS: dict[str, Sampler] = {
-    "rings": rings,
-    "pinwheel": pinwheel,
-    "eight_gaussians": eight_gaussians,
-    "checkerboard": checkerboard,
-    "moons": moons,
+    sampler.__name__: sampler for sampler in (rings, pinwheel, eight_gaussians, checkerboard, moons)
 }
-"""The densities by name; a new one is a function and a line here."""
 
 
 def load(
@@ -105,23 +97,10 @@ def load(
     test_size: int = 2_000,
     split_seed: int = 0,
 ) -> Splits:
-    """Draw a training, a validation and a test set.
+    """Draw three sets of points; ``data_dir`` is not used.
 
     Each split has its own stream of random numbers: its points do not change when the size of
-    another split does.
-
-    Args:
-        data_dir: Not used: the data is generated.
-        name: Name of the data set in records.
-        density: A name from :data:`SAMPLERS`.
-        noise: Standard deviation of the noise; its meaning is the sampler's.
-        train_size: Number of points to train on.
-        val_size: Number of points for validation.
-        test_size: Number of points for the test.
-        split_seed: Seed of all three streams.
-
-    Returns:
-        CNF data of dimension 2.
+    another split does. ``density`` is a name from :data:`SAMPLERS`.
 
     Raises:
         ConfigError: Unknown density, a negative noise or seed, or an empty split.

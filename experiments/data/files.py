@@ -1,7 +1,7 @@
-"""One file: what it has to be before a byte of it is interpreted, and how it is downloaded.
+"""One file: checked before a byte of it is interpreted, and downloaded whole or not at all.
 
-A download is whole and right, or it is not there. One that breaks off is continued, in the same
-call and, where a checksum decides in the end, by a later one.
+A download that breaks off is continued by the same call and, where there is a checksum, by a later
+one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import math
 import os
 import shutil
 import time
@@ -24,65 +23,46 @@ from typing import Any, BinaryIO, cast
 
 from experiments.base.errors import DataError
 
-ATTEMPTS = 3
-"""How often a mirror is asked; an attempt that got on from where the last one broke is free."""
-
-PAUSE = 1.0
-"""Seconds before the second attempt, doubled before each further one."""
-
-TIMEOUT = 30.0
-"""Seconds without an answer after which an attempt is given up."""
-
-SLACK = 16 << 20
-"""Bytes by which a download may exceed twice its known size."""
+ATTEMPTS = 3  # for each mirror; one that got further than the last does not count
+PAUSE = 1.0  # seconds before the second attempt, doubled before each further one
+TIMEOUT = 30.0  # seconds without an answer
+SLACK = 16 << 20  # bytes by which a download may exceed twice its known size
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are here and, where the server announces it, their final number."""
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:
-    """Return the hex digest of a file.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, algorithm).hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    """Return the hex digest of a file, or raise DataError where it cannot be read."""
+    with _reading(path), path.open("rb") as stream:
+        return hashlib.file_digest(stream, algorithm).hexdigest()
 
 
 def check(path: Path, checksum: str) -> None:
-    """Compare a file with its checksum, such as ``md5:9b9c9b03...``.
-
-    Raises:
-        DataError: It differs, or the file cannot be read.
-    """
+    """Raise DataError where a file differs from its checksum, such as ``md5:9b9c9b03...``."""
     _compare(path, checksum, digest(path, checksum.partition(":")[0]))
 
 
 def read(path: Path, checksum: str | None = None) -> bytes:
-    """Read a file whole, and give out its content only when it is the published one.
-
-    Args:
-        path: The file.
-        checksum: What it has to be; ``None`` where nothing is published.
-
-    Returns:
-        The very bytes that were checked.
+    """Return the content of a file; with a checksum, the very bytes that were compared with it.
 
     Raises:
-        DataError: It differs, or the file cannot be read.
+        DataError: The content differs from the checksum, or the file cannot be read.
     """
-    try:
+    with _reading(path):
         content = path.read_bytes()
+    if checksum is not None:
+        found = hashlib.new(checksum.partition(":")[0], content).hexdigest()
+        _compare(path, checksum, found)
+    return content
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if checksum is not None:
-        algorithm = checksum.partition(":")[0]
-        _compare(path, checksum, hashlib.new(algorithm, content).hexdigest())
-    return content
 
 
 def _compare(path: Path, checksum: str, found: str) -> None:
@@ -95,52 +75,18 @@ def _compare(path: Path, checksum: str, found: str) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Read a text file.
-
-    Raises:
-        DataError: It cannot be read, or is no text in UTF-8.
-    """
+    """Return the text of a file, or raise DataError where it cannot be read as UTF-8."""
     try:
         return read(path).decode()
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file (byte {error.start} is not UTF-8)") from error
 
 
-def numbers(where: str, entries: list[str], *, gaps: bool = False) -> list[float]:
-    """Parse numbers.
-
-    Args:
-        where: File, line and channel, for the message.
-        entries: The texts.
-        gaps: Whether an entry may be missing, which is written ``nan``.
-
-    Raises:
-        DataError: An entry is no finite number.
-    """
-    values = []
-    for n, entry in enumerate(entries, start=1):
-        try:
-            values.append(float(entry))
-        except ValueError as error:
-            raise DataError(f"{where}, entry {n}: '{entry[:40]}' is not a number") from error
-        if not math.isfinite(values[-1]) and not (gaps and math.isnan(values[-1])):
-            raise DataError(f"{where}, entry {n}: {values[-1]} is not a finite number")
-    return values
-
-
 def read_mat(path: Path, keys: Sequence[str], checksum: str | None = None) -> dict[str, Any]:
-    """Read variables of a MATLAB file (``.mat``, up to version 7).
-
-    Args:
-        path: The file.
-        keys: The variables that it has to have.
-        checksum: See :func:`read`.
-
-    Returns:
-        The variables by name: arrays as MATLAB has them, at least two-dimensional.
+    """Return variables of a MATLAB file (up to version 7): arrays of at least two dimensions.
 
     Raises:
-        DataError: The file is missing, no ``.mat`` file, damaged, or lacks a variable.
+        DataError: The file is missing, no ``.mat`` file, damaged, or lacks one of ``keys``.
     """
     from scipy.io import loadmat, whosmat
 
@@ -171,8 +117,8 @@ class Remote:
     Attributes:
         name: Name of the file on this machine.
         urls: Mirrors, in order.
-        checksum: The published one, such as ``md5:9b9c9b03...``; ``None`` where none is known.
-        size: Bytes, about; ``None`` where unknown.
+        checksum: The published one, such as ``md5:9b9c9b03...``.
+        size: Approximate number of bytes.
     """
 
     name: str
@@ -184,16 +130,16 @@ class Remote:
 def download(
     remote: Remote, target: Path, *, instead: str, progress: Progress | None = None
 ) -> None:
-    """Download a file from the first mirror that has it.
+    """Download a file to ``target`` from the first mirror that has it.
 
-    pooch compares the checksum and gives the file its name; :class:`_Continued` brings the bytes.
-    A wrong checksum or a refused request (HTTP 4xx) is final for a mirror.
+    pooch compares the checksum and :class:`_Continued` brings the bytes. A wrong checksum or a
+    refused request (HTTP 4xx) is final for a mirror.
 
     Args:
-        remote: What is wanted.
-        target: Where it goes; its folder is made.
+        remote: The file that is wanted.
+        target: Where it goes.
         instead: What a person can do without the network, for the message.
-        progress: Told after every chunk how much is here.
+        progress: Called after every chunk.
 
     Raises:
         DataError: No mirror gave the file, or it cannot be written (no space, no permission).
@@ -205,16 +151,15 @@ def download(
     fetch = _Continued(part, remote, progress)
     failures = []
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for url in remote.urls:
-            if remote.checksum is None:
-                part.unlink(missing_ok=True)  # of another version, perhaps, and nothing would tell
-            failure = _from_mirror(pooch, url, remote, target, fetch)
-            if failure is None:
-                return
-            failures.append(f"{url}: {failure}")
-    except OSError as error:
-        raise _cannot_write(target, error) from error
+        with _writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for url in remote.urls:
+                if remote.checksum is None:
+                    part.unlink(missing_ok=True)  # perhaps of another version
+                failure = _from_mirror(pooch, url, remote, target, fetch)
+                if failure is None:
+                    return
+                failures.append(f"{url}: {failure}")
     finally:
         with suppress(OSError):
             if remote.checksum is None or not fetch.size():
@@ -236,7 +181,7 @@ def _from_mirror(
     except _MirrorError as error:
         return str(error)
     except ValueError as error:  # a wrong checksum; pooch has removed the file
-        if fetch.continued and again:  # of a part of another version, perhaps: once from its start
+        if fetch.continued and again:  # perhaps the part was of another version: once from 0
             return _from_mirror(pooch, url, remote, target, fetch, again=False)
         return str(error)
     return None
@@ -247,17 +192,13 @@ class _MirrorError(Exception):
 
 
 class _Continued:
-    """A downloader for pooch that goes on where an earlier one broke off.
+    """A downloader for pooch that continues the file ``part`` and moves it when it is complete.
 
-    The bytes go to ``part``, which becomes pooch's file when it is complete. Without a checksum a
-    part is continued only where the server can say that the file is still the same (``If-Range``).
-
-    Attributes:
-        continued: Whether bytes were appended to those of an earlier response.
+    Without a checksum a part is continued only where the server can say that the file is still the
+    same (``If-Range``). ``continued`` says whether a response was appended to an earlier one.
     """
 
     def __init__(self, part: Path, remote: Remote, progress: Progress | None) -> None:
-        """Say where the bytes go and how many there may be."""
         self.continued = False
         self._part = part
         self._checked = remote.checksum is not None
@@ -266,16 +207,11 @@ class _Continued:
         self._validator: str | None = None
 
     def size(self) -> int:
-        """Return the bytes that are here."""
+        """Return the number of bytes that are here."""
         return self._part.stat().st_size if self._part.exists() else 0
 
     def __call__(self, url: str, output_file: str, pooch: object) -> None:
-        """Bring all bytes of ``url`` to ``output_file``.
-
-        Raises:
-            _MirrorError: This mirror does not give them.
-            DataError: They cannot be written.
-        """
+        """Bring all bytes of ``url`` to ``output_file``, or raise _MirrorError or DataError."""
         if not url.startswith(("https://", "http://")):
             raise _MirrorError("only http and https are downloaded")
         self.continued, self._validator = False, None
@@ -335,17 +271,18 @@ class _Continued:
                     received += len(chunk)
                     if self._largest is not None and received > self._largest:
                         raise _MirrorError(f"the server sends more than {self._largest} bytes")
-                    self._append(file, chunk)
+                    with _writing(self._part):
+                        while chunk:
+                            chunk = chunk[file.write(chunk) :]
                     if self._progress is not None:
                         self._progress(received, total)
                 os.fsync(file.fileno())
         if total is not None and received != total:
             raise OSError(f"connection ended after {received} of {total} bytes")
 
-    @contextmanager
-    def _opened(self, start: int, total: int | None) -> Iterator[BinaryIO]:
+    def _opened(self, start: int, total: int | None) -> BinaryIO:
         """Open the part behind its first ``start`` bytes, where the disk has room for the rest."""
-        try:
+        with _writing(self._part):
             free = shutil.disk_usage(self._part.parent).free
             if total is not None and total - start > free:
                 text = f"{os.strerror(errno.ENOSPC)} ({total - start} bytes needed, {free} free)"
@@ -353,19 +290,15 @@ class _Continued:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
             file = cast(BinaryIO, os.fdopen(os.open(self._part, flags, 0o644), "ab", buffering=0))
             file.truncate(start)
-        except OSError as error:
-            raise _cannot_write(self._part, error) from error
-        with file:
-            yield file
-
-    def _append(self, file: BinaryIO, chunk: bytes) -> None:
-        try:
-            while chunk:
-                chunk = chunk[file.write(chunk) :]
-        except OSError as error:
-            raise _cannot_write(self._part, error) from error
+            return file
 
 
-def _cannot_write(path: Path, error: OSError) -> DataError:
-    reason = error.strerror or error
-    return DataError(f"cannot write {path}: {reason}; free space or choose another data_dir")
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(
+            f"cannot write {path}: {reason}; free space or choose another data_dir"
+        ) from error

@@ -13,8 +13,7 @@ from torch import Tensor
 from experiments.base.errors import ConfigError, DataError
 from experiments.data.splits import DataInfo, Splits, validate
 
-MEAN, STD = 0.1307, 0.3081
-"""Of MNIST's training pixels. The published experiments normalise all image sets with them."""
+PUBLISHED = "files as published (md5 checked)"
 
 
 class RawImages(NamedTuple):
@@ -27,31 +26,27 @@ class RawImages(NamedTuple):
 class ImageOptions(NamedTuple):
     """How raw images become splits.
 
+    The default mean and deviation are those of MNIST's training pixels; the published experiments
+    normalise all image sets with them.
+
     Attributes:
         mean: Subtracted from the pixels after they are scaled to [0, 1].
         std: Divides the result.
-        val_size: The last so many of a seeded permutation of the training images are the validation
-            split.
-        limit_train: Keep only the first so many of the rest, for quick runs; ``None`` keeps all.
+        val_size: Number of validation images, the last of the permuted training images.
+        limit_train: Number of the others that are kept, for quick runs; None keeps all.
         split_seed: Seed of the permutation.
     """
 
-    mean: float
-    std: float
-    val_size: int
-    limit_train: int | None
-    split_seed: int
+    mean: float = 0.1307
+    std: float = 0.3081
+    val_size: int = 5_000
+    limit_train: int | None = None
+    split_seed: int = 0
 
     def root(self, name: str, data_dir: str | Path | None, what: str) -> Path:
-        """Refuse options that are wrong for any data, and return the data folder.
+        """Return the data folder, or raise ConfigError for options that are wrong for any data.
 
-        Args:
-            name: Name of the data set, for the message.
-            data_dir: The data folder.
-            what: What should lie in it, for the message.
-
-        Raises:
-            ConfigError: The normalisation or the seed is out of range, or there is no folder.
+        ``what`` should lie in the folder; it is part of the message.
         """
         normal = math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0
         if not normal or self.split_seed < 0:
@@ -65,19 +60,14 @@ class ImageOptions(NamedTuple):
 
 
 def split_images(
-    name: str, train: RawImages, test: RawImages, options: ImageOptions, source: str
+    name: str,
+    title: str,
+    train: RawImages,
+    test: RawImages,
+    options: ImageOptions,
+    origin: str = PUBLISHED,
 ) -> Splits:
-    """Split off the validation images and normalise all three splits.
-
-    Args:
-        name: Name of the data set in records.
-        train: Published training part, of ten classes.
-        test: Published test part, which becomes the test split as it is.
-        options: Normalisation and sizes.
-        source: Where the images came from.
-
-    Returns:
-        Validated image data.
+    """Split off validation images from the published training part; normalise all three splits.
 
     Raises:
         ConfigError: A size does not fit the data.
@@ -100,8 +90,7 @@ def split_images(
         )
     order = torch.from_numpy(np.random.default_rng(options.split_seed).permutation(pool))
 
-    def part_of(raw: RawImages, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        images, labels = raw if rows is None else (raw.images[rows], raw.labels[rows])
+    def normalised(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return (images.float() / 255.0 - options.mean) / options.std, labels
 
     info = DataInfo(
@@ -109,13 +98,8 @@ def split_images(
         task="image",
         input_shape=tuple(train.images.shape[1:]),
         num_classes=10,
-        source=f"{source}, split_seed {options.split_seed}",
+        source=f"{title}, {origin}, split_seed {options.split_seed}",
     )
-    return validate(
-        Splits(
-            info,
-            train=part_of(train, order[:rest][: options.limit_train]),
-            val=part_of(train, order[rest:]),
-            test=part_of(test),
-        )
-    )
+    kept, val = order[:rest][: options.limit_train], order[rest:]
+    parts = (RawImages(train.images[rows], train.labels[rows]) for rows in (kept, val))
+    return validate(Splits(info, *(normalised(*raw) for raw in (*parts, test))))

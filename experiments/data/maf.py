@@ -1,12 +1,8 @@
 """POWER, GAS, HEPMASS, MINIBOONE: tables of the MAF paper (Papamakarios et al. 2017).
 
-Files are looked for in ``<data_dir>/maf/<table>/``, ``<data_dir>/<table>/`` and
-``<data_dir>/data/<table>/`` (as the archive has them), then taken out of the archive
-``<data_dir>/maf/data.tar.gz``, which is downloaded where it is missing (817 MB) and stays, since it
-has all of them.
-
-The files of Zenodo record 1161203 are partly cleaned; what was done before they were published and
-what is done here make up the published preprocessing:
+Missing files are taken out of the archive ``<data_dir>/maf/data.tar.gz``, which is downloaded (817
+MB) and stays, since it has all four tables. The files of Zenodo record 1161203 are partly cleaned;
+what was done before they were published and what is done here make up the published preprocessing:
 
 =========  =============================================================================
 POWER      rows shuffled (seed 42); reactive power and intensity (columns 1 and 3) left
@@ -44,7 +40,6 @@ ARCHIVE = Remote(
     checksum="md5:9b9c9b0375315ad270eba4ce80c093ab",
     size=817_000_000,
 )
-"""The archive, with the checksum that Zenodo publishes; the size is approximate."""
 
 FILES = {
     "gas": ("ethylene_CO.pickle",),
@@ -52,29 +47,13 @@ FILES = {
     "miniboone": ("data.npy",),
     "power": ("data.npy",),
 }
-"""Files of each table, in a folder of its name."""
 
-UNPACKED = {
+UNPACKED = {  # approximate bytes of the files of each table
     "gas": 170_000_000,
     "hepmass": 600_000_000,
     "miniboone": 13_000_000,
     "power": 131_000_000,
 }
-"""Bytes of the files of each table, about."""
-
-SHARE = 0.1
-"""Share of the test split, and of the validation split in what remains."""
-
-CORRELATED = 0.98
-RECURRING = 5
-"""A feature whose smallest value occurs more often counts as discrete."""
-
-OUTLIER = -100.0
-"""Events of MINIBOONE whose first feature is below are outliers."""
-
-GAS_LEFT_OUT = ("Meth", "Eth", "Time")
-POWER_COLUMNS = 8
-POWER_LEFT_OUT = (1, 3)
 
 
 def load(
@@ -87,23 +66,18 @@ def load(
     download: bool = True,
     allow_unverified: bool = False,
 ) -> Splits:
-    """Load a table, preprocessed and split as published.
-
-    The result is kept, see :mod:`experiments.data.cache`.
+    """Load a table, preprocessed and split as published; the result is cached.
 
     Args:
         table: ``gas``, ``hepmass``, ``miniboone`` or ``power``.
         data_dir: Folder with the files; also where a download goes.
-        name: Name of the data set in records; the table's where it is ``None``.
+        name: Name in records; None: ``table``.
         fraction: Share of each split that is kept, at random; 1 keeps all rows in their order. The
-            published experiments keep 10 % of GAS, of all three splits.
+            published experiments keep 10 % of GAS.
         split_seed: Decides which rows a fraction keeps; the splits themselves are fixed.
         download: Whether missing files may be downloaded.
         allow_unverified: Whether GAS, a pickle, may be read although it was not taken from the
             published archive here. Its SHA-256 is then recorded.
-
-    Returns:
-        CNF data; ``info.source`` has the SHA-256 of the files.
 
     Raises:
         ConfigError: An option is out of range, or ``data_dir`` is not set.
@@ -144,7 +118,7 @@ def load(
 
 
 def sources(*, table: str, **_: Any) -> dict[str, Source]:
-    """Where the files of a table come from, see :mod:`experiments.data.catalogue`."""
+    """Return where the files of a table come from, see :mod:`experiments.data.catalogue`."""
     source = Source(
         name=table,
         folders=(f"maf/{table}", table, f"data/{table}", f"maf/data/{table}"),
@@ -173,7 +147,7 @@ def _admit_pickle(wanted: Source, folder: Path, allow_unverified: bool) -> None:
 
 
 def _subset(data: FloatArray, fraction: float, seed: int, stream: int, name: str) -> Tensor:
-    """A part of the rows as float32; each split has its own stream of random numbers."""
+    """Return a part of the rows as float32; each split has its own stream of random numbers."""
     if fraction < 1:
         count = int(fraction * len(data))
         if count == 0:
@@ -204,12 +178,12 @@ class Parts(NamedTuple):
 
 def power(data: FloatArray) -> Parts:
     """Preprocess ``power/data.npy``, shape (N, 8)."""
-    if data.shape[1] != POWER_COLUMNS:
-        raise DataError(f"power: {data.shape[1]} columns, expected {POWER_COLUMNS}")
+    if data.shape[1] != 8:
+        raise DataError(f"power: {data.shape[1]} columns, expected 8")
     generator = np.random.RandomState(42)
     data = np.array(data)
     generator.shuffle(data)
-    data = np.delete(data, POWER_LEFT_OUT, axis=1)
+    data = np.delete(data, (1, 3), axis=1)
     count = len(data)
     # Drawn in the published order. The last column, the time, gets none.
     voltage = 0.01 * generator.rand(count, 1)
@@ -225,23 +199,24 @@ def miniboone(data: FloatArray) -> Parts:
     Outliers and discrete features are looked for although the published file has none: on it that
     changes nothing, and a table of the raw events is cleaned as it was.
     """
-    data = data[~(data[:, 0] < OUTLIER)]
+    data = data[~(data[:, 0] < -100.0)]
     data = data[:, ~_discrete("miniboone", data)]
     return _normalised(_split("miniboone", data))
 
 
 def gas(table: Table) -> Parts:
     """Preprocess ``gas/ethylene_CO.pickle``."""
-    missing = [name for name in GAS_LEFT_OUT if name not in table.columns]
+    left_out = ("Meth", "Eth", "Time")
+    missing = [name for name in left_out if name not in table.columns]
     if missing:
         raise DataError(
             f"gas: no column {', '.join(missing)} among {', '.join(table.columns) or 'none'}"
         )
-    kept = [n for n, name in enumerate(table.columns) if name not in GAS_LEFT_OUT]
+    kept = [n for n, name in enumerate(table.columns) if name not in left_out]
     data = table.values[:, kept]
     if not (data.size and len(data) > 1 and (data.std(axis=0) > 0).all()):
         raise DataError("gas: a sensor has one value only, or none are left")
-    high = np.atleast_2d(np.corrcoef(data, rowvar=False)) > CORRELATED
+    high = np.atleast_2d(np.corrcoef(data, rowvar=False)) > 0.98
     chosen = list(range(data.shape[1]))
     while (counts := high[np.ix_(chosen, chosen)].sum(axis=1)).max() > 1:
         del chosen[int(np.argmax(counts > 1))]  # the first that correlates with another one
@@ -269,10 +244,10 @@ def hepmass(train: FloatArray, test: FloatArray) -> Parts:
 
 
 def _discrete(name: str, data: FloatArray) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Which features have re-occurring values, judged by their smallest one, as published."""
+    """Return which features are discrete: their smallest value occurs more than five times."""
     if len(data) == 0:
         raise DataError(f"{name}: no rows are left")
-    discrete = (data == data.min(axis=0)).sum(axis=0) > RECURRING
+    discrete = (data == data.min(axis=0)).sum(axis=0) > 5
     if discrete.all():
         raise DataError(f"{name}: every feature has re-occurring values")
     return np.asarray(discrete)
@@ -280,7 +255,7 @@ def _discrete(name: str, data: FloatArray) -> np.ndarray[tuple[int], np.dtype[np
 
 def _cut(name: str, data: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Take the last 10 % off."""
-    count = int(SHARE * len(data))
+    count = int(0.1 * len(data))
     if count == 0:
         raise DataError(f"{name}: {len(data)} rows are too few to split off 10 %")
     return data[:-count], data[-count:]

@@ -1,8 +1,6 @@
 """MNIST: 28 x 28 grey digits, from the four original files.
 
-The files (``train-images-idx3-ubyte.gz`` ...) are looked for in ``<data_dir>/MNIST/raw`` and
-``<data_dir>/mnist``; where neither has all four they are downloaded into the former. Their
-published checksums are compared before a byte is interpreted.
+Their published checksums are compared before a byte is interpreted.
 """
 
 from __future__ import annotations
@@ -19,53 +17,42 @@ from numpy.typing import NDArray
 
 from experiments.base.errors import DataError
 from experiments.data.files import Remote, read
-from experiments.data.images import MEAN, STD, ImageOptions, RawImages, split_images
+from experiments.data.images import ImageOptions, RawImages, split_images
 from experiments.data.sources import Source
 from experiments.data.splits import Splits
 
-FOLDERS = ("MNIST/raw", "mnist", "mnist/raw")
-"""Where the files may lie, relative to the data folder; downloads go into the first."""
+FOLDERS = ("MNIST/raw", "mnist", "mnist/raw")  # below the data folder
 
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
 
-FILES = {
+FILES = {  # published checksum and bytes
     "train-images-idx3-ubyte.gz": ("md5:f68b3c2dcbeaaa9fbdd348bbdeb94873", 9_912_422),
     "train-labels-idx1-ubyte.gz": ("md5:d53e105ee54ea40749a09fcbcd1e9432", 28_881),
     "t10k-images-idx3-ubyte.gz": ("md5:9fb629c4189551a2d022fa330f9573f3", 1_648_877),
     "t10k-labels-idx1-ubyte.gz": ("md5:ec29112dd5afa0611ce80d1b7f02629c", 4_542),
 }
-"""Published checksum and bytes of each file."""
 
 
 def load(
-    *,
-    data_dir: str | Path | None,
-    name: str = "mnist",
-    mean: float = MEAN,
-    std: float = STD,
-    val_size: int = 5_000,
-    limit_train: int | None = None,
-    split_seed: int = 0,
-    download: bool = True,
+    *, data_dir: str | Path | None, name: str = "mnist", download: bool = True, **options: Any
 ) -> Splits:
     """Load MNIST: image data of shape (1, 28, 28).
 
-    ``mean`` to ``split_seed`` are those of :class:`experiments.data.images.ImageOptions`; the
-    validation images are taken from the 60 000 training images.
+    The 60 000 training images are split as :class:`experiments.data.images.ImageOptions` says.
 
     Raises:
         ConfigError: An option is out of range, or ``data_dir`` is not set.
         DataError: Files are missing and cannot be downloaded, or are damaged.
     """
-    options = ImageOptions(mean, std, val_size, limit_train, split_seed)
-    root = options.root(name, data_dir, f"{FOLDERS[0]}/*.gz")
+    chosen = ImageOptions(**options)
+    root = chosen.root(name, data_dir, f"{FOLDERS[0]}/*.gz")
     folder = sources()["original"].locate(root, download=download)
     train, test = (_part(folder, part) for part in ("train", "t10k"))
-    return split_images(name, train, test, options, "MNIST, files as published (md5 checked)")
+    return split_images(name, "MNIST", train, test, chosen)
 
 
 def sources(**_: Any) -> dict[str, Source]:
-    """Where the four files come from, see :mod:`experiments.data.catalogue`."""
+    """Return where the files come from, see :mod:`experiments.data.catalogue`."""
     remotes = tuple(
         Remote(file, tuple(mirror + file for mirror in MIRRORS), checksum, size)
         for file, (checksum, size) in FILES.items()
@@ -76,9 +63,7 @@ def sources(**_: Any) -> dict[str, Source]:
 def _part(folder: Path, part: str) -> RawImages:
     images = _idx(folder / f"{part}-images-idx3-ubyte.gz", 3)
     labels = _idx(folder / f"{part}-labels-idx1-ubyte.gz", 1)
-    return RawImages(
-        torch.from_numpy(images[:, None].copy()), torch.from_numpy(labels.astype(np.int64))
-    )
+    return RawImages(torch.tensor(images[:, None]), torch.tensor(labels, dtype=torch.int64))
 
 
 def _idx(path: Path, rank: int) -> NDArray[np.uint8]:

@@ -19,6 +19,9 @@ from experiments.data.splits import (
     validate,
 )
 
+LARGEST = float(np.finfo(np.float32).max)
+"""Values beyond are refused: one of 1e300, or a sentinel, would scale all others to 0."""
+
 
 class Series(NamedTuple):
     """All series of a data set.
@@ -34,11 +37,23 @@ class Series(NamedTuple):
     classes: tuple[str, ...]
 
 
-class Scale(NamedTuple):
-    """Mean and standard deviation of each channel, both of shape (channels,)."""
+def numbers(where: str, entries: list[str], kind: str, *, gaps: bool = False) -> list[float]:
+    """Parse finite numbers; with ``gaps``, an entry ``nan`` is a missing one.
 
-    mean: FloatArray
-    deviation: FloatArray
+    Raises:
+        DataError: An entry is none; the message has ``where``, and ``kind`` with its number.
+    """
+    values = []
+    for n, entry in enumerate(entries, start=1):
+        try:
+            value = float(entry)
+        except ValueError as error:
+            raise DataError(f"{where}, {kind} {n}: '{entry[:40]}' is not a number") from error
+        if not abs(value) <= LARGEST and not (gaps and np.isnan(value)):
+            wrong = "beyond float32 (±3.4e38)" if np.isfinite(value) else "not a finite number"
+            raise DataError(f"{where}, {kind} {n}: {value} is {wrong}")
+        values.append(value)
+    return values
 
 
 def split_series(
@@ -51,84 +66,59 @@ def split_series(
         name: Name of the data set in records.
         source: Where they came from.
         split_seed: Decides which series goes into which split.
-        zeros: Whether steps of zeros at both ends are padding, see :func:`trim_zeros`.
-
-    Returns:
-        Validated time series data.
+        zeros: Whether steps of zeros at both ends are padding.
 
     Raises:
-        DataError: A series or a channel has no value, the data is too small to split, or the
-            validator refuses it.
+        DataError: A series or a channel has no value, or the data is too small to split.
     """
-    series = trim(pooled.values, name)
-    if zeros:
-        series = trim_zeros(series, name)
+    series = trim(pooled.values, name, zeros=zeros)
     index = stratified_split(pooled.labels, split_seed, name)
-    scale = fit_scale([series[n] for n in index.train], name)
+    mean, deviation = fit_scale([series[n] for n in index.train], name)
+    series = [(values - mean) / deviation for values in series]
     length = max(values.shape[1] for values in series)
-
-    def part(rows: IntArray) -> tuple[Tensor, Tensor, Tensor]:
-        return pack([series[n] for n in rows], pooled.labels[rows], scale, length)
-
     info = DataInfo(
         name=name,
         task="time_series",
-        input_shape=(length, 2 * len(scale.mean) + 1),
+        input_shape=(length, 2 * len(mean) + 1),
         num_classes=len(pooled.classes),
         source=f"{source}; pooled, split_seed {split_seed}",
     )
-    return validate(Splits(info, *(part(rows) for rows in index)))
+    parts = (pack([series[n] for n in rows], pooled.labels[rows], length) for rows in index)
+    return validate(Splits(info, *parts))
 
 
-def trim(series: Sequence[FloatArray], name: str) -> list[FloatArray]:
+def trim(series: Sequence[FloatArray], name: str, *, zeros: bool = False) -> list[FloatArray]:
     """Cut every series (channels, length) after its last observation.
 
-    Some files of the archive pad short series with missing values; the read-out is at the last
-    observation, so these steps are padding here as well.
+    Some files of the archive pad short series with missing values. CharacterTrajectories is
+    published with and without zeros at both ends; ``zeros`` cuts steps where all channels are 0.
 
     Raises:
-        DataError: A series has no observation.
+        DataError: Nothing is left of a series.
     """
     trimmed = []
     for n, values in enumerate(series):
+        every = f"{name}: every value of example {n} (of the pooled data) is"
         observed = np.flatnonzero(~np.isnan(values).all(axis=0))
-        if len(observed) == 0:
-            raise DataError(f"{name}: every value of example {n} (of the pooled data) is missing")
-        trimmed.append(values[:, : observed[-1] + 1])
+        if not len(observed):
+            raise DataError(f"{every} missing")
+        start, end = 0, observed[-1] + 1
+        if zeros:
+            moving = np.flatnonzero((values[:, :end] != 0).any(axis=0))
+            if not len(moving):
+                raise DataError(f"{every} zero")
+            start, end = moving[0], moving[-1] + 1
+        trimmed.append(values[:, start:end])
     return trimmed
 
 
-def trim_zeros(series: Sequence[FloatArray], name: str) -> list[FloatArray]:
-    """Cut steps at both ends of every series (channels, length) at which all channels are zero.
+def fit_scale(series: Sequence[FloatArray], name: str) -> tuple[FloatArray, FloatArray]:
+    """Return mean and standard deviation of each channel's observed values, both (channels, 1).
 
-    CharacterTrajectories is published with and without them.
-
-    Raises:
-        DataError: A series is zero everywhere.
-    """
-    trimmed = []
-    for n, values in enumerate(series):
-        moving = np.flatnonzero((values != 0).any(axis=0))
-        if len(moving) == 0:
-            raise DataError(f"{name}: every value of example {n} (of the pooled data) is zero")
-        trimmed.append(values[:, moving[0] : moving[-1] + 1])
-    return trimmed
-
-
-def fit_scale(series: Sequence[FloatArray], name: str) -> Scale:
-    """Mean and standard deviation of each channel over what is observed.
-
-    A constant channel keeps its unit: its deviation is taken as 1.
-
-    Args:
-        series: Training series, arrays (channels, length), NaN where missing.
-        name: Name of the data set, for the message.
-
-    Returns:
-        The scale that maps these series to mean 0 and deviation 1.
+    The deviation of a constant channel is taken as 1.
 
     Raises:
-        DataError: A channel is never observed, so it has no scale.
+        DataError: A channel is never observed.
     """
     pooled = np.concatenate(list(series), axis=1)
     unseen = np.flatnonzero(np.isnan(pooled).all(axis=1))
@@ -137,35 +127,26 @@ def fit_scale(series: Sequence[FloatArray], name: str) -> Scale:
             f"{name}, train split: every value of channel {int(unseen[0])} is missing "
             f"({len(unseen)} of {len(pooled)} channels)"
         )
-    mean, deviation = np.nanmean(pooled, axis=1), np.nanstd(pooled, axis=1)
+    mean = np.nanmean(pooled, axis=1, keepdims=True)
+    deviation = np.nanstd(pooled, axis=1, keepdims=True)
     # The deviation of a constant channel is its rounding error, not exactly 0.
     constant = deviation <= 1e-12 * np.abs(mean)
-    return Scale(mean, np.where(constant, 1.0, deviation))
+    return mean, np.where(constant, 1.0, deviation)
 
 
 def pack(
-    series: Sequence[FloatArray], labels: IntArray, scale: Scale, length: int
+    series: Sequence[FloatArray], labels: IntArray, length: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Standardise and pad series into one batch.
-
-    Args:
-        series: N arrays (D, length of the series), NaN where missing.
-        labels: Class of each series, shape (N,).
-        scale: Applied to each channel.
-        length: L, at least the longest series.
+    """Pad series (D, length of the series) to one batch, as :mod:`experiments.data.splits` says.
 
     Returns:
-        x float32 (N, L, 2D + 1), lengths int64 (N,) and labels int64 (N,), laid out as
-        :mod:`experiments.data.splits` says.
+        x float32 (N, ``length``, 2D + 1), lengths int64 (N,) and labels int64 (N,).
     """
-    channels = len(scale.mean)
+    channels = len(series[0])
     x = np.zeros((len(series), length, 2 * channels + 1), dtype=np.float32)
     lengths = np.asarray([values.shape[1] for values in series], dtype=np.int64)
-    for n, values in enumerate(series):
-        standard = (values.T - scale.mean) / scale.deviation
-        observed = ~np.isnan(standard)
-        end = lengths[n]
-        x[n, :end, 0] = np.arange(end)
-        x[n, :end, 1 : 1 + channels] = np.where(observed, standard, 0.0)
-        x[n, :end, 1 + channels :] = observed
+    for row, values, end in zip(x, series, lengths, strict=True):
+        row[:end, 0] = np.arange(end)
+        row[:end, 1 : 1 + channels] = np.nan_to_num(values.T)
+        row[:end, 1 + channels :] = ~np.isnan(values.T)
     return torch.from_numpy(x), torch.from_numpy(lengths), torch.from_numpy(labels)

@@ -28,11 +28,8 @@ from experiments.base.errors import DataError, RecordError
 from experiments.base.files import locked, write_whole
 from experiments.data.files import Progress, Remote, check, digest, download
 
-SUMS = "SHA256SUMS"
-"""Name of the file with recorded checksums, in the format of ``sha256sum``."""
-
-LARGEST = 4 << 30
-"""Bytes beyond which a file in an archive is not unpacked (the largest known one has 0.6 GB)."""
+SUMS = "SHA256SUMS"  # in the format of the program sha256sum
+LARGEST = 4 << 30  # bytes of a file in an archive; the largest known one has 0.6 GB
 
 Say = Callable[[str], None]
 """Told in a line what happens."""
@@ -47,12 +44,10 @@ class Source:
         folders: Where the files may lie below the data folder; downloads go into the first.
         files: Names of what the loader reads.
         remotes: What is downloaded: the files themselves, or one archive with them.
-        members: For an archive: where the files lie in it, in the order of ``files``; empty where
-            the files are downloaded as they are.
+        members: Where the files lie in the archive, in the order of ``files``.
         checksums: Known checksums of unpacked files, by name.
-        unpacked: Bytes that the files take when unpacked, about; 0 where nothing is unpacked.
-        archive_folder: Where the archive stays after unpacking, below the data folder; ``None``: it
-            is removed.
+        unpacked: Approximate bytes of the unpacked files.
+        archive_folder: Where the archive stays, below the data folder; None: it is removed.
     """
 
     name: str
@@ -65,26 +60,25 @@ class Source:
     archive_folder: str | None = None
 
     def known(self) -> dict[str, str]:
-        """Published checksums by name of the file that the loader reads."""
+        """Return the published checksums by name of the file that the loader reads."""
         own = {r.name: r.checksum for r in self.remotes if r.checksum and r.name in self.files}
         return own | dict(self.checksums)
 
     def verified(self) -> bool:
-        """Whether everything that is downloaded can be compared with something published."""
+        """Return whether everything that is downloaded has a published checksum."""
         known = self.known()
         return all(r.checksum for r in self.remotes) or all(f in known for f in self.files)
 
     def find(self, data_dir: Path) -> Path | None:
-        """Return the first folder that has all files, or ``None``."""
-        for relative in self.folders:
-            folder = data_dir / relative
+        """Return the first folder that has all files."""
+        for folder in (data_dir / relative for relative in self.folders):
             if all((folder / file).is_file() for file in self.files):
                 return folder
         return None
 
     def place(self, data_dir: Path) -> Path:
         """Return the folder that downloads go into."""
-        return data_dir / (self.folders[0] if self.archive_folder is None else self.archive_folder)
+        return data_dir / (self.archive_folder or self.folders[0])
 
     def missing(self, data_dir: Path) -> list[Remote]:
         """Return what would have to be downloaded."""
@@ -106,18 +100,11 @@ class Source:
         progress: Progress | None = None,
         say: Say = lambda _: None,
     ) -> Path:
-        """Return the folder with the files; download, check and unpack them where they are missing.
+        """Return the folder with the files; download, check and unpack what is missing.
 
         Files that are there are not read: :meth:`verify` says whether they are right. An archive
         that lies where it would be downloaded to is used, and stays. A second process that wants
-        the same waits for the first one.
-
-        Args:
-            data_dir: The data folder.
-            download: Whether missing files may be downloaded.
-            allow_unverified: Whether a download without a known checksum is accepted.
-            progress: See :data:`experiments.data.files.Progress`.
-            say: Told in a line what happens.
+        the same waits for the first one. ``allow_unverified`` accepts downloads without a checksum.
 
         Raises:
             DataError: Files are missing and must not be downloaded, the download fails, or what
@@ -176,11 +163,7 @@ class Source:
         self.record(folder)
 
     def verify(self, folder: Path) -> None:
-        """Compare the files in a folder with their published or recorded checksums.
-
-        Raises:
-            DataError: A file is not the right one.
-        """
+        """Raise DataError where a file differs from its published or recorded checksum."""
         known, recorded = self.known(), recorded_sums(folder)
         for file in self.files:
             if file in known:
@@ -195,11 +178,7 @@ class Source:
                     ) from error
 
     def record(self, folder: Path) -> None:
-        """Write down the SHA-256 of the files that have no published checksum.
-
-        Raises:
-            DataError: The record cannot be written.
-        """
+        """Write the SHA-256 of all files without a published checksum into ``SHA256SUMS``."""
         known = self.known()
         files = [file for file in self.files if file not in known]
         if not files:
@@ -213,11 +192,7 @@ class Source:
 
 
 def recorded_sums(folder: Path) -> dict[str, str]:
-    """Return the checksums that an earlier download wrote into a folder, by name of the file.
-
-    Raises:
-        DataError: The record cannot be read.
-    """
+    """Return the checksums that an earlier download wrote into a folder, by name of the file."""
     path = folder / SUMS
     if not path.is_file():
         return {}
@@ -234,7 +209,7 @@ def recorded_sums(folder: Path) -> dict[str, str]:
 
 
 class _Member(NamedTuple):
-    """One entry of an archive: its name, what it is, its size, and how to read it."""
+    """A member of an archive; ``kind`` is file, folder, link or special file."""
 
     name: str
     kind: str
@@ -242,7 +217,6 @@ class _Member(NamedTuple):
     open: Callable[[], IO[bytes] | None]
 
 
-# gzip.BadGzipFile is an OSError without a number; RuntimeError: an encrypted or unknown zip member.
 DAMAGED = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -251,7 +225,7 @@ DAMAGED = (
     zlib.error,
     RuntimeError,
 )
-"""What reading a damaged archive raises."""
+"""What reading a damaged archive raises; RuntimeError: an encrypted or unknown zip member."""
 
 
 def extract(
@@ -260,10 +234,10 @@ def extract(
     """Unpack some members of an archive: all of them or none.
 
     Args:
-        archive: A zip file or a tar file, gzipped or not; told apart by content.
-        folder: Where the files go, by their names alone; it is made.
-        members: The ends of the members' paths, such as ``gas/ethylene_CO.pickle``: whole
-            components. Each has to fit exactly one member.
+        archive: A zip file or a tar file, gzipped or not.
+        folder: Where the files go, by their names alone.
+        members: The ends of the members' paths, such as ``gas/ethylene_CO.pickle``; each has to
+            fit exactly one member.
         checksums: What some of them have to be, by name of the file.
 
     Raises:
@@ -277,7 +251,7 @@ def extract(
             with _members(archive) as entries:
                 for entry in entries:
                     _refuse_hostile(archive, entry)
-                    wanted = next((end for end in members if _ends(entry.name, end)), None)
+                    wanted = next(filter(PurePosixPath(entry.name).match, members), None)
                     if entry.kind != "file" or wanted is None:
                         continue
                     if wanted in found:
@@ -316,11 +290,6 @@ def _refuse_hostile(archive: Path, entry: _Member) -> None:
         )
 
 
-def _ends(name: str, end: str) -> bool:
-    wanted = PurePosixPath(end).parts
-    return PurePosixPath(name).parts[-len(wanted) :] == wanted
-
-
 def _copy(archive: Path, entry: _Member, target: Path) -> None:
     if entry.size > LARGEST:
         raise DataError(
@@ -356,20 +325,14 @@ def _members(archive: Path) -> Iterator[Iterator[_Member]]:
 
 def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
     mode = info.external_attr >> 16
-    if info.is_dir():
-        kind = "folder"
-    elif stat.S_IFMT(mode) in (0, stat.S_IFREG):
-        kind = "file"
-    else:
-        kind = "link" if stat.S_ISLNK(mode) else "special file"
+    kind = _kind(info.is_dir(), stat.S_IFMT(mode) in (0, stat.S_IFREG), stat.S_ISLNK(mode))
     return _Member(info.filename, kind, info.file_size, lambda: archive.open(info))
 
 
 def _tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
-    if info.isdir():
-        kind = "folder"
-    elif info.isreg():
-        kind = "file"
-    else:
-        kind = "link" if info.issym() or info.islnk() else "special file"
+    kind = _kind(info.isdir(), info.isreg(), info.issym() or info.islnk())
     return _Member(info.name, kind, info.size, lambda: archive.extractfile(info))
+
+
+def _kind(folder: bool, file: bool, link: bool) -> str:
+    return "folder" if folder else "file" if file else "link" if link else "special file"

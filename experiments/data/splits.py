@@ -26,16 +26,8 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
 PARTS = {"image": ("x", "y"), "time_series": ("x", "lengths", "y"), "cnf": ("x",)}
-"""The tensors of each kind of data."""
-
 TASKS = tuple(PARTS)
-"""The kinds of data that a loader can return."""
-
 SPLIT_NAMES = ("train", "val", "test")
-"""The splits of every data set, in order."""
-
-TRAIN_FRACTION = 0.7
-"""Share of pooled data that is trained on; the rest is halved into validation and test."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +35,11 @@ class DataInfo:
     """What a model has to know about a data set before it sees it.
 
     Attributes:
-        name: Name of the data set, as it appears in run folders and figures.
+        name: Name in run folders and figures.
         task: One of :data:`TASKS`.
         input_shape: Shape of one example: (C, H, W), (L, 2D + 1) or (dim,).
-        num_classes: Number of classes, ``None`` where there are no labels.
-        source: Where the numbers came from: package and version, or file checksums.
+        num_classes: Number of classes, None where there are no labels.
+        source: Package and version, or file checksums.
     """
 
     name: str
@@ -59,14 +51,7 @@ class DataInfo:
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set in three parts, in the layout that the module docstring gives.
-
-    Attributes:
-        info: Description of the data set.
-        train: Tensors that parameters are fitted to.
-        val: Tensors that choices between runs are made on.
-        test: Tensors that are evaluated once, at the end.
-    """
+    """A data set in three parts, in the layout that the module docstring gives."""
 
     info: DataInfo
     train: tuple[Tensor, ...]
@@ -74,11 +59,11 @@ class Splits:
     test: tuple[Tensor, ...]
 
     def items(self) -> tuple[tuple[str, tuple[Tensor, ...]], ...]:
-        """The splits with their names, in the order of :data:`SPLIT_NAMES`."""
+        """Return the splits with their names, in the order of :data:`SPLIT_NAMES`."""
         return (("train", self.train), ("val", self.val), ("test", self.test))
 
     def sizes(self) -> dict[str, int]:
-        """Number of examples of each split."""
+        """Return the number of examples of each split."""
         return {name: len(tensors[0]) for name, tensors in self.items()}
 
 
@@ -91,19 +76,11 @@ class SplitIndex(NamedTuple):
 
 
 def stratified_split(labels: IntArray, seed: int, name: str) -> SplitIndex:
-    """Split 70/15/15, every class in the same proportions.
+    """Split pooled examples with labels (N,) 70/15/15, every class in the same proportions.
 
     This is the protocol of Kidger et al., "Neural Controlled Differential Equations" (NeurIPS
     2020), which the time series experiments of the paper follow: 30 % are split off, then halved.
     ``seed=0`` uses the two seeds published there (0 and 1).
-
-    Args:
-        labels: Class of every pooled example, shape (N,).
-        seed: Decides which example goes where.
-        name: Name of the data set, for the message.
-
-    Returns:
-        Shuffled indices of the three splits.
 
     Raises:
         ConfigError: The seed is negative.
@@ -116,7 +93,7 @@ def stratified_split(labels: IntArray, seed: int, name: str) -> SplitIndex:
     everything = np.arange(len(labels))
     try:
         train, rest = train_test_split(
-            everything, train_size=TRAIN_FRACTION, stratify=labels, random_state=seed
+            everything, train_size=0.7, stratify=labels, random_state=seed
         )
         val, test = train_test_split(
             rest, train_size=0.5, stratify=labels[rest], random_state=seed + 1
@@ -132,7 +109,7 @@ def stratified_split(labels: IntArray, seed: int, name: str) -> SplitIndex:
 
 
 def validate(splits: Splits) -> Splits:
-    """Check a data set, as every loader does before it returns one, and return it.
+    """Return a data set that passes all checks; every loader calls this.
 
     Raises:
         DataError: A split is empty, a tensor has the wrong type or shape, a value is NaN or
@@ -218,5 +195,5 @@ def _check_series(where: str, x: Tensor, lengths: Tensor) -> None:
 
 
 def _first(bad: Tensor) -> list[int]:
-    """Index of the first true entry of a boolean tensor that has one."""
+    """Return the index of the first true entry."""
     return [int(i) for i in torch.nonzero(bad)[0]]

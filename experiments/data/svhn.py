@@ -1,8 +1,7 @@
 """SVHN, cropped digits: 32 x 32 colour images of house numbers, from its two ``.mat`` files.
 
-``train_32x32.mat`` and ``test_32x32.mat`` are looked for in ``<data_dir>/svhn`` and ``<data_dir>``,
-and downloaded into the former. Their published checksums are compared before a byte is interpreted.
-The published experiments evaluated on the training images; here the test split is the test file.
+Their published checksums are compared before a byte is interpreted. The published experiments
+evaluated on the training images; here the test split is the test file.
 """
 
 from __future__ import annotations
@@ -15,51 +14,38 @@ import torch
 
 from experiments.base.errors import DataError
 from experiments.data.files import Remote, read_mat
-from experiments.data.images import MEAN, STD, ImageOptions, RawImages, split_images
+from experiments.data.images import ImageOptions, RawImages, split_images
 from experiments.data.sources import Source
 from experiments.data.splits import Splits
 
-FOLDERS = ("svhn", ".")
-"""Where the files may lie, relative to the data folder; downloads go into the first."""
-
+FOLDERS = ("svhn", ".")  # below the data folder
 URL = "http://ufldl.stanford.edu/housenumbers/"
-
-FILES = {
+FILES = {  # published checksum and bytes
     "train_32x32.mat": ("md5:e26dedcc434d2e4c54c9b2d4a06d8373", 182_040_794),
     "test_32x32.mat": ("md5:eb5a983be6a315427106f1b164d9cef3", 64_275_384),
 }
-"""Published checksum and bytes of each file."""
 
 
 def load(
-    *,
-    data_dir: str | Path | None,
-    name: str = "svhn",
-    mean: float = MEAN,
-    std: float = STD,
-    val_size: int = 5_000,
-    limit_train: int | None = None,
-    split_seed: int = 0,
-    download: bool = True,
+    *, data_dir: str | Path | None, name: str = "svhn", download: bool = True, **options: Any
 ) -> Splits:
     """Load SVHN: image data of shape (3, 32, 32); label 0 is the digit 0, which the files call 10.
 
-    ``mean`` to ``split_seed`` are those of :class:`experiments.data.images.ImageOptions`; the
-    validation images are taken from the 73 257 training images.
+    The 73 257 training images are split as :class:`experiments.data.images.ImageOptions` says.
 
     Raises:
         ConfigError: An option is out of range, or ``data_dir`` is not set.
         DataError: Files are missing and cannot be downloaded, or are damaged.
     """
-    options = ImageOptions(mean, std, val_size, limit_train, split_seed)
-    root = options.root(name, data_dir, " and ".join(FILES))
+    chosen = ImageOptions(**options)
+    root = chosen.root(name, data_dir, " and ".join(FILES))
     folder = sources()["original"].locate(root, download=download)
     train, test = (_read(folder / file, checksum) for file, (checksum, _) in FILES.items())
-    return split_images(name, train, test, options, "SVHN, files as published (md5 checked)")
+    return split_images(name, "SVHN", train, test, chosen)
 
 
 def sources(**_: Any) -> dict[str, Source]:
-    """Where the two files come from, see :mod:`experiments.data.catalogue`."""
+    """Return where the files come from, see :mod:`experiments.data.catalogue`."""
     remotes = tuple(
         Remote(file, (URL + file,), checksum, size) for file, (checksum, size) in FILES.items()
     )

@@ -2,9 +2,9 @@
 
 GAS is published as a pandas data frame that Python 2 pickled. Today's pandas no longer promises to
 read it, and unpickling runs whatever a file names. Here a file can name only what a frame of
-numbers consists of; pandas' classes are replaced by stand-ins that keep what they are given, and
-the frame is put together from that. The layout is the one that pandas 0.14.1 introduced and kept
-until 1.2: a block manager with axes, and blocks of columns of one type.
+numbers consists of; stand-ins for pandas' classes keep what they are given, and the frame is put
+together from that. The layout is that of pandas 0.14.1 to 1.2: a block manager with axes, and
+blocks of columns of one type.
 """
 
 from __future__ import annotations
@@ -21,16 +21,11 @@ from experiments.base.errors import DataError
 from experiments.data.files import read
 from experiments.data.splits import FloatArray
 
-LAYOUT = "0.14.1"
-"""The version under which a block manager's state keeps axes and blocks."""
+LAYOUT = "0.14.1"  # the key under which a block manager's state keeps axes and blocks
 
 
 def read_matrix(path: Path, checksum: str) -> FloatArray:
-    """Read an ``.npy`` file of numbers, shape (rows, features).
-
-    Raises:
-        DataError: It has another checksum, is damaged, or holds anything else.
-    """
+    """Read an ``.npy`` file of numbers, shape (rows, features); DataError for anything else."""
     content = read(path, checksum)
     try:
         data = np.load(io.BytesIO(content), allow_pickle=False)
@@ -43,11 +38,7 @@ def read_matrix(path: Path, checksum: str) -> FloatArray:
 
 
 def read_csv(path: Path) -> FloatArray:
-    """Read a table with a header line; what a row has beyond the header is left out.
-
-    Raises:
-        DataError: It is no table of finite numbers.
-    """
+    """Read a table of finite numbers with a header line; a row's surplus entries are left out."""
     import pandas
 
     try:
@@ -59,17 +50,13 @@ def read_csv(path: Path) -> FloatArray:
 
 
 def check_finite(path: Path, data: FloatArray) -> FloatArray:
-    """Return a table whose values are all finite.
-
-    Raises:
-        DataError: One is not; the message names the first.
-    """
-    bad = ~np.isfinite(data)
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
+    """Return a table (rows, columns) of numbers that float32 can hold; DataError for another."""
+    bad = np.argwhere(~(np.abs(data) <= np.finfo(np.float32).max))
+    if len(bad):
+        row, column = bad[0]
         raise DataError(
-            f"{path}: row {row}, column {column} is missing or not finite ({int(bad.sum())} such "
-            "values); is the file truncated?"
+            f"{path}: row {row}, column {column} is missing, not finite or beyond float32: "
+            f"{data[row, column]} ({len(bad)} such values); is the file truncated?"
         )
     return data
 
@@ -84,7 +71,6 @@ class Table(NamedTuple):
 class _Record:
     """Stands in for a class of pandas: keeps its arguments and state, does nothing."""
 
-    arguments: tuple[Any, ...] = ()
     state: Any = None
 
     def __init__(self, *arguments: Any) -> None:
@@ -142,7 +128,7 @@ _INDEX_MODULES = (
     "pandas.core.indexes.range",
 )
 
-_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
+_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {  # all that a file may name
     ("pandas.core.frame", "DataFrame"): _Frame,
     ("pandas.core.internals", "BlockManager"): _Manager,
     ("pandas.core.internals.managers", "BlockManager"): _Manager,
@@ -162,11 +148,10 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     **{(module, "slice"): slice for module in ("__builtin__", "builtins")},
     **{(module, "object"): object for module in ("__builtin__", "builtins")},
 }
-"""All that a file may name."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the names of :data:`_ALLOWED` and no others."""
+    """Knows the names in ``_ALLOWED`` and no others."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -181,14 +166,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_frame(path: Path, content: bytes) -> Table:
-    """Read a pickled data frame of numbers.
-
-    Args:
-        path: The file, for messages.
-        content: Its bytes.
-
-    Returns:
-        Its columns as float64.
+    """Read the pickled data frame of numbers that ``content`` holds; ``path`` is for messages.
 
     Raises:
         DataError: It is no such pickle, is truncated, names anything but the parts of a data frame,

@@ -1,12 +1,12 @@
 """Two of the time series problems in the form in which the UCI repository has the originals.
 
-``SpokenArabicDigits``: ``Train_Arabic_Digit.txt`` and ``Test_Arabic_Digit.txt``. A line is a frame
-of 13 cepstral coefficients, a block of lines between blank lines is a series. The files have no
-labels: all blocks of the digit 0 come first, then as many of the digit 1, and so on.
+``SpokenArabicDigits``: two text files. A line is a frame of 13 cepstral coefficients, a block of
+lines between blank lines is a series. The files have no labels: all blocks of the digit 0 come
+first, then as many of the digit 1, and so on.
 
-``CharacterTrajectories``: ``mixoutALL_shifted.mat``. The cell array ``mixout`` has a matrix
-(3, length) for each character (velocity in x and y, force of the pen's tip), ``consts.charlabels``
-their classes, ``consts.key`` the letters. Zeros precede and follow most strokes.
+``CharacterTrajectories``: a ``.mat`` file. The cell array ``mixout`` has a matrix (3, length) for
+each character (velocity in x and y, force of the pen's tip), ``consts.charlabels`` their classes,
+``consts.key`` the letters. Zeros precede and follow most strokes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.base.errors import DataError
-from experiments.data.files import Remote, numbers, read_mat, read_text
-from experiments.data.series import Series
+from experiments.data.files import Remote, read_mat, read_text
+from experiments.data.series import LARGEST, Series, numbers
 from experiments.data.sources import Source
 from experiments.data.splits import FloatArray, IntArray
 
@@ -27,19 +27,13 @@ URL = "https://archive.ics.uci.edu/static/public"
 
 COEFFICIENTS = 13
 DIGITS = 10
-BLOCKS = {"Train_Arabic_Digit.txt": 6_600, "Test_Arabic_Digit.txt": 2_200}
-"""Published number of series in each file."""
-
+BLOCKS = {"Train_Arabic_Digit.txt": 6_600, "Test_Arabic_Digit.txt": 2_200}  # published series
 MAT = "mixoutALL_shifted.mat"
 PEN_CHANNELS = 3
 
 
 def source(uea_name: str) -> Source:
-    """Where the original files of a problem come from; UCI publishes no checksums.
-
-    Args:
-        uea_name: A name from :data:`READERS`.
-    """
+    """Return where the originals of a problem of :data:`READERS` come from, without checksums."""
     files, page, unpacked = {
         "SpokenArabicDigits": (tuple(BLOCKS), "195/spoken+arabic+digit", 50_000_000),
         "CharacterTrajectories": ((MAT,), "175/character+trajectories", 8_000_000),
@@ -56,13 +50,7 @@ def source(uea_name: str) -> Source:
 
 
 def read_arabic_digits(folder: Path) -> Series:
-    """Read both text files and pool them, training part first.
-
-    Args:
-        folder: Where they lie.
-
-    Returns:
-        Series of 13 channels; the classes are the digits.
+    """Read both text files of a folder and pool them, training part first.
 
     Raises:
         DataError: A file is missing, truncated or malformed.
@@ -89,7 +77,7 @@ def read_arabic_digits(folder: Path) -> Series:
 
 
 def _read_blocks(path: Path) -> list[FloatArray]:
-    """The blocks of a text file, each (13, length)."""
+    """Return the blocks of a text file, each (13, length)."""
     lines = read_text(path).split("\n")
     blocks: list[list[list[float]]] = []
     blank = True
@@ -100,25 +88,18 @@ def _read_blocks(path: Path) -> list[FloatArray]:
         blank = not entries
         if not entries:
             continue
+        where = f"{path}, line {number} (series {len(blocks)})"
         if len(entries) != COEFFICIENTS:
             last = " (the last line: is the file truncated?)" if number == len(lines) else ""
-            raise DataError(
-                f"{path}, line {number}: {len(entries)} numbers, expected {COEFFICIENTS}{last}"
-            )
-        blocks[-1].append(numbers(f"{path}, line {number}", entries))
+            raise DataError(f"{where}: {len(entries)} numbers, expected {COEFFICIENTS}{last}")
+        blocks[-1].append(numbers(where, entries, "channel"))
     if not blocks:
         raise DataError(f"{path}: the file is empty")
     return [np.array(block).T for block in blocks]
 
 
 def read_character_trajectories(folder: Path) -> Series:
-    """Read the ``.mat`` file.
-
-    Args:
-        folder: Where it lies.
-
-    Returns:
-        Series of 3 channels; the classes are the letters, in the order of ``consts.key``.
+    """Read the ``.mat`` file of a folder; the classes are in the order of ``consts.key``.
 
     Raises:
         DataError: The file is missing or damaged, or its variables are not as published.
@@ -134,9 +115,7 @@ def read_character_trajectories(folder: Path) -> Series:
         )
     record = consts.reshape(-1)[0]
     classes = tuple(str(np.asarray(key).reshape(-1)[0]) for key in record["key"].reshape(-1))
-    labels: IntArray = (
-        np.asarray(record["charlabels"], dtype=np.float64).reshape(-1).astype(np.int64)
-    )
+    labels: IntArray = np.asarray(record["charlabels"], np.float64).reshape(-1).astype(np.int64)
     cells = variables["mixout"].reshape(-1)
     if len(cells) != len(labels):
         raise DataError(
@@ -152,8 +131,12 @@ def read_character_trajectories(folder: Path) -> Series:
         if not good or cell.ndim != 2 or cell.shape[0] != PEN_CHANNELS or cell.shape[1] == 0:
             shape = getattr(cell, "shape", type(cell).__name__)
             raise DataError(f"{path}: mixout[{n}] is {shape}, not numbers ({PEN_CHANNELS}, length)")
-        if not np.isfinite(cell).all():
-            raise DataError(f"{path}: mixout[{n}] holds a value that is not finite")
+        bad = np.argwhere(~(np.abs(cell) <= LARGEST))
+        if len(bad):
+            raise DataError(
+                f"{path}: mixout[{n}], channel {bad[0, 0] + 1} holds {cell[tuple(bad[0])]}, which "
+                "is not finite or beyond float32 (±3.4e38)"
+            )
         values.append(np.asarray(cell, dtype=np.float64))
     return Series(tuple(values), labels - 1, classes)
 

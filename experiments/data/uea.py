@@ -1,12 +1,11 @@
 """Time series of the UEA archive: any classification problem of it, by name.
 
-Files are looked for in ``<data_dir>/uea/<Name>/`` and ``<data_dir>/<Name>/`` as
-``<Name>_TRAIN.ts`` and ``<Name>_TEST.ts``, then among those that the sktime package carries
-(JapaneseVowels and BasicMotions), then in the form of the UCI originals where that can be read
-(:mod:`experiments.data.uci`), and downloaded where nothing is found.
+``<Name>_TRAIN.ts`` and ``<Name>_TEST.ts`` are looked for in the data folder, then among the files
+that the sktime package carries (JapaneseVowels and BasicMotions), then the UCI originals where they
+can be read (:mod:`experiments.data.uci`). Where nothing is found, the ``.ts`` files are downloaded.
 
 The archive publishes no checksums, and its files have changed without notice (CharacterTrajectories
-in November 2023). Those known here were taken from files that were looked at; any other download
+in November 2023). The checksums here were taken from files that were looked at; any other download
 has to be allowed by hand.
 """
 
@@ -22,35 +21,30 @@ import numpy as np
 from experiments.base.errors import ConfigError, DataError
 from experiments.data import uci
 from experiments.data.cache import cached
-from experiments.data.files import Remote, digest, numbers, read_text
-from experiments.data.series import Series, split_series
+from experiments.data.files import Remote, digest, read_text
+from experiments.data.series import Series, numbers, split_series
 from experiments.data.sources import Source
 from experiments.data.splits import FloatArray, Splits
 
 FORMS = ("auto", "uea", "uci")
-"""Values of the option ``form``."""
 
-MIRRORS = (
+MIRRORS = (  # sktime downloads from them, too
     "https://timeseriesclassification.com/aeon-toolkit/{name}.zip",
     "https://github.com/sktime/sktime-datasets/raw/main/TSC/{name}.zip",
 )
-"""Where sktime downloads from, too."""
 
 CHECKSUMS = {
     "ArticularyWordRecognition_TRAIN.ts": "md5:1e1ac46ddbdec567de40601957b2a8a8",
     "ArticularyWordRecognition_TEST.ts": "md5:0a559bc59ec12ed786d4096ff6f17701",
 }
-"""Known checksums of files of the archive."""
 
-UNPACKED = {
+UNPACKED = {  # approximate bytes of both files
     "ArticularyWordRecognition": 6_000_000,
     "CharacterTrajectories": 10_000_000,
     "SpokenArabicDigits": 50_000_000,
 }
-"""Bytes of both files together, about."""
 
 REQUIRED_TAGS = ("@problemname", "@timestamps", "@univariate", "@classlabel", "@data")
-"""What a ``.ts`` file has to have before the first line of data."""
 
 
 def load(
@@ -68,26 +62,19 @@ def load(
     """Load a classification problem.
 
     The published training and test files are pooled and split 70/15/15, stratified, as in the
-    paper. Each channel is standardised with mean and deviation of the training split's observed
-    values. Missing values become mask 0 and value 0; missing steps at a series' end are padding.
-    The result is kept, see :mod:`experiments.data.cache`.
+    paper. Each channel is standardised by the training split's observed values. Missing values
+    become mask 0 and value 0; missing steps at a series' end are padding. The result is cached.
 
     Args:
         uea_name: Name in the archive, for example ``ArticularyWordRecognition``.
-        data_dir: Folder with the files; also where a download goes. ``None``: only what sktime
-            carries.
-        name: Name of the data set in records; the archive's name where it is ``None``.
-        form: ``uea`` (``.ts`` files), ``uci`` (the originals), or ``auto``: whichever is there,
-            ``.ts`` files first; these are downloaded, too.
+        data_dir: Folder with the files; also where a download goes. None: only what sktime carries.
+        name: Name in records; None: ``uea_name``.
+        form: ``uea`` (``.ts`` files), ``uci`` (the originals), or ``auto`` (whichever is there).
         trim_zeros: Whether steps of zeros at both ends of a series are cut.
-        unequal_lengths: Whether a ``.ts`` file may hold series of different lengths; ``None``: as
-            its header says.
+        unequal_lengths: Whether series may differ in length; None: as the file's header says.
         split_seed: Decides which series goes into which split.
-        download: Whether files that are missing may be downloaded.
+        download: Whether missing files may be downloaded.
         allow_unverified: Whether a download without a known checksum is accepted.
-
-    Returns:
-        Time series data; ``info.source`` has the SHA-256 of all files.
 
     Raises:
         ConfigError: ``uea_name`` cannot be a name in the archive, or an option is out of range.
@@ -125,7 +112,7 @@ def load(
 
 
 def sources(*, uea_name: str, **_: Any) -> dict[str, Source]:
-    """Where the files of a problem come from, see :mod:`experiments.data.catalogue`."""
+    """Return where the files of a problem come from, see :mod:`experiments.data.catalogue`."""
     files = (f"{uea_name}_TRAIN.ts", f"{uea_name}_TEST.ts")
     urls = tuple(mirror.format(name=uea_name) for mirror in MIRRORS)
     archive = Source(
@@ -180,7 +167,7 @@ def _refuse_half(files: Source, root: Path) -> None:
 
 
 def bundled_folder() -> Path:
-    """The folder with the data that the installed sktime carries."""
+    """Return the folder with the data that the installed sktime carries."""
     spec = importlib.util.find_spec("sktime")
     if spec is None or spec.origin is None:
         raise DataError("sktime is not installed: pip install 'snopt[experiments]'")
@@ -197,21 +184,14 @@ def _read_both(paths: list[Path], unequal_lengths: bool | None) -> Series:
 
 
 def read_ts(path: Path, *, unequal_lengths: bool | None = None) -> Series:
-    """Read a classification problem from a ``.ts`` file.
+    """Read a ``.ts`` file; the classes are in lower case, since the format ignores case.
 
-    Args:
-        path: The file.
-        unequal_lengths: Whether its series may have different lengths; ``None``: as the header
-            says (``@equalLength``, ``@seriesLength``), which is wrong in some published files.
-
-    Returns:
-        Its series and labels; the classes in lower case (the format ignores case), in the order of
-        the header.
+    The header says whether series may differ in length (``@equalLength``, ``@seriesLength``). It is
+    wrong in some published files; ``unequal_lengths`` overrules it.
 
     Raises:
         DataError: The file is missing, empty, truncated or malformed, is not a classification
-            problem, holds an infinite value, or a missing value or a series of another length that
-            its header or ``unequal_lengths`` excludes. The message has file and line.
+            problem, or holds what its header or float32 excludes. The message has file and line.
     """
     text = read_text(path).rstrip().lower()
     if not text:
@@ -234,8 +214,8 @@ def read_ts(path: Path, *, unequal_lengths: bool | None = None) -> Series:
     length = int(announced) if announced.isdecimal() else 0
     series: list[FloatArray] = []
     labels: list[int] = []
-    for number, line in rows:
-        where = f"{path}, line {number}"
+    for n, (number, line) in enumerate(rows, start=1):
+        where = f"{path}, line {number} (series {n})"
         *texts, label = line.split(":")
         channels = channels or len(texts)
         if len(texts) != channels:
@@ -270,11 +250,8 @@ def _values(where: str, texts: list[str]) -> FloatArray:
     """The numbers (channels, steps) of a row; a missing one is ``?``."""
     channels = []
     for channel, text in enumerate(texts, start=1):
-        entries = text.replace("?", "nan").split(",")
-        values = (
-            [] if entries == [""] else numbers(f"{where}, channel {channel}", entries, gaps=True)
-        )
-        channels.append(values)
+        entries = text.replace("?", "nan").split(",") if text else []
+        channels.append(numbers(f"{where}, channel {channel}", entries, "step", gaps=True))
     lengths = [len(values) for values in channels]
     if len(set(lengths)) != 1 or 0 in lengths:
         raise DataError(f"{where}: the channels have different lengths or are empty: {lengths}")
@@ -287,7 +264,7 @@ def _tag(tags: dict[str, list[str]], name: str, absent: str) -> str:
 
 
 def _check_header(path: Path, tags: dict[str, list[str]]) -> tuple[tuple[str, ...], int | None]:
-    """Class names and, where the header has it, the number of channels."""
+    """Return the class names and, where the header has it, the number of channels."""
     if _tag(tags, "@targetlabel", "false") == "true":
         raise DataError(f"{path}: a regression problem (@targetLabel); classes are needed")
     missing = [tag for tag in REQUIRED_TAGS if tag not in tags]

@@ -8,7 +8,7 @@ on their way to the data at five times. By default one small flow a density, tra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,7 +33,7 @@ from experiments.run.build import build
 from experiments.run.checkpoint import load_checkpoint
 from experiments.run.config import run_name
 from experiments.run.records import Record, Summary
-from experiments.studies.execute import Say, planned
+from experiments.studies.execute import Say
 
 NAME = "figure-density"
 DATASETS = ("circle", "pinwheel", "eight_gaussians", "checkerboard", "moons")
@@ -139,17 +139,8 @@ def reproduce(request: Request, say: Say) -> None:
         ConfigError: an override is unknown.
         RecordError: a run failed or diverged.
     """
-    wanted = {
-        dataset: planned(
-            f"figure-6/{dataset}-snopt",
-            dataset,
-            "snopt",
-            request.seeds[:1],
-            request.overrides,
-            request.where,
-        )
-        for dataset in DATASETS
-    }
+    one = replace(request, seeds=request.seeds[:1])
+    wanted = {name: one.runs(f"figure-6/{name}-snopt", name, "snopt") for name in DATASETS}
     made = obtain(request, in_turn(wanted), say)
     write(made, request.folder, command=request.command)
 

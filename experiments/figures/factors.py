@@ -29,7 +29,7 @@ from experiments.measure.snapshots import EXPERIMENT, snapshots
 from experiments.publish.provenance import devices, publish, read_provenance
 from experiments.publish.style import RC, WIDTH_IN, finish
 from experiments.publish.tables import csv_of, read_table
-from experiments.studies.execute import PlannedRun, Say, planned
+from experiments.studies.execute import PlannedRun, Say
 from experiments.studies.goals import time_to
 
 NAME = "figure-factors"
@@ -47,6 +47,7 @@ LENGTH = (
     "trainer.epochs=null",
     "trainer.max_steps=160",
     "trainer.eval_every=5",
+    "tracking=none",
 )
 ALONG, NODES, TIME = "along", "nodes", "time"
 COLUMNS = {
@@ -92,13 +93,8 @@ def plan(request: Request) -> dict[tuple[str, int], list[PlannedRun]]:
         ConfigError: an override is unknown.
     """
     return {
-        (rule, n): planned(
-            EXPERIMENT,
-            "digits",
-            f"SNOpt, {rule}, n = {n}",
-            request.seeds,
-            (*quadrature(rule, n), *LENGTH, *request.overrides),
-            (*request.where, "tracking=none"),
+        (rule, n): request.runs(
+            EXPERIMENT, "digits", f"SNOpt, {rule}, n = {n}", (*quadrature(rule, n), *LENGTH)
         )
         for rule, n in VARIANTS
     }

@@ -36,7 +36,7 @@ from experiments.publish.runs import NFE
 from experiments.publish.style import RC, WIDTH_IN, Look, finish, handles
 from experiments.publish.tables import Table, csv_of, escape, read_table
 from experiments.run.records import DIVERGED, DONE, finished
-from experiments.studies.execute import PlannedRun, Say, check_data, planned
+from experiments.studies.execute import PlannedRun, Say, check_data
 
 FIGURE_9, TABLE_5 = "figure-9", "table-5"
 DATASETS = {"embedded": "digits", "paper": "cifar10"}
@@ -77,13 +77,11 @@ def plan(request: Request) -> list[tuple[Variant, PlannedRun]]:
     dataset = DATASETS[request.profile]
     return in_turn(
         {
-            Variant(mode, start): planned(
+            Variant(mode, start): request.runs(
                 f"{FIGURE_9}/{dataset}-{mode}",
                 dataset,
                 f"SNOpt, t1 {mode} from {start:g}",
-                request.seeds,
-                (f"model.t1={start:g}", *request.overrides),
-                request.where,
+                [f"model.t1={start:g}"],
             )
             for start in STARTS
             for mode in MODES

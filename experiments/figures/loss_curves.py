@@ -62,7 +62,7 @@ from experiments.publish.style import (
 )
 from experiments.run.config import options
 from experiments.run.records import DIVERGED
-from experiments.studies.execute import PlannedRun, Say, available, planned
+from experiments.studies.execute import PlannedRun, Say, available
 
 FIGURE_1, FIGURE_6 = "figure-1", "figure-6"
 OPTIMIZERS = ("adam", "sgd", "snopt")
@@ -159,13 +159,8 @@ def plan(request: Request) -> dict[str, dict[str, list[PlannedRun]]]:
     """
     return {
         dataset: {
-            optimizer: planned(
-                experiment_of(dataset, optimizer, request.profile),
-                dataset,
-                optimizer,
-                request.seeds,
-                request.overrides,
-                request.where,
+            optimizer: request.runs(
+                experiment_of(dataset, optimizer, request.profile), dataset, optimizer
             )
             for optimizer in OPTIMIZERS
             if dataset in options("dataset")

@@ -23,7 +23,7 @@ from experiments.publish.runs import running_mean
 from experiments.publish.style import RC, WIDTH_IN, Look, finish
 from experiments.publish.tables import csv_of, read_table
 from experiments.run.records import Summary
-from experiments.studies.execute import PlannedRun, Say, planned
+from experiments.studies.execute import PlannedRun, Say
 
 NAME = "figure-refresh"
 EXPERIMENT = "figure-6/circle-snopt"
@@ -73,14 +73,7 @@ def plan(request: Request) -> dict[str, list[PlannedRun]]:
         ConfigError: an override is unknown.
     """
     return {
-        name: planned(
-            EXPERIMENT,
-            "circle",
-            f"SNOpt, refresh {name}",
-            request.seeds,
-            (*variant.overrides, *request.overrides),
-            request.where,
-        )
+        name: request.runs(EXPERIMENT, "circle", f"SNOpt, refresh {name}", variant.overrides)
         for name, variant in VARIANTS.items()
     }
 

@@ -16,7 +16,7 @@ from experiments.base.errors import ConfigError
 from experiments.publish.provenance import of_runs, run_entry
 from experiments.run.config import places
 from experiments.run.records import Summary, summarise
-from experiments.studies.execute import PlannedRun, Say, execute_all, interleave
+from experiments.studies.execute import PlannedRun, Say, execute_all, interleave, planned
 
 SEEDS = (0, 1, 2)
 
@@ -61,6 +61,23 @@ class Request:
     def where(self) -> tuple[str, ...]:
         """The overrides that say where data and records lie."""
         return tuple(places(self.data_dir, self.output_dir))
+
+    def runs(
+        self, experiment: str, dataset: str, label: str, changes: Sequence[str] = ()
+    ) -> list[PlannedRun]:
+        """Return the runs of an experiment with changes, one for each seed.
+
+        Args:
+            experiment: its name.
+            dataset: data set name, for messages.
+            label: what messages call the rest: an optimizer, a variant.
+            changes: overrides that set these runs apart; the request's own come after them.
+
+        Raises:
+            ConfigError: the experiment or an override is unknown.
+        """
+        overrides = (*changes, *self.overrides)
+        return planned(experiment, dataset, label, self.seeds, overrides, self.where)
 
     @property
     def command(self) -> str:

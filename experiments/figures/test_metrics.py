@@ -13,14 +13,15 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.base.errors import RecordError
-from experiments.figures.request import Figure, Request
+from experiments.figures.request import Figure, Request, listed
 from experiments.publish.names import dataset_name, optimizer_name
 from experiments.publish.provenance import publish
 from experiments.publish.tables import Table, csv_of
 from experiments.studies.comparison import session
 from experiments.studies.comparison.planning import FRESH
-from experiments.studies.comparison.report import RUNS, draw, where_and_how
+from experiments.studies.comparison.report import draw, where_and_how
 from experiments.studies.comparison.rows import (
+    RUNS,
     fresh_of,
     mean_and_deviation,
     names_of,
@@ -30,10 +31,8 @@ from experiments.studies.comparison.rows import (
 from experiments.studies.execute import Say
 
 NAME = "table-4"
-
-COLUMNS = ("metric", "mean", "deviation", "seeds", "diverged", "settings")
-
 UNITS = {"accuracy": "%", "nll": "nats"}
+COLUMNS = ("dataset", "optimizer", "metric", "mean", "deviation", "seeds", "diverged", "settings")
 
 
 def reproduce(request: Request, say: Say) -> None:
@@ -68,10 +67,10 @@ def reproduce(request: Request, say: Say) -> None:
         "seeds": sorted(runs["seed"].unique().tolist()),
         "commits": sorted(names_of(runs, "commit")),
         "run_processors": sorted(names_of(runs, "processor")),
-        "runs": kept.assign(test=kept["test"].where(runs["test"].notna(), None)).to_dict("records"),
+        "runs": kept.where(runs["test"].notna(), None).to_dict("records"),
     }
-    settings = [settings_text(fresh).removesuffix(" (!)") for _, fresh in found.iterrows()]
-    data = csv_of(found.assign(settings=settings)[list(COLUMNS)].reset_index(), digits=6)
+    settings = found.apply(lambda fresh: settings_text(fresh).removesuffix(" (!)"), axis=1)
+    data = csv_of(found.assign(settings=settings).reset_index()[list(COLUMNS)], digits=6)
     publish(request.folder, data, target=NAME, command=request.command, **facts)
     redraw(request.folder)
 
@@ -102,13 +101,13 @@ def as_table(rows: pd.DataFrame) -> Table:
     lines += [cells(settings_text, name) for name in names]
     seeds = sorted(rows["seed"][rows["role"] == FRESH].unique())
     budgets = rows.groupby("dataset", sort=False)["budget"].first()
-    trained = ", ".join(f"{budget:g} s ({dataset_name(d)})" for d, budget in budgets.items())
+    lengths = [f"{seconds:g} s ({dataset_name(name)})" for name, seconds in budgets.items()]
     published = "JapaneseVowels: as published, Adam trains what is outside the ODE. "
     caption = (
-        f"Test accuracy in per cent (nats per example for densities) after {trained} of training,"
-        f" mean ± sample standard deviation over the {len(seeds)} fresh seeds"
-        f" {', '.join(map(str, seeds))}. {where_and_how(rows)}; the best setting is the fastest to"
-        f" the validation target. {published * ('japanese_vowels' in datasets)}"
+        f"Test accuracy in per cent (nats per example for densities) after {listed(lengths)} of"
+        f" training, mean ± sample standard deviation over the {len(seeds)} fresh seeds"
+        f" {listed(seeds)}. {where_and_how(rows)}; the best setting is the fastest to the"
+        f" validation target. {published * ('japanese_vowels' in datasets)}"
         "(!) marks a setting on the border of its search space."
     )
     return Table(header, lines, caption)

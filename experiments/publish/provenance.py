@@ -117,12 +117,6 @@ def write_provenance(folder: Path, target: str, command: str, **facts: Any) -> N
     write_whole(folder / "provenance.json", text)
 
 
-def write_origin(folder: Path, origin: Mapping[str, Any]) -> None:
-    """Write ``provenance.json`` as it is given."""
-    text = json.dumps(origin, indent=2, ensure_ascii=False) + "\n"
-    write_whole(folder / "provenance.json", text)
-
-
 def read_provenance(folder: Path) -> dict[str, Any]:
     """Return ``provenance.json``, or an empty caption where there is no such file.
 

@@ -14,22 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from experiments.base.checks import check_number, check_whole, is_number
 from experiments.base.errors import ConfigError
-
-NONE: Final = "none"
-
-NAMES: Final = (NONE, "swa", "ema")
-
-_KEYS: Final = {"swa": {"start", "every"}, "ema": {"start", "every", "decay"}, NONE: set[str]()}
-
-EPOCH: Final = "epoch"
+from experiments.run.config import EPOCH, NONE
 
 
 class Averaging:
@@ -94,37 +86,6 @@ def _ema(decay: float) -> Any:
     return get_ema_multi_avg_fn(decay)
 
 
-def check_averaging(config: Mapping[str, Any] | None) -> None:
-    """Check the ``averaging`` group; None means none.
-
-    Raises:
-        ConfigError: a name or key is unknown, or a value out of range.
-    """
-    if config is None:
-        return
-    name = config.get("name")
-    if name not in NAMES:
-        raise ConfigError(f"averaging.name must be one of {', '.join(NAMES)}, got {name!r}")
-    if unknown := sorted(config.keys() - _KEYS[name] - {"name"}):
-        known = ", ".join(sorted(_KEYS[name])) or "no further keys"
-        raise ConfigError(f"averaging={name} does not know {', '.join(unknown)}; it has {known}")
-    if missing := sorted(_KEYS[name] - config.keys()):
-        raise ConfigError(f"averaging={name} lacks {', '.join(missing)}")
-    if name == NONE:
-        return
-    start, every = config["start"], config["every"]
-    if not is_number(start) or not 0 <= start < 1:
-        raise ConfigError(
-            f"averaging.start must be a fraction of the run's steps in [0, 1), got {start!r}"
-        )
-    if every != EPOCH:
-        check_whole("averaging.every (or the word epoch)", every)
-    if name == "ema":
-        check_number("averaging.decay", config["decay"], positive=False)
-        if config["decay"] >= 1:
-            raise ConfigError(f"averaging.decay must lie in [0, 1), got {config['decay']!r}")
-
-
 def build_averaging(
     config: Mapping[str, Any] | None,
     model: nn.Module,
@@ -141,9 +102,8 @@ def build_averaging(
         last_step: the step that ends the run, or None where only a time limit does.
 
     Raises:
-        ConfigError: see :func:`check_averaging`; or a start is a fraction of an unknown number.
+        ConfigError: a start is a fraction of an unknown number.
     """
-    check_averaging(config)
     if config is None or config["name"] == NONE:
         return Averaging()
     if config["start"] > 0 and last_step is None:

@@ -23,12 +23,11 @@ from experiments.base.checks import call_named
 from experiments.base.errors import ConfigError, one_line
 from experiments.base.seeds import seed_everything
 from experiments.data.splits import Splits
-from experiments.optimizers.evaluation import check_task
+from experiments.optimizers.evaluation import check_task, is_plain
 from experiments.run.averaging import Averaging, build_averaging
-from experiments.run.config import NESTED, Config, TrainerSettings
-from experiments.run.integration_time import build_horizon
+from experiments.run.config import NESTED, NONE, Config, TrainerSettings
 from experiments.tasks import Task
-from snopt import IntegrationTime
+from snopt import IntegrationTime, ODEBlock
 from snopt.validate import check_number
 
 INTERVALS = ("epoch", "step")
@@ -237,3 +236,33 @@ def _rehearse(make: partial[Any], groups: int) -> None:
 
 def _moved(tensors: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
     return tuple(tensor.to(device) for tensor in tensors)
+
+
+def build_horizon(
+    config: Mapping[str, Any] | None, model: nn.Module, optimizer: Optimizer
+) -> IntegrationTime | None:
+    """Hook a trained integration time on the optimizer of a run; None where it is fixed.
+
+    Raises:
+        ConfigError: the model has no integration time that can be
+            trained, or the optimizer evaluates the loss inside its step.
+    """
+    if config is None or config["name"] == NONE:
+        return None
+    name, block = config["name"], getattr(model, "horizon", None)
+    if not isinstance(block, ODEBlock):
+        raise ConfigError(
+            f"horizon={name}: {type(model).__name__} has no integration time of its own to train;"
+            " use horizon=none, or a model that has one (conv_ode)"
+        )
+    if not is_plain(optimizer):
+        raise ConfigError(
+            f"horizon={name} needs the gradient before the optimizer's step, but"
+            f" {type(optimizer).__name__} evaluates the loss inside it; use horizon=none or another"
+            " optimizer"
+        )
+    settings = {key: value for key, value in config.items() if key != "name"}
+    try:
+        return IntegrationTime(block, optimizer, mode=name, **settings)
+    except ValueError as error:
+        raise ConfigError(f"horizon={name}: {error}") from error

@@ -28,15 +28,18 @@ from experiments.base.checks import (
     check_finite,
     check_flag,
     check_group,
+    check_keys,
     check_number,
     check_whole,
+    is_number,
 )
 from experiments.base.errors import ConfigError, one_line, suggestion
 from experiments.data.splits import TASKS
-from experiments.run.averaging import NONE, check_averaging
-from experiments.run.integration_time import check_horizon
 
 CONFIGS: Final = Path(__file__).resolve().parents[2] / "configs"
+
+NONE: Final = "none"
+EPOCH: Final = "epoch"
 
 ROOT: Final = "train"
 
@@ -325,6 +328,50 @@ _SIZES = ("train_size", "val_size", "test_size")
 _DATASET_FLAGS = ("download", "allow_unverified", "trim_zeros")
 
 
+def check_averaging(config: Mapping[str, Any] | None) -> None:
+    """Check the ``averaging`` group; None means none.
+
+    Raises:
+        ConfigError: a name or key is unknown, or a value out of range.
+    """
+    if config is None:
+        return
+    name = check_keys("averaging", config, _AVERAGING_KEYS)
+    if name == NONE:
+        return
+    start, every = config["start"], config["every"]
+    if not is_number(start) or not 0 <= start < 1:
+        raise ConfigError(
+            f"averaging.start must be a fraction of the run's steps in [0, 1), got {start!r}"
+        )
+    if every != EPOCH:
+        check_whole("averaging.every (or the word epoch)", every)
+    if name == "ema":
+        check_number("averaging.decay", config["decay"], positive=False)
+        if config["decay"] >= 1:
+            raise ConfigError(f"averaging.decay must lie in [0, 1), got {config['decay']!r}")
+
+
+def check_horizon(config: Mapping[str, Any] | None) -> None:
+    """Check the ``horizon`` group; None means none.
+
+    Raises:
+        ConfigError: a name or key is unknown, or a value out of range.
+    """
+    if config is None:
+        return
+    name = check_keys("horizon", config, _HORIZON_KEYS)
+    if name == NONE:
+        return
+    check_number("horizon.lr", config["lr"], positive=True)
+    check_number("horizon.cost", config["cost"], positive=name == "feedback")
+    check_whole("horizon.every", config["every"])
+    check_number("horizon.minimum", config["minimum"], positive=True)
+    check_number("horizon.decay", config["decay"], positive=False)
+    if config["decay"] >= 1:
+        raise ConfigError(f"horizon.decay must lie in [0, 1), got {config['decay']!r}")
+
+
 def check_dataset(group: Mapping[str, Any]) -> None:
     """Check the numbers of a data set.
 
@@ -354,6 +401,9 @@ _NOT_IDENTITY_DATASET = ("data_dir", "download", "allow_unverified")
 
 _HINTS = {"dataset.uea_name": ", a name in the UEA archive such as CharacterTrajectories"}
 
+_TRAINED = ("lr", "cost", "every", "minimum", "decay")
+_AVERAGING_KEYS: Final = {NONE: (), "swa": ("start", "every"), "ema": ("start", "every", "decay")}
+_HORIZON_KEYS: Final = {NONE: (), "baseline": _TRAINED, "feedback": _TRAINED}
 _PARTS = ("task", "dataset", "model", "optimizer", "solver")
 
 

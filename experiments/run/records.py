@@ -1,12 +1,9 @@
 """Run records: the folder that holds everything known about one run.
 
 ``config.yaml`` (resolved), ``status.json`` (state, versions, seconds), ``metrics.jsonl`` (one
-object a line) and ``checkpoint.pt``. Figures are drawn from these files alone.
-
-What one run record says, in one object: read-only, and without starting torch.
-
-Figures, tables and the search read records through :func:`summarise`; the folder's name tells task,
-data set, optimizer, hash and seed, ``experiments/run/records.py`` reads the files.
+object a line) and ``checkpoint.pt``. Figures, tables and searches are made from these files alone:
+they read them through :func:`summarise`; the folder's path tells task, data set, optimizer, hash
+and seed.
 """
 
 from __future__ import annotations

@@ -57,14 +57,12 @@ class RunResult:
         folder: its record.
         state: ``done`` or ``diverged``.
         error: why it diverged, or None.
-        skipped: the record was complete already and nothing was trained.
         results: the test results (``test/loss``, …); empty where it diverged.
     """
 
     folder: Path
     state: str
     error: str | None = None
-    skipped: bool = False
     results: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -143,7 +141,7 @@ class _Session:
                 results = self._train(interrupts)
         except (Diverged, SolverError) as error:
             self._end(DIVERGED, error)
-            return RunResult(self.record.folder, DIVERGED, error=str(error))
+            return RunResult(self.record.folder, DIVERGED, str(error))
         except KeyboardInterrupt as error:
             self._end(INTERRUPTED, error)
             raise
@@ -163,7 +161,7 @@ class _Session:
             try:
                 results = self._train(interrupts)
             except (Diverged, SolverError) as error:
-                return RunResult(self.record.folder, DIVERGED, error=str(error))
+                return RunResult(self.record.folder, DIVERGED, str(error))
         return RunResult(self.record.folder, DONE, results=results)
 
     def _begin(self) -> RunResult | None:
@@ -208,7 +206,7 @@ class _Session:
             started_at=before.get("started_at", now),
             starts=before.get("starts", 0) + 1,
             # The fields above are of the last start; a result may come from several.
-            history=[*_history(before), {"started_at": now, **start}],
+            history=[*before.get("history", []), {"started_at": now, **start}],
         )
         title = _title(self.config)
         again = f" (was {before['state']})" if before else ""
@@ -252,15 +250,7 @@ def _complete(record: Record) -> RunResult | None:
     status = record.status() or {}
     if status.get("state") not in FINAL_STATES:
         return None
-    return RunResult(record.folder, status["state"], status.get("error"), True, record.results())
-
-
-def _history(status: Mapping[str, Any]) -> list[Any]:
-    """Return the earlier starts; a status without a list tells of the last one alone."""
-    if not status or "history" in status:
-        return list(status.get("history", []))
-    kept = ("started_at", "versions", "git_commit", "git_dirty", "device", "threads", "ranks")
-    return [{key: status[key] for key in kept if key in status}]
+    return RunResult(record.folder, status["state"], status.get("error"), record.results())
 
 
 def _title(config: Config) -> str:

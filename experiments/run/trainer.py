@@ -1,20 +1,10 @@
-"""What a person sees of a run: a bar on a terminal, one line at each end elsewhere.
-
-Sums over the training steps between two logged lines.
-
-When a validation is due: every so many steps, or every so many seconds of the training clock.
-
-Runs of different optimizers that are compared by time should be looked at equally often in time:
-with a grid of steps, the one with the cheaper steps would have more chances to meet a goal.
-
-Loss and metric on a split, of the weights in training and of their average.
-
-The training loop, one for all tasks and optimizers.
+"""The training loop, one for all tasks and optimizers.
 
 A step is drawn, computed and applied inside the ``train`` account of the clock and nothing else is;
 see :mod:`experiments.base.clock`. After every step the loop stands at a whole state: there it logs,
 validates, writes checkpoints and listens to signals, so that a resumed run repeats the very same
-numbers.
+numbers. Below the loop: what it sums up between two logged lines, when it validates, and the bar
+that a person sees.
 """
 
 from __future__ import annotations
@@ -22,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -29,7 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 
 from experiments.base.clock import EVALUATION, TRAIN, Clock
 from experiments.base.interrupts import LONG_S, Interrupted, Interrupts
@@ -56,192 +47,7 @@ from experiments.run.records import Record
 from experiments.run.tracking import Tracker
 from snopt import SolverError
 
-_REFRESH_SECONDS = 0.2
-
-
-class ProgressBar:
-    """Shows how far a run is; loss, metric, NFE of the last step and the time left.
-
-    The bar is redrawn from :meth:`update` and not by rich's own thread, which would take time from
-    training without being booked.
-
-    Args:
-        show: draw a bar; None means on a terminal only.
-        console: where to write, standard output by default.
-    """
-
-    def __init__(self, show: bool | None = None, console: Console | None = None) -> None:
-        """Lay out the bar."""
-        self.console = console or Console(highlight=False, soft_wrap=True)
-        shown = self.console.is_terminal if show is None else show
-        self._drawn = 0.0
-        self._metric = ""
-        self._bar = Progress(
-            TextColumn("step {task.fields[step]}"),
-            BarColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            auto_refresh=False,
-            transient=True,
-            disable=not shown,
-        )
-        self._task = self._bar.add_task("", total=1.0, step=0, numbers="")
-
-    def __enter__(self) -> ProgressBar:
-        """Start to draw."""
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Remove the bar."""
-        self._bar.stop()
-
-    def say(self, line: str) -> None:
-        """Write one line above the bar."""
-        self.console.print(line, markup=False)
-
-    def update(self, fraction: float, row: Mapping[str, float], metric: str) -> None:
-        """Show a row of the record.
-
-        Args:
-            fraction: how much of the run is done, 0 to 1.
-            row: keys as in ``metrics.jsonl``; the last validation stays on display.
-            metric: name of the task's metric.
-        """
-        if self._bar.disable:
-            return
-        if f"val/{metric}" in row:
-            self._metric = f"  {metric} {row[f'val/{metric}']:.4g}"
-        now = time.monotonic()
-        if now - self._drawn < _REFRESH_SECONDS and fraction < 1:
-            return
-        self._drawn = now
-        numbers = self._metric
-        if "train/loss" in row:
-            evaluations = row["nfe/forward"] + row["nfe/backward"] + row["nfe/curvature"]
-            numbers = f"loss {row['train/loss']:.4g}{self._metric}  nfe {evaluations:.0f}"
-        self._bar.update(self._task, completed=fraction, step=row["step"], numbers=numbers)
-        self._bar.refresh()
-
-
-@dataclass
-class Meter:
-    """Sums over the steps since the last logged line.
-
-    Attributes:
-        steps: number of steps.
-        loss: sum of their losses.
-        nfe: sums of their function evaluations, by kind.
-    """
-
-    steps: int = 0
-    loss: float = 0.0
-    nfe: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
-
-    def add(self, loss: float, nfe: Mapping[str, int]) -> None:
-        """Add one step."""
-        self.steps += 1
-        self.loss += loss
-        for kind in KINDS:
-            self.nfe[kind] += nfe[kind]
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``vars()`` of a meter."""
-        self.steps, self.loss = int(state["steps"]), float(state["loss"])
-        self.nfe = {kind: int(state["nfe"][kind]) for kind in KINDS}
-
-    def means(self) -> dict[str, float]:
-        """Return the means per step, named as in ``metrics.jsonl``; nothing without a step."""
-        if not self.steps:
-            return {}
-        counts = {f"nfe/{kind}": self.nfe[kind] / self.steps for kind in KINDS}
-        return {"train/loss": self.loss / self.steps, **counts}
-
-
-class ValidationGrid:
-    """Tells after every step whether a validation is due.
-
-    Args:
-        steps: steps between validations.
-        seconds: training seconds between validations; where given, ``steps`` does not count. Due is
-            the first step that ends at or beyond a multiple of it; a step that passes several is
-            followed by one validation.
-    """
-
-    def __init__(self, steps: int, seconds: float | None) -> None:
-        """Stand at the beginning."""
-        self.steps = steps
-        self.seconds = seconds
-        self._passed = 0
-
-    def resume(self, trained: float) -> None:
-        """Go on after ``trained`` seconds of training, whose validations are done."""
-        self._passed = self._points(trained)
-
-    def due(self, step: int, trained: Callable[[], float]) -> bool:
-        """Return whether a validation follows a step; to be asked after every step, once.
-
-        Args:
-            step: number of the step.
-            trained: returns the training seconds so far.
-        """
-        if self.seconds is None:
-            return step % self.steps == 0
-        before, self._passed = self._passed, self._points(trained())
-        return self._passed > before
-
-    def _points(self, trained: float) -> int:
-        """Return how many points of the grid lie behind."""
-        return 0 if self.seconds is None else int(trained / self.seconds)
-
-
-def evaluate(
-    parts: Parts, clock: Clock, split: str, batch_size: int, step: int
-) -> dict[str, float]:
-    """Return the results on a split, ``<split>/…``, and those of an average, ``<split>_avg/…``.
-
-    Args:
-        parts: model, data and task.
-        clock: books the time on ``evaluation``.
-        split: ``train``, ``val`` or ``test``.
-        batch_size: rows at a time.
-        step: number of the step, for messages.
-
-    Raises:
-        Diverged: a result of the weights in training is not finite.
-        SolverError: their ODE could not be solved.
-    """
-    tensors: tuple[Tensor, ...] = getattr(parts.data, split)
-    with clock.booked_on(EVALUATION):
-        results = parts.task.evaluate(parts.model, tensors, batch_size)
-    named = {f"{split}/{key}": value for key, value in results.items()}
-    for key, value in named.items():
-        if not math.isfinite(value):
-            raise Diverged(f"{key} is {value} at step {step}")
-    return {**named, **_averaged(parts, clock, split, batch_size)}
-
-
-def _averaged(parts: Parts, clock: Clock, split: str, batch_size: int) -> dict[str, float]:
-    """Return the results of the averaged weights, if there are any that can be evaluated.
-
-    An average far from its weights may have a field that is too stiff; the run goes on.
-    """
-    if parts.averaging.model is None:
-        return {}
-    with clock.booked_on(EVALUATION):
-        try:
-            results = parts.task.evaluate(
-                parts.averaging.model, getattr(parts.data, split), batch_size
-            )
-        except SolverError:
-            return {}
-    return {f"{split}_avg/{k}": v for k, v in results.items() if math.isfinite(v)}
+_REFRESH_S = 0.2
 
 
 class Trainer:
@@ -384,10 +190,24 @@ class Trainer:
 
     def _evaluate(self, split: str) -> dict[str, float]:
         """Return loss and metric on a split, ``<split>/…``; of an average, ``<split>_avg/…``."""
-        size = self.settings.eval_batch_size
-        return self.team.from_first(
-            lambda: evaluate(self.parts, self.clock, split, size, self.step)
-        )
+        return self.team.from_first(lambda: self._evaluate_here(split))
+
+    def _evaluate_here(self, split: str) -> dict[str, float]:
+        found = {f"{split}/{k}": v for k, v in self._results(self.parts.model, split).items()}
+        for key, value in found.items():
+            if not math.isfinite(value):
+                raise Diverged(f"{key} is {value} at step {self.step}")
+        if (average := self.parts.averaging.model) is not None:
+            # It may have a field that is too stiff, far from the weights it averages: no result.
+            with suppress(SolverError):
+                results = self._results(average, split)
+                found |= {f"{split}_avg/{k}": v for k, v in results.items() if math.isfinite(v)}
+        return found
+
+    def _results(self, model: nn.Module, split: str) -> dict[str, float]:
+        tensors: tuple[Tensor, ...] = getattr(self.parts.data, split)
+        with self.clock.booked_on(EVALUATION):
+            return self.parts.task.evaluate(model, tensors, self.settings.eval_batch_size)
 
     def _log(self, results: Mapping[str, float]) -> None:
         """Write one line to the record and to its mirror."""
@@ -485,3 +305,149 @@ class Trainer:
         self.grid.resume(self._trained())
         logged = self.step - self.meter.steps  # a pending step is logged once more
         return team.from_first(lambda: self.record.truncate(logged, logged))
+
+
+@dataclass
+class Meter:
+    """Sums over the steps since the last logged line.
+
+    Attributes:
+        steps: number of steps.
+        loss: sum of their losses.
+        nfe: sums of their function evaluations, by kind.
+    """
+
+    steps: int = 0
+    loss: float = 0.0
+    nfe: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+
+    def add(self, loss: float, nfe: Mapping[str, int]) -> None:
+        """Add one step."""
+        self.steps += 1
+        self.loss += loss
+        for kind in KINDS:
+            self.nfe[kind] += nfe[kind]
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``vars()`` of a meter."""
+        self.steps, self.loss = int(state["steps"]), float(state["loss"])
+        self.nfe = {kind: int(state["nfe"][kind]) for kind in KINDS}
+
+    def means(self) -> dict[str, float]:
+        """Return the means per step, named as in ``metrics.jsonl``; nothing without a step."""
+        if not self.steps:
+            return {}
+        counts = {f"nfe/{kind}": self.nfe[kind] / self.steps for kind in KINDS}
+        return {"train/loss": self.loss / self.steps, **counts}
+
+
+class ValidationGrid:
+    """Tells after every step whether a validation is due.
+
+    Runs of different optimizers that are compared by time should be looked at equally often in
+    time: with a grid of steps, the one with the cheaper steps would have more chances to meet a
+    goal.
+
+    Args:
+        steps: steps between validations.
+        seconds: training seconds between validations; where given, ``steps`` does not count. Due is
+            the first step that ends at or beyond a multiple of it; a step that passes several is
+            followed by one validation.
+    """
+
+    def __init__(self, steps: int, seconds: float | None) -> None:
+        """Stand at the beginning."""
+        self.steps = steps
+        self.seconds = seconds
+        self._passed = 0
+
+    def resume(self, trained: float) -> None:
+        """Go on after ``trained`` seconds of training, whose validations are done."""
+        self._passed = self._points(trained)
+
+    def due(self, step: int, trained: Callable[[], float]) -> bool:
+        """Return whether a validation follows a step; to be asked after every step, once.
+
+        Args:
+            step: number of the step.
+            trained: returns the training seconds so far.
+        """
+        if self.seconds is None:
+            return step % self.steps == 0
+        before, self._passed = self._passed, self._points(trained())
+        return self._passed > before
+
+    def _points(self, trained: float) -> int:
+        """Return how many points of the grid lie behind."""
+        return 0 if self.seconds is None else int(trained / self.seconds)
+
+
+class ProgressBar:
+    """Shows how far a run is; loss, metric, NFE of the last step and the time left.
+
+    The bar is redrawn from :meth:`update` and not by rich's own thread, which would take time from
+    training without being booked.
+
+    Args:
+        show: draw a bar; None means on a terminal only.
+        console: where to write, standard output by default.
+    """
+
+    def __init__(self, show: bool | None = None, console: Console | None = None) -> None:
+        """Lay out the bar."""
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        shown = self.console.is_terminal if show is None else show
+        self._drawn = 0.0
+        self._metric = ""
+        self._bar = Progress(
+            TextColumn("step {task.fields[step]}"),
+            BarColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            auto_refresh=False,
+            transient=True,
+            disable=not shown,
+        )
+        self._task = self._bar.add_task("", total=1.0, step=0, numbers="")
+
+    def __enter__(self) -> ProgressBar:
+        """Start to draw."""
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Remove the bar."""
+        self._bar.stop()
+
+    def say(self, line: str) -> None:
+        """Write one line above the bar."""
+        self.console.print(line, markup=False)
+
+    def update(self, fraction: float, row: Mapping[str, float], metric: str) -> None:
+        """Show a row of the record.
+
+        Args:
+            fraction: how much of the run is done, 0 to 1.
+            row: keys as in ``metrics.jsonl``; the last validation stays on display.
+            metric: name of the task's metric.
+        """
+        if self._bar.disable:
+            return
+        if f"val/{metric}" in row:
+            self._metric = f"  {metric} {row[f'val/{metric}']:.4g}"
+        now = time.monotonic()
+        if now - self._drawn < _REFRESH_S and fraction < 1:
+            return
+        self._drawn = now
+        numbers = self._metric
+        if "train/loss" in row:
+            evaluations = row["nfe/forward"] + row["nfe/backward"] + row["nfe/curvature"]
+            numbers = f"loss {row['train/loss']:.4g}{self._metric}  nfe {evaluations:.0f}"
+        self._bar.update(self._task, completed=fraction, step=row["step"], numbers=numbers)
+        self._bar.refresh()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import platform
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +18,13 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from experiments.base.files import write_whole
 from experiments.publish.names import dataset_name, optimizer_name
-from experiments.publish.provenance import devices, git_state, versions, write_origin
+from experiments.publish.provenance import devices, write_provenance
 from experiments.publish.style import RC, WIDTH_IN
 from experiments.publish.tables import Table, csv_of
 from experiments.run.records import DIVERGED
 from experiments.studies.comparison.planning import FRESH, SEARCH
 from experiments.studies.comparison.rows import (
+    RUNS,
     fresh_of,
     mean_and_deviation,
     names_of,
@@ -42,8 +41,6 @@ from experiments.studies.comparison.scoring import (
     studies_of,
 )
 from experiments.studies.execute import Say
-
-RUNS = "runs.csv"
 
 FILES = ("profile.png", "speedup.png", "table.md", "data.csv", "provenance.json")
 
@@ -76,7 +73,7 @@ def draw(folder: Path, command: str, say: Say) -> None:
     with mpl.rc_context(RC):
         draw_profile(rows).savefig(folder / "profile.png", metadata={"Software": None})
         draw_speed_up(rows).savefig(folder / "speedup.png", metadata={"Software": None})
-    write_origin(folder, _provenance(rows, command))
+    write_provenance(folder, "protocol", command, **_facts(rows))
     for (dataset, optimizer), fresh in fresh_of(rows).iterrows():
         if fresh["border"]:
             who = f"{dataset_name(dataset)} · {optimizer_name(optimizer)}"
@@ -280,17 +277,11 @@ def data(rows: pd.DataFrame) -> str:
     return csv_of(table.assign(value=value))
 
 
-def _provenance(rows: pd.DataFrame, command: str) -> dict[str, Any]:
+def _facts(rows: pd.DataFrame) -> dict[str, Any]:
     """Return where the results come from; the runs themselves are in ``runs.csv``."""
     started = sorted(filter(None, rows["started"]))
     first = rows.groupby("dataset", sort=False)[["metric", "target", "budget"]].first()
     return {
-        "target": "protocol",
-        "command": command,
-        "drawn": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git": git_state(),
-        "versions": versions(),
-        "platform": platform.platform(),
         "device": _machine(rows),
         "processor": " and ".join(sorted(names_of(rows, "processor"))),
         "seeds": sorted(rows["seed"].unique().tolist()),

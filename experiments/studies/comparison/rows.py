@@ -24,6 +24,8 @@ from experiments.studies.comparison.planning import FRESH, Trial
 from experiments.studies.comparison.settings import Workload
 from experiments.studies.goals import MISSED, best, cost_to, total_cost
 
+RUNS = "runs.csv"
+
 TYPES: dict[str, Any] = {
     "dataset": str,
     "optimizer": str,  # under test

@@ -33,8 +33,7 @@ from experiments.studies.comparison.planning import (
     search_trials,
     target_runs,
 )
-from experiments.studies.comparison.report import RUNS
-from experiments.studies.comparison.rows import row_of, table_of, write_rows
+from experiments.studies.comparison.rows import RUNS, row_of, table_of, write_rows
 from experiments.studies.comparison.scoring import best_trial
 from experiments.studies.comparison.settings import FOLDER, Protocol, Workload, load
 from experiments.studies.execute import PlannedRun, Say, available, execute_all, interleave

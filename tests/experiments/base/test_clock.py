@@ -10,54 +10,48 @@ from experiments.base.clock import EVALUATION, LOGGING, TRAIN, Clock
 class Time:
     """A source of time that moves only when told to."""
 
-    def __init__(self) -> None:
-        self.now = 100.0
+    now = 100.0
 
     def __call__(self) -> float:
         return self.now
 
 
-def test_nested_accounts_pause_the_outer_one():
-    time = Time()
-    clock = Clock(now=time)
+@pytest.fixture
+def time():
+    return Time()
+
+
+@pytest.fixture
+def clock(time):
+    return Clock(now=time)
+
+
+def test_nested_accounts_pause_the_outer_one(time, clock):
     time.now += 1
     with clock.booked_on(TRAIN):
         time.now += 2
         with clock.booked_on(EVALUATION):
             time.now += 4
+        assert clock.seconds()[TRAIN] == 2.0  # reading does not change the open account
         time.now += 8
     time.now += 16
     assert clock.seconds() == {TRAIN: 10.0, EVALUATION: 4.0, LOGGING: 17.0}
     assert clock.wall() == 31.0
 
 
-def test_reading_does_not_change_the_open_account():
-    time = Time()
-    clock = Clock(now=time)
-    with clock.booked_on(TRAIN):
-        time.now += 1
-        assert clock.seconds()[TRAIN] == 1.0
-        time.now += 1
-    assert clock.seconds()[TRAIN] == 2.0
-
-
-def test_an_exception_closes_the_account():
-    time = Time()
-    clock = Clock(now=time)
-
-    def broken_step() -> None:
+def test_an_exception_closes_the_account(time, clock):
+    def fails():
         with clock.booked_on(TRAIN):
             time.now += 1
             raise KeyError
 
     with pytest.raises(KeyError):
-        broken_step()
+        fails()
     time.now += 5
     assert clock.seconds() == {TRAIN: 1.0, EVALUATION: 0.0, LOGGING: 5.0}
 
 
-def test_queued_work_is_waited_for_before_every_reading():
-    time = Time()
+def test_queued_work_is_waited_for_before_every_reading(time):
     queued = [0.0]
 
     def synchronise() -> None:
@@ -72,12 +66,10 @@ def test_queued_work_is_waited_for_before_every_reading():
     assert clock.seconds() == {TRAIN: 3.0, EVALUATION: 5.0, LOGGING: 0.0}
 
 
-def test_a_resumed_clock_adds_to_the_time_already_spent():
-    time = Time()
-    first = Clock(now=time)
-    with first.booked_on(TRAIN):
+def test_a_resumed_clock_adds_to_the_time_already_spent(time, clock):
+    with clock.booked_on(TRAIN):
         time.now += 3
-    state = first.state_dict()
+    state = clock.state_dict()
     time.now += 1000  # nobody was running
     second = Clock(now=time)
     time.now += 2
@@ -88,6 +80,6 @@ def test_a_resumed_clock_adds_to_the_time_already_spent():
     assert second.wall() == 9.0
 
 
-def test_an_unknown_account_is_refused():
-    with pytest.raises(ValueError, match="train, evaluation, logging"), Clock().booked_on("tea"):
+def test_an_unknown_account_is_refused(clock):
+    with pytest.raises(ValueError, match="train, evaluation, logging"), clock.booked_on("tea"):
         pass

@@ -47,7 +47,7 @@ def same(a: Splits, b: Splits) -> bool:
     )
 
 
-def test_built_once_and_given_back_exactly(cache: Path, build: Builder) -> None:
+def test_built_once_and_given_back_exactly(cache, build):
     first, second = (cached("made", KEY, build) for _ in range(2))
     assert build.calls == 1
     assert same(first, build())
@@ -58,15 +58,13 @@ def test_built_once_and_given_back_exactly(cache: Path, build: Builder) -> None:
 @pytest.mark.parametrize(
     ("name", "key"), [("made", {"files": ["b"]}), ("made", {"seed": 1}), ("other", {})]
 )
-def test_other_sources_options_or_names_are_other_data(
-    build: Builder, name: str, key: dict[str, object]
-) -> None:
+def test_other_sources_options_or_names_are_other_data(build, name, key):
     cached("made", KEY, build)
     cached(name, KEY | key, build)
     assert build.calls == 2
 
 
-def test_other_code_is_other_data(monkeypatch, build: Builder) -> None:
+def test_other_code_is_other_data(monkeypatch, build):
     cached("made", {}, build)
     with monkeypatch.context() as patch:
         patch.setattr(module, "version", lambda package: "0")
@@ -87,9 +85,7 @@ def flip(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     "damaged", [flip, lambda content: content[:-9], lambda _: b"", lambda _: b"x\ny"]
 )
-def test_a_damaged_file_is_made_again(
-    cache: Path, build: Builder, damaged: Callable[[bytes], bytes]
-) -> None:
+def test_a_damaged_file_is_made_again(cache, build, damaged):
     whole = cached("made", {}, build)
     (path,) = cache.iterdir()
     content = path.read_bytes()
@@ -100,7 +96,7 @@ def test_a_damaged_file_is_made_again(
     assert build.calls == 2
 
 
-def test_the_file_of_another_key_is_not_believed(cache: Path, build: Builder) -> None:
+def test_the_file_of_another_key_is_not_believed(cache, build):
     cached("made", {"seed": 0}, build)
     (first,) = cache.iterdir()
     cached("made", {"seed": 1}, build)
@@ -117,9 +113,7 @@ def refuse(error: Exception) -> Callable[..., None]:
     return call
 
 
-def test_a_cache_that_cannot_be_written_costs_time_only(
-    monkeypatch, cache: Path, build: Builder
-) -> None:
+def test_a_cache_that_cannot_be_written_costs_time_only(monkeypatch, cache, build):
     whole = cached("made", {}, build)
     (path,) = cache.iterdir()
     path.unlink()
@@ -133,7 +127,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(
     assert same(cached("made", {}, build), whole)
 
 
-def test_where_it_lies(monkeypatch, tmp_path: Path, build: Builder) -> None:
+def test_where_it_lies(monkeypatch, tmp_path, build):
     monkeypatch.setenv("SNOPT_CACHE_DIR", "")
     for _ in range(2):
         cached("made", {}, build)
@@ -146,7 +140,7 @@ def test_where_it_lies(monkeypatch, tmp_path: Path, build: Builder) -> None:
     assert cache_folder() == tmp_path / ".cache" / "snopt"
 
 
-def test_a_loader_uses_it_and_notices_a_changed_file(monkeypatch, write_problem) -> None:
+def test_a_loader_uses_it_and_notices_a_changed_file(monkeypatch, write_problem):
     series = list(np.random.default_rng(0).normal(size=(40, 2, 4)))
     folder = write_problem("Made", series, ["ab"[n % 2] for n in range(40)])
     first = uea.load(uea_name="Made", data_dir=folder)

@@ -1,18 +1,23 @@
-"""What ``scripts/data.py`` does: plans, downloads, refusals, and its exit status."""
+"""The data sets of ``configs/dataset``, and what ``scripts/data.py`` does with them."""
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from data_files import files_below, md5, zipped
+from hydra.utils import get_method, instantiate
 
 from experiments.data import catalogue
 from experiments.data.files import Remote
+from experiments.data.images import ImageOptions
 from experiments.data.sources import Source
+from experiments.data.splits import TASKS
+from experiments.run.config import load_config, options, resolve
 
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "data.py"
 PAPER = {
@@ -46,7 +51,7 @@ def sources(monkeypatch, server) -> None:
     monkeypatch.setattr(catalogue, "forms", lambda: made)
 
 
-def test_all_names_the_data_sets_of_the_paper_once() -> None:
+def test_all_names_the_data_sets_of_the_paper_once():
     assert set(catalogue.chosen("all")) == PAPER
     assert set(catalogue.sources()) - PAPER == {
         "cifar10_binary",
@@ -58,7 +63,7 @@ def test_all_names_the_data_sets_of_the_paper_once() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(catalogue.sources()))
-def test_every_source_is_complete(name: str, tmp_path: Path) -> None:
+def test_every_source_is_complete(name, tmp_path):
     source = catalogue.sources()[name]
     assert source.files
     assert all(url.startswith("http") for remote in source.remotes for url in remote.urls)
@@ -70,12 +75,10 @@ def test_every_source_is_complete(name: str, tmp_path: Path) -> None:
     assert source.verified() == (source.name not in ("CharacterTrajectories", "SpokenArabicDigits"))
 
 
-def test_a_dry_run_says_size_and_place_and_asks_nobody(
-    script, sources, server, tmp_path: Path, capsys
-) -> None:
+def test_a_dry_run_says_size_and_place_and_asks_nobody(script, sources, server, tmp_path, capsys):
     assert script.main(["all", "--data-dir", str(tmp_path / "d"), "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert f"one: 0.4 MB to download, into {tmp_path / 'd' / 'one'}" in out
+    assert f"one: 400.0 kB to download, into {tmp_path / 'd' / 'one'}" in out
     assert "two: a download of unknown size, about 3.0 MB unpacked, no checksum is published" in out
     assert "in all about 3.4 MB and what is of unknown size, " in out
     assert " free; nothing was downloaded" in out
@@ -83,13 +86,11 @@ def test_a_dry_run_says_size_and_place_and_asks_nobody(
     assert not (tmp_path / "d").exists()
 
 
-def test_all_goes_on_after_a_refusal_and_says_so(
-    script, sources, server, tmp_path: Path, capsys
-) -> None:
+def test_all_goes_on_after_a_refusal_and_says_so(script, sources, server, tmp_path, capsys):
     assert script.main(["all", "--data-dir", str(tmp_path)]) == 2
     caught = capsys.readouterr()
     assert "two: error: two: not in" in caught.out
-    assert "one: 0.4 MB of 0.4 MB" in caught.out
+    assert "one: 400.0 kB of 400.0 kB" in caught.out
     assert caught.err == "error: not there: two (reasons above)\n"
     assert files_below(tmp_path) == ["one/one.bin"]
     assert script.main(["all", "--data-dir", str(tmp_path), "--allow-unverified"]) == 0
@@ -102,9 +103,7 @@ def test_all_goes_on_after_a_refusal_and_says_so(
     assert "wrong sha256 checksum" in capsys.readouterr().err
 
 
-def test_a_broken_download_goes_on_with_the_same_command(
-    script, sources, server, tmp_path: Path, capsys
-) -> None:
+def test_a_broken_download_goes_on_with_the_same_command(script, sources, server, tmp_path, capsys):
     server.cut["/one.bin"] = 1000
     arguments = ["one", "--data-dir", str(tmp_path)]
     assert script.main(arguments) == 2
@@ -116,10 +115,33 @@ def test_a_broken_download_goes_on_with_the_same_command(
     assert (tmp_path / "one" / "one.bin").read_bytes() == BODY
 
 
-def test_names(script, sources, tmp_path: Path, capsys) -> None:
+def test_names(script, sources, tmp_path, capsys):
     assert script.main(["oen"]) == 2
     assert "unknown data set 'oen' (did you mean one?); valid: all, one, two, two_other" in (
         capsys.readouterr().err
     )
     assert script.main(["circle"]) == 0
     assert "circle needs no download" in capsys.readouterr().out
+
+
+def resolved(name: str) -> dict:
+    more = ["dataset.uea_name=Handwriting"] if name == "uea" else []
+    return resolve(load_config([f"dataset={name}", *more]))["dataset"]
+
+
+@pytest.mark.parametrize("name", options("dataset"))
+def test_options_fit_the_loader(name):
+    config = resolved(name)
+    target, task = config.pop("_target_"), config.pop("task")
+    assert task in TASKS
+    given = inspect.signature(get_method(target)).bind(**config)
+    assert set(given.arguments.get("options", ())) <= set(ImageOptions._fields)
+    assert config["name"] == ("Handwriting" if name == "uea" else name)
+
+
+@pytest.mark.parametrize("name", ["digits", "circle", "japanese_vowels", "basic_motions"])
+def test_embedded_data_loads_from_its_config(name):
+    config = resolved(name)
+    task = config.pop("task")
+    info = instantiate(config).info
+    assert (info.name, info.task) == (name, task)

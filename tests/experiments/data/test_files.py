@@ -50,25 +50,25 @@ def arrived(target: Path, content: bytes = BODY) -> bool:
 
 
 @pytest.mark.parametrize("checksum", [MD5, SHA, None])
-def test_the_file_arrives(server, target: Path, checksum: str | None) -> None:
+def test_the_file_arrives(server, target, checksum):
     fetch(server, target, checksum)
     assert arrived(target)
 
 
 @pytest.mark.parametrize("statuses", [[503, 500], [429, 408]])
-def test_a_server_that_is_busy_is_asked_again(server, target: Path, statuses: list[int]) -> None:
+def test_a_server_that_is_busy_is_asked_again(server, target, statuses):
     server.failures["/f"] = statuses
     fetch(server, target)
     assert server.hits["/f"] == 3
     assert arrived(target)
 
 
-def test_a_missing_page_leads_to_the_next_mirror_at_once(server, target: Path) -> None:
+def test_a_missing_page_leads_to_the_next_mirror_at_once(server, target):
     fetch(server, target, paths=("/gone", "/f"))
     assert (server.hits["/gone"], server.hits["/f"]) == (1, 1)
 
 
-def test_a_truncated_body_is_tried_again_and_never_taken_for_the_file(server, target: Path) -> None:
+def test_a_truncated_body_is_tried_again_and_never_taken_for_the_file(server, target):
     server.cut["/f"] = len(BODY) // 2
     with pytest.raises(DataError, match=rf"file\.bin .*ended after \d+ of {len(BODY)} bytes"):
         fetch(server, target)
@@ -79,7 +79,7 @@ def test_a_truncated_body_is_tried_again_and_never_taken_for_the_file(server, ta
     assert files_below(target.parent) == []  # without a checksum it could not be continued safely
 
 
-def test_a_wrong_checksum_is_final(server, target: Path) -> None:
+def test_a_wrong_checksum_is_final(server, target):
     server.bodies["/f"] = BODY[:-1] + b"!"
     with pytest.raises(DataError, match=rf"SHA256 hash .*expected {SHA} but got"):
         fetch(server, target)
@@ -87,7 +87,7 @@ def test_a_wrong_checksum_is_final(server, target: Path) -> None:
     assert files_below(target.parent) == []
 
 
-def test_no_network_says_what_to_do(target: Path) -> None:
+def test_no_network_says_what_to_do(target):
     with socket.socket() as free:  # a port that nobody listens on
         free.bind(("127.0.0.1", 0))
         remote = Remote("file.bin", (f"http://127.0.0.1:{free.getsockname()[1]}/f",), SHA)
@@ -95,7 +95,7 @@ def test_no_network_says_what_to_do(target: Path) -> None:
             download(remote, target, instead="do this")
 
 
-def test_only_web_addresses(tmp_path: Path, target: Path) -> None:
+def test_only_web_addresses(tmp_path, target):
     put(tmp_path, {"secret": BODY})
     remote = Remote("file.bin", ((tmp_path / "secret").as_uri(),), SHA)
     with pytest.raises(DataError, match="only http and https"):
@@ -104,7 +104,7 @@ def test_only_web_addresses(tmp_path: Path, target: Path) -> None:
 
 
 @pytest.mark.parametrize("drop", ["end", "reset"])
-def test_one_call_goes_on_where_it_broke_however_often(server, target: Path, drop: str) -> None:
+def test_one_call_goes_on_where_it_broke_however_often(server, target, drop):
     server.cut["/f"] = 400_000
     server.ranges.add("/f")
     if drop == "reset":
@@ -116,7 +116,7 @@ def test_one_call_goes_on_where_it_broke_however_often(server, target: Path, dro
     assert starts == list(range(0, len(BODY), 400_000))
 
 
-def test_a_later_call_goes_on(server, target: Path, part: Path, monkeypatch) -> None:
+def test_a_later_call_goes_on(server, target, part, monkeypatch):
     server.cut["/f"] = 700_000
     server.ranges.add("/f")
     with monkeypatch.context() as patch:
@@ -130,7 +130,7 @@ def test_a_later_call_goes_on(server, target: Path, part: Path, monkeypatch) -> 
     assert arrived(target)
 
 
-def test_an_interrupted_call_leaves_its_bytes(server, target: Path, part: Path) -> None:
+def test_an_interrupted_call_leaves_its_bytes(server, target, part):
     def interrupt(received: int, total: int | None) -> None:
         raise KeyboardInterrupt
 
@@ -150,9 +150,7 @@ def test_an_interrupted_call_leaves_its_bytes(server, target: Path, part: Path) 
         (BODY + b"more", True, None, [f"bytes={len(BODY) + 4}-", None]),
     ],
 )
-def test_a_part_that_is_there(
-    server, target: Path, part: Path, here: bytes, ranges: bool, sent: str | None, asked: list
-) -> None:
+def test_a_part_that_is_there(server, target, part, here, ranges, sent, asked):
     part.write_bytes(here)
     server.ranges = {"/f"} if ranges else set()
     if sent is not None:
@@ -163,9 +161,7 @@ def test_a_part_that_is_there(
 
 
 @pytest.mark.parametrize("etag", ['"one"', None])
-def test_without_a_checksum_only_the_same_version_is_continued(
-    server, target: Path, part: Path, etag: str | None
-) -> None:
+def test_without_a_checksum_only_the_same_version_is_continued(server, target, part, etag):
     part.write_bytes(b"from an earlier call, of whatever version")
     server.cut["/f"] = len(BODY) // 2 + 1
     server.ranges.add("/f")
@@ -181,7 +177,7 @@ def test_without_a_checksum_only_the_same_version_is_continued(
         assert arrived(target)
 
 
-def test_a_file_that_changes_between_two_attempts(server, target: Path) -> None:
+def test_a_file_that_changes_between_two_attempts(server, target):
     server.bodies["/f"], server.cut["/f"] = BODY, 1_500_000
     server.ranges.add("/f")
     server.etags["/f"] = '"one"'
@@ -203,16 +199,14 @@ def test_a_file_that_changes_between_two_attempts(server, target: Path) -> None:
         ("-5", "announces a length of '-5'"),
     ],
 )
-def test_a_server_that_lies_about_the_length(
-    server, target: Path, length: str, message: str
-) -> None:
+def test_a_server_that_lies_about_the_length(server, target, length, message):
     server.lengths["/f"] = length
     with pytest.raises(DataError, match=message):
         fetch(server, target)
     assert not target.exists()
 
 
-def test_a_body_of_unannounced_length(server, target: Path) -> None:
+def test_a_body_of_unannounced_length(server, target):
     server.lengths["/f"] = None
     fetch(server, target)
     assert arrived(target)
@@ -224,7 +218,7 @@ def test_a_body_of_unannounced_length(server, target: Path) -> None:
 
 
 @pytest.mark.parametrize("announced", [True, False])
-def test_a_body_that_is_far_too_large(server, target: Path, monkeypatch, announced: bool) -> None:
+def test_a_body_that_is_far_too_large(server, target, monkeypatch, announced):
     monkeypatch.setattr(module, "SLACK", 0)
     if not announced:
         server.lengths["/f"] = None
@@ -233,7 +227,7 @@ def test_a_body_that_is_far_too_large(server, target: Path, monkeypatch, announc
     assert files_below(target.parent) == []
 
 
-def test_progress_counts_to_the_end(server, target: Path) -> None:
+def test_progress_counts_to_the_end(server, target):
     server.cut["/f"] = 1_300_000
     server.ranges.add("/f")
     seen: list[tuple[int, int | None]] = []
@@ -244,7 +238,7 @@ def test_progress_counts_to_the_end(server, target: Path) -> None:
     assert {total for _, total in seen} == {len(BODY)}
 
 
-def test_a_full_disk_is_not_blamed_on_the_network(server, target: Path, part: Path) -> None:
+def test_a_full_disk_is_not_blamed_on_the_network(server, target, part):
     server.ranges.add("/f")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
@@ -260,7 +254,7 @@ def test_a_full_disk_is_not_blamed_on_the_network(server, target: Path, part: Pa
     assert arrived(target)
 
 
-def test_a_link_in_place_of_the_part_is_not_followed(server, target: Path, part: Path) -> None:
+def test_a_link_in_place_of_the_part_is_not_followed(server, target, part):
     put(target.parent, {"victim": b"mine"})
     part.symlink_to("victim")
     with pytest.raises(DataError, match="cannot write"):
@@ -268,9 +262,7 @@ def test_a_link_in_place_of_the_part_is_not_followed(server, target: Path, part:
     assert (target.parent / "victim").read_bytes() == b"mine"
 
 
-def test_a_disk_that_is_too_small_is_refused_before_it_is_full(
-    server, target: Path, monkeypatch
-) -> None:
+def test_a_disk_that_is_too_small_is_refused_before_it_is_full(server, target, monkeypatch):
     usage = shutil.disk_usage(target.parents[1])
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(DataError, match=rf"\({len(BODY)} bytes needed, 1000 free\); free space"):
@@ -278,7 +270,7 @@ def test_a_disk_that_is_too_small_is_refused_before_it_is_full(
     assert files_below(target.parent) == []
 
 
-def test_folders_that_cannot_be_written(server, tmp_path: Path, monkeypatch) -> None:
+def test_folders_that_cannot_be_written(server, tmp_path, monkeypatch):
     put(tmp_path, {"data": b"not a folder"})
     with pytest.raises(DataError, match=r"cannot write .*data.sub.f: .*choose another data_dir"):
         fetch(server, tmp_path / "data" / "sub" / "f")
@@ -292,7 +284,7 @@ def test_folders_that_cannot_be_written(server, tmp_path: Path, monkeypatch) -> 
     assert not server.hits
 
 
-def test_a_file_is_what_it_has_to_be_or_is_not_read(tmp_path: Path) -> None:
+def test_a_file_is_what_it_has_to_be_or_is_not_read(tmp_path):
     put(tmp_path, {"f": BODY, "cut": BODY[:100]})
     check(tmp_path / "f", SHA)
     assert read(tmp_path / "f", SHA) == read(tmp_path / "f") == BODY

@@ -6,7 +6,6 @@ import io
 from collections import Counter
 from dataclasses import replace
 from hashlib import sha256
-from pathlib import Path
 
 import numpy as np
 import pandas
@@ -41,19 +40,19 @@ def check(parts: maf.Parts, columns: int, expected: np.ndarray, *, normalised: b
     np.testing.assert_allclose(np.vstack(parts), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_the_published_sizes_follow_from_the_published_numbers_of_rows() -> None:
+def test_the_published_sizes_follow_from_the_published_numbers_of_rows():
     assert sizes(36_488) == (29_556, 3_284, 3_648)  # MINIBOONE
     assert sizes(1_052_065) == (852_174, 94_685, 105_206)  # GAS
     assert sizes(2_049_280) == (1_659_917, 184_435, 204_928)  # POWER
 
 
-def test_miniboone_is_split_in_order_and_normalised() -> None:
+def test_miniboone_is_split_in_order_and_normalised():
     raw = np.load(io.BytesIO(miniboone()))
     known = raw[:360]
     check(maf.miniboone(raw), 43, (raw - known.mean(0)) / known.std(0))
 
 
-def test_outliers_and_discrete_features_of_raw_events_go() -> None:
+def test_outliers_and_discrete_features_of_raw_events_go():
     raw = np.load(io.BytesIO(miniboone()))
     dirty = np.insert(raw, [3, 200], -999.0, axis=0)
     coarse = np.maximum(raw[:, :1], np.sort(raw[:, 0])[6])  # its smallest value occurs 7 times
@@ -68,7 +67,7 @@ def test_outliers_and_discrete_features_of_raw_events_go() -> None:
         np.testing.assert_array_equal(part, right)
 
 
-def test_power_is_shuffled_trimmed_and_blurred() -> None:
+def test_power_is_shuffled_trimmed_and_blurred():
     raw = np.load(io.BytesIO(power()))
     parts = maf.power(raw)
     # The same stream of random numbers, from a shuffled list of row numbers.
@@ -86,7 +85,7 @@ def test_power_is_shuffled_trimmed_and_blurred() -> None:
     assert np.load(io.BytesIO(power())).tolist() == raw.tolist()  # the argument is not shuffled
 
 
-def test_gas_loses_sensors_that_repeat_others() -> None:
+def test_gas_loses_sensors_that_repeat_others():
     columns, values = gas_values()
     parts = maf.gas(Table(columns, values))
     table = pandas.DataFrame(values, columns=list(columns)).drop(columns=["Time", "Meth", "Eth"])
@@ -98,7 +97,7 @@ def test_gas_loses_sensors_that_repeat_others() -> None:
     check(parts, 3, ((table - table.mean()) / table.std()).to_numpy(), normalised=False)
 
 
-def test_hepmass_keeps_class_1_and_continuous_features() -> None:
+def test_hepmass_keeps_class_1_and_continuous_features():
     train, test = hepmass_values(600, 6, 0), hepmass_values(300, 7, 1)
     parts = maf.hepmass(train, test)
     frames = [pandas.DataFrame(values) for values in (train, test.copy()[:, :5])]
@@ -132,7 +131,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_tables_of_another_kind(case: str) -> None:
+def test_tables_of_another_kind(case):
     run, message = BAD[case]
     with pytest.raises(DataError, match=message):
         run()
@@ -153,9 +152,7 @@ def publish(monkeypatch, content: bytes, url: str = "http://127.0.0.1:9/no") -> 
 
 
 @pytest.mark.parametrize("table", DIMENSIONS)
-def test_one_download_serves_all_tables(
-    tmp_path: Path, monkeypatch, server, files, cache: Path, table: str
-) -> None:
+def test_one_download_serves_all_tables(tmp_path, monkeypatch, server, files, cache, table):
     server.bodies["/data.tar.gz"] = packed(files)
     server.cut["/data.tar.gz"] = 20_000
     server.ranges.add("/data.tar.gz")
@@ -175,7 +172,7 @@ def test_one_download_serves_all_tables(
     assert {p.name for p in (tmp_path / "maf").iterdir()} == {"data.tar.gz", table, other}
 
 
-def test_values_are_those_of_the_preprocessing(tmp_path: Path, files) -> None:
+def test_values_are_those_of_the_preprocessing(tmp_path, files):
     put(tmp_path / "maf", files)
     expected = {
         "gas": maf.gas(Table(*gas_values())),
@@ -189,13 +186,13 @@ def test_values_are_those_of_the_preprocessing(tmp_path: Path, files) -> None:
 
 
 @pytest.mark.parametrize("place", ["maf/power", "power", "data/power", "maf/data/power"])
-def test_places(tmp_path: Path, files, place: str) -> None:
+def test_places(tmp_path, files, place):
     put(tmp_path / place, {"data.npy": files["power/data.npy"]})
     data = maf.load(table="power", data_dir=tmp_path, download=False)
     assert data.sizes() == {"train": 324, "val": 36, "test": 40}
 
 
-def test_a_fraction_keeps_that_share_of_every_split(tmp_path: Path, files) -> None:
+def test_a_fraction_keeps_that_share_of_every_split(tmp_path, files):
     put(tmp_path / "maf/power", {"data.npy": files["power/data.npy"]})
     full = maf.load(table="power", data_dir=tmp_path)
     tenth, again = (maf.load(table="power", data_dir=tmp_path, fraction=0.1) for _ in range(2))
@@ -212,7 +209,7 @@ def test_a_fraction_keeps_that_share_of_every_split(tmp_path: Path, files) -> No
         maf.load(table="power", data_dir=tmp_path, fraction=0.01)
 
 
-def test_a_pickle_of_unknown_origin_is_not_opened(tmp_path: Path, files, monkeypatch) -> None:
+def test_a_pickle_of_unknown_origin_is_not_opened(tmp_path, files, monkeypatch):
     put(tmp_path / "maf", {"gas/ethylene_CO.pickle": files["gas/ethylene_CO.pickle"]})
 
     def fail(*_: object) -> None:
@@ -229,9 +226,7 @@ def test_a_pickle_of_unknown_origin_is_not_opened(tmp_path: Path, files, monkeyp
         maf.load(table="gas", data_dir=tmp_path, allow_unverified=True)
 
 
-def test_an_archive_that_is_not_the_published_one_is_not_opened(
-    tmp_path: Path, files, monkeypatch
-) -> None:
+def test_an_archive_that_is_not_the_published_one_is_not_opened(tmp_path, files, monkeypatch):
     publish(monkeypatch, packed(files))
     put(tmp_path / "maf", {"data.tar.gz": packed(files)[:-1]})
     with pytest.raises(DataError, match=r"data\.tar\.gz: wrong md5 checksum"):
@@ -252,11 +247,8 @@ NO_TABLE = "cannot be read as a table of numbers"
         (POWER, b"text", "cannot be read as an array"),
         (POWER, b"", r"data\.npy: cannot be read as an array"),
         (POWER, npy(np.ones(50)), r"float64 of shape \(50,\), not a table"),
-        (
-            POWER,
-            npy(np.full((50, 8), np.nan)),
-            r"row 0, column 0 .* not finite \(400 such values\)",
-        ),
+        (POWER, npy(np.full((50, 8), np.nan)), r"row 0, column 0 .* nan \(400 such values\)"),
+        (POWER, npy(np.full((50, 8), 1e300)), r"row 0, column 0 .* beyond float32: 1e\+300"),
         (POWER, npy(np.ones((50, 9))), "9 columns, expected 8"),
         (TRAIN, csv(hepmass_values(60, 6, 0))[:-30], r"1000_train\.csv: row 59, column 3 is miss"),
         (TRAIN, b"a,b\n1,x\n", rf"1000_train\.csv: {NO_TABLE}: could not convert"),
@@ -265,16 +257,14 @@ NO_TABLE = "cannot be read as a table of numbers"
         (GAS, dump(GAP), "row 1, column 0 is missing"),
     ],
 )
-def test_damaged_files(
-    tmp_path: Path, cache: Path, files, file: str, content: bytes, message: str
-) -> None:
+def test_damaged_files(tmp_path, cache, files, file, content, message):
     put(tmp_path / "maf", files | {file: content})
     with pytest.raises(DataError, match=message):
         maf.load(table=file.partition("/")[0], data_dir=tmp_path, allow_unverified=True)
     assert list(cache.iterdir()) == []
 
 
-def test_missing_files_and_options(tmp_path: Path) -> None:
+def test_missing_files_and_options(tmp_path):
     with pytest.raises(
         DataError, match=r"put 1000_train\.csv and 1000_test\.csv into .*maf.hepmass"
     ):
@@ -289,8 +279,3 @@ def test_missing_files_and_options(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             maf.load(**({"table": "power", "data_dir": tmp_path} | options))
-
-
-def test_the_source_is_the_published_record() -> None:
-    assert maf.ARCHIVE.checksum == "md5:9b9c9b0375315ad270eba4ce80c093ab"
-    assert "zenodo.org/records/1161203/" in maf.ARCHIVE.urls[0]

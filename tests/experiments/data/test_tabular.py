@@ -20,14 +20,14 @@ COUNTS = np.arange(50)[None]
 MIXED = frame(("a", "b", "c", "d"), [(slice(0, 4, 2), VALUES[:2]), (np.array([1, 3]), VALUES[1:])])
 
 
-def test_blocks_go_to_the_places_of_their_columns() -> None:
+def test_blocks_go_to_the_places_of_their_columns():
     table = read_frame(PATH, dump(MIXED))
     assert table.columns == ("a", "b", "c", "d")
     np.testing.assert_array_equal(table.values, VALUES[[0, 1, 1, 2]].T)
     assert table.values.dtype == np.float64
 
 
-def test_whole_numbers_and_rows_with_an_index_of_their_own() -> None:
+def test_whole_numbers_and_rows_with_an_index_of_their_own():
     rows = Call(
         Named("pandas.indexes.base", "_new_Index"),
         (Named("pandas.indexes.numeric", "Int64Index"), {"data": np.arange(50) * 7, "name": None}),
@@ -38,7 +38,7 @@ def test_whole_numbers_and_rows_with_an_index_of_their_own() -> None:
     np.testing.assert_array_equal(table.values, np.stack([COUNTS[0], VALUES[0]], axis=1))
 
 
-def test_pandas_own_reader_of_old_files_gets_the_same() -> None:
+def test_pandas_own_reader_of_old_files_gets_the_same():
     compat = pytest.importorskip("pandas.compat.pickle_compat")
     content = dump(MIXED)
     theirs = compat.Unpickler(io.BytesIO(content), encoding="latin1").load()
@@ -47,7 +47,7 @@ def test_pandas_own_reader_of_old_files_gets_the_same() -> None:
     np.testing.assert_array_equal(theirs.to_numpy(), ours.values)
 
 
-def test_protocol_0_and_its_reconstructor() -> None:
+def test_protocol_0_and_its_reconstructor():
     state = MIXED.state
     kind = Named("pandas.core.frame", "DataFrame")
     made = Call(
@@ -57,7 +57,7 @@ def test_protocol_0_and_its_reconstructor() -> None:
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_bomb_does_not_go_off(tmp_path: Path, protocol: int) -> None:
+def test_a_bomb_does_not_go_off(tmp_path, protocol):
     crater = tmp_path / "crater"
     content = pickle.dumps({"_data": Bomb(crater)}, protocol=protocol)
     with pytest.raises(DataError, match=r"it names posix\.mkdir, which a table of numbers"):
@@ -79,7 +79,7 @@ def test_a_bomb_does_not_go_off(tmp_path: Path, protocol: int) -> None:
         ("pandas.core.frame", "DataFrame.__init__.__globals__"),
     ],
 )
-def test_only_the_parts_of_a_frame_can_be_named(named: tuple[str, str]) -> None:
+def test_only_the_parts_of_a_frame_can_be_named(named):
     content = dump(Call(Named(*named), ("1",)))
     with pytest.raises(DataError, match=rf"it names {named[0]}\."):
         read_frame(PATH, content)
@@ -98,19 +98,19 @@ def test_only_the_parts_of_a_frame_can_be_named(named: tuple[str, str]) -> None:
     ],
     ids=["reconstructor", "encode", "class", "shape"],
 )
-def test_allowed_names_do_what_a_frame_needs_only(call: tuple, message: str) -> None:
+def test_allowed_names_do_what_a_frame_needs_only(call, message):
     module, name, arguments = call
     with pytest.raises(DataError, match=message):
         read_frame(PATH, dump(Call(Named(module, name), arguments)))
 
 
-def test_a_reference_to_something_outside() -> None:
+def test_a_reference_to_something_outside():
     with pytest.raises(DataError, match="refers to something outside"):
         read_frame(PATH, b"Pelsewhere\n.")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
-def test_truncated_pickles(share: float) -> None:
+def test_truncated_pickles(share):
     content = dump(MIXED)
     with pytest.raises(DataError, match=r"made\.pickle: not read as a pickled data frame"):
         read_frame(PATH, content[: int(share * len(content))])
@@ -132,12 +132,12 @@ FRAME = Named("pandas.core.frame", "DataFrame")
         (Call(FRAME, (), None, new=True), "NoneType"),
     ],
 )
-def test_pickles_that_are_no_frame_of_numbers(value: object, message: str) -> None:
+def test_pickles_that_are_no_frame_of_numbers(value, message):
     with pytest.raises(DataError, match=rf"no data frame of numbers .*{message}"):
         read_frame(PATH, dump(value))
 
 
-def test_todays_pandas_frames_are_refused_by_name() -> None:
+def test_todays_pandas_frames_are_refused_by_name():
     pandas = pytest.importorskip("pandas")
     content = pickle.dumps(pandas.DataFrame({"a": [1.0, 2.0]}))
     with pytest.raises(DataError, match=r"it names pandas\.|no data frame"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from data_files import check_series, zipped
@@ -26,7 +24,7 @@ def few(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("place", ["uci/SpokenArabicDigits", "SpokenArabicDigits", "uci", "."])
-def test_digits_have_the_values_and_classes_of_the_files(tmp_path: Path, few, place: str) -> None:
+def test_digits_have_the_values_and_classes_of_the_files(tmp_path, few, place):
     train, test = write_digits(tmp_path / place, 6, 2)
     problem = uci.read_arabic_digits(tmp_path / place)
     assert problem.classes == tuple("0123456789")
@@ -41,14 +39,14 @@ def test_digits_have_the_values_and_classes_of_the_files(tmp_path: Path, few, pl
     check_series(data, [block.T for block in train + test], problem.labels.tolist())
 
 
-def test_another_number_of_series_is_said_but_taken(tmp_path: Path) -> None:
+def test_another_number_of_series_is_said_but_taken(tmp_path):
     write_digits(tmp_path, 6, 2)
     with pytest.warns(UserWarning, match=r"not the published .* \(60 in Train.*20 in Test"):
         uci.read_arabic_digits(tmp_path)
 
 
 @pytest.mark.parametrize(("train", "test"), [(60, 19), (50, 20), (59, 20), (61, 21)])
-def test_a_file_with_blocks_missing_is_refused(tmp_path: Path, few, train: int, test: int) -> None:
+def test_a_file_with_blocks_missing_is_refused(tmp_path, few, train, test):
     blocks = make_digits(10, 0)
     (tmp_path / "Train_Arabic_Digit.txt").write_text(as_digits(blocks[:train]))
     (tmp_path / "Test_Arabic_Digit.txt").write_text(as_digits(blocks[:test]))
@@ -59,15 +57,20 @@ def test_a_file_with_blocks_missing_is_refused(tmp_path: Path, few, train: int, 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (-3, None, r"line \d+: 12 numbers, expected 13 \(the last line: is the file truncated"),
-        ("0.", "0,", r"line \d+, entry \d+: '-?0,\d+' is not a number"),
-        ("0.", "nan ", r"line \d+: 14 numbers"),
-        ("0.1", "nan", r"line \d+, entry \d+: ('-?nan\d*'|nan) is not a (finite )?number"),
+        (-3, None, r"\(series 20\): 12 numbers, expected 13 \(the last line: is the file trunc"),
+        ("0.", "0,", r"line \d+ \(series 1\), channel 1: '-?0,\d+' is not a number"),
+        ("0.", "nan ", r"line \d+ \(series 1\): 14 numbers"),
+        (
+            "0.1",
+            "nan",
+            r"series 1\), channel \d+: ('-?nan\d*' is not a number|nan is not a finite)",
+        ),
+        ("-0.", f"-1{'0' * 60}.", r"series 1\), channel \d+: -1e\+60 is beyond float32"),
         (0, "\x80", "not a text file"),
         (0, "", "the file is empty"),
     ],
 )
-def test_malformed_text(tmp_path: Path, few, old: object, new: str | None, message: str) -> None:
+def test_malformed_text(tmp_path, few, old, new, message):
     write_digits(tmp_path, 6, 2)
     path = tmp_path / "Test_Arabic_Digit.txt"
     text = path.read_text()
@@ -81,7 +84,7 @@ def test_malformed_text(tmp_path: Path, few, old: object, new: str | None, messa
         uci.read_arabic_digits(tmp_path)
 
 
-def test_strokes_have_the_values_and_classes_of_the_file(tmp_path: Path) -> None:
+def test_strokes_have_the_values_and_classes_of_the_file(tmp_path):
     strokes = make_strokes(200)
     write_strokes(tmp_path / "uci" / STROKES / uci.MAT, strokes)
     problem = uci.read_character_trajectories(tmp_path / "uci" / STROKES)
@@ -112,7 +115,7 @@ def test_strokes_have_the_values_and_classes_of_the_file(tmp_path: Path) -> None
         ({"charlabels": np.zeros((1, 40))}, r"charlabels is not in 1 \.\.\. 20"),
     ],
 )
-def test_mat_files_of_another_kind(tmp_path: Path, changed: dict, message: str) -> None:
+def test_mat_files_of_another_kind(tmp_path, changed, message):
     write_strokes(tmp_path / uci.MAT, make_strokes(40), **changed)
     with pytest.raises(DataError, match=message):
         uci.read_character_trajectories(tmp_path)
@@ -123,11 +126,12 @@ def test_mat_files_of_another_kind(tmp_path: Path, changed: dict, message: str) 
     [
         (np.ones((2, 9)), r"mixout\[7\] is \(2, 9\), not numbers \(3, length\)"),
         (np.ones((3, 0)), r"mixout\[7\] is \(3, 0\)"),
-        (np.full((3, 9), np.inf), r"mixout\[7\] holds a value that is not finite"),
+        (np.diag([1, np.inf, 1]), r"mixout\[7\], channel 2 holds inf, which is not finite"),
+        (np.diag([1, 1, -1e300]), r"mixout\[7\], channel 3 holds -1e\+300, .* float32"),
         ("text", r"mixout\[7\] is"),
     ],
 )
-def test_strokes_that_cannot_be_used(tmp_path: Path, bad: object, message: str) -> None:
+def test_strokes_that_cannot_be_used(tmp_path, bad, message):
     strokes = [*make_strokes(40)]
     strokes[7] = bad
     write_strokes(tmp_path / uci.MAT, strokes)
@@ -135,15 +139,7 @@ def test_strokes_that_cannot_be_used(tmp_path: Path, bad: object, message: str) 
         uci.read_character_trajectories(tmp_path)
 
 
-def test_a_truncated_mat_file(tmp_path: Path) -> None:
-    write_strokes(tmp_path / uci.MAT, make_strokes(40))
-    content = (tmp_path / uci.MAT).read_bytes()
-    (tmp_path / uci.MAT).write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match=r"mixoutALL_shifted\.mat: "):
-        uci.read_character_trajectories(tmp_path)
-
-
-def test_a_stroke_of_zeros(tmp_path: Path) -> None:
+def test_a_stroke_of_zeros(tmp_path):
     strokes = [*make_strokes(200)]
     strokes[3] = np.zeros((3, 5))
     write_strokes(tmp_path / uci.MAT, strokes)
@@ -151,7 +147,7 @@ def test_a_stroke_of_zeros(tmp_path: Path) -> None:
         uea.load(uea_name=STROKES, data_dir=tmp_path, trim_zeros=True)
 
 
-def test_ts_files_come_first_unless_the_form_is_chosen(tmp_path: Path, few, write_problem) -> None:
+def test_ts_files_come_first_unless_the_form_is_chosen(tmp_path, few, write_problem):
     generator = np.random.default_rng(0)
     series = [generator.normal(size=(13, 5)) for _ in range(40)]
     folder = write_problem(DIGITS, series, ["ab"[n % 2] for n in range(40)])
@@ -164,12 +160,12 @@ def test_ts_files_come_first_unless_the_form_is_chosen(tmp_path: Path, few, writ
         uea.load(uea_name=DIGITS, data_dir=folder, form="txt")
 
 
-def test_missing_files_name_both_forms(tmp_path: Path) -> None:
+def test_missing_files_name_both_forms(tmp_path):
     with pytest.raises(DataError, match=r"_TRAIN\.ts .*UCI original will do .*Train_Arabic_Digit"):
         uea.load(uea_name=DIGITS, data_dir=tmp_path, download=False)
 
 
-def test_a_download_of_the_original(tmp_path: Path, monkeypatch, server, few) -> None:
+def test_a_download_of_the_original(tmp_path, monkeypatch, server, few):
     write_digits(tmp_path / "made", 6, 2)
     made = {name: (tmp_path / "made" / name).read_bytes() for name in uci.BLOCKS}
     server.bodies["/195/spoken+arabic+digit.zip"] = zipped({"documentation.html": b"no", **made})
@@ -189,12 +185,6 @@ def test_a_download_of_the_original(tmp_path: Path, monkeypatch, server, few) ->
         uea.load(**options)
 
 
-def test_sources_are_the_known_pages() -> None:
-    assert uea.sources(uea_name=STROKES)["uci"].remotes[0].urls == (
-        "https://archive.ics.uci.edu/static/public/175/character+trajectories.zip",
-    )
-
-
 OVERRIDES = (
     "task=time_series optimizer=snopt_ode tracking=none device=cpu trainer.batch_size=32"
     " trainer.max_steps=2 trainer.epochs=null trainer.eval_every=1000 solver=rk4"
@@ -203,7 +193,7 @@ OVERRIDES = (
 
 
 @pytest.mark.parametrize("dataset", ["spoken_arabic_digits", "character_trajectories"])
-def test_files_put_there_by_hand_train_as_they_are(tmp_path: Path, dataset: str) -> None:
+def test_files_put_there_by_hand_train_as_they_are(tmp_path, dataset):
     data_dir = tmp_path / "data"
     if dataset == "spoken_arabic_digits":
         # As many series as published: 660 and 220 for each digit.

@@ -1,4 +1,4 @@
-"""UEA problems: what sktime carries, files of a data folder, and what is refused."""
+"""UEA problems: files and what is refused in them; series trimmed, scaled and packed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data_files import check_series
 
 from experiments.base.errors import ConfigError, DataError
 from experiments.data import uea
-from experiments.data.series import Series
+from experiments.data.series import Series, fit_scale, pack, trim
 from experiments.data.uea import read_ts
 
 
@@ -34,9 +34,7 @@ def made(count: int = 40, gap: bool = True) -> tuple[list[np.ndarray], list[str]
         ("BasicMotions", (56, 12, 12), (100, 13), "standing running walking badminton"),
     ],
 )
-def test_what_sktime_carries_has_the_values_of_its_own_reader(
-    name: str, sizes: tuple[int, ...], shape: tuple[int, int], classes: str
-) -> None:
+def test_what_sktime_carries_has_the_values_of_its_own_reader(name, sizes, shape, classes):
     from sktime import datasets
 
     load = {"JapaneseVowels": "load_japanese_vowels", "BasicMotions": "load_basic_motions"}[name]
@@ -54,14 +52,14 @@ def test_what_sktime_carries_has_the_values_of_its_own_reader(
 
 
 @pytest.mark.parametrize("folder", ["uea", "."])
-def test_a_made_problem_with_gaps(write_problem, folder: str) -> None:
+def test_a_made_problem_with_gaps(write_problem, folder):
     series, labels = made()
     data = uea.load(uea_name="Made", data_dir=write_problem("Made", series, labels, folder))
     assert data.info.input_shape == (6, 5)
     check_series(data, series, ["ab".index(label) for label in labels])
 
 
-def test_loading_is_deterministic_and_the_split_seed_decides(write_problem) -> None:
+def test_loading_is_deterministic_and_the_split_seed_decides(write_problem):
     folder = write_problem("Made", *made())
     first, again = (uea.load(uea_name="Made", data_dir=folder) for _ in range(2))
     other = uea.load(uea_name="Made", data_dir=folder, split_seed=1)
@@ -70,7 +68,7 @@ def test_loading_is_deterministic_and_the_split_seed_decides(write_problem) -> N
     assert not torch.equal(first.test[0], other.test[0])
 
 
-def test_trailing_gaps_are_padding(write_problem) -> None:
+def test_trailing_gaps_are_padding(write_problem):
     series, labels = made(gap=False)
     padded = [np.pad(v, ((0, 0), (0, 6 - v.shape[1])), constant_values=np.nan) for v in series]
     ours = uea.load(uea_name="Padded", data_dir=write_problem("Padded", padded, labels))
@@ -95,19 +93,19 @@ def damage(name: str, old: str, new: str | None) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (damage("Made_TRAIN.ts", ",", ",inf,"), r"Made_TRAIN\.ts, line 8, channel 1, entry 2: inf"),
+        (damage("Made_TRAIN.ts", ",", ",inf,"), r"line 8 \(series 1\), channel 1, step 2: inf is"),
         (damage("Made_TEST.ts", "true a b", "true b a"), "differ in their classes or channels"),
         (damage("Made_TEST.ts", "", None), r"Made_TEST\.ts: no such file, but its partner exists"),
     ],
 )
-def test_damaged_problems(write_problem, change: Callable[[Path], None], message: str) -> None:
+def test_damaged_problems(write_problem, change, message):
     folder = write_problem("Made", *made())
     change(folder)
     with pytest.raises(DataError, match=message):
         uea.load(uea_name="Made", data_dir=folder)
 
 
-def test_missing_files_and_names_that_are_paths(tmp_path: Path) -> None:
+def test_missing_files_and_names_that_are_paths(tmp_path):
     with pytest.raises(DataError, match=r"put Made_TRAIN\.ts and Made_TEST\.ts into .*uea.Made"):
         uea.load(uea_name="Made", data_dir=tmp_path, download=False)
     with pytest.raises(DataError, match="set data_dir to the folder"):
@@ -117,14 +115,14 @@ def test_missing_files_and_names_that_are_paths(tmp_path: Path) -> None:
             uea.load(uea_name=name, data_dir=".")
 
 
-def test_a_known_file_with_the_wrong_checksum(write_problem, monkeypatch) -> None:
+def test_a_known_file_with_the_wrong_checksum(write_problem, monkeypatch):
     folder = write_problem("Made", *made())
     monkeypatch.setitem(uea.CHECKSUMS, "Made_TEST.ts", "md5:" + "0" * 32)
     with pytest.raises(DataError, match=r"Made_TEST\.ts: wrong md5 checksum .*expected 00000"):
         uea.load(uea_name="Made", data_dir=folder)
 
 
-def test_articulary_word_recognition(real_data: Path) -> None:
+def test_articulary_word_recognition(real_data):
     if not (real_data / "uea" / "ArticularyWordRecognition").is_dir():
         pytest.skip(f"{real_data} has no uea/ArticularyWordRecognition")
     data = uea.load(uea_name="ArticularyWordRecognition", data_dir=real_data, download=False)
@@ -159,7 +157,7 @@ def read(tmp_path: Path, text: str, unequal: bool | None = None) -> Series:
     return read_ts(path, unequal_lengths=unequal)
 
 
-def test_values_labels_and_gaps_come_back(tmp_path: Path, good: str) -> None:
+def test_values_labels_and_gaps_come_back(tmp_path, good):
     content = read(tmp_path, good)
     for ours, theirs in zip(content.values, SERIES, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -171,13 +169,13 @@ def test_values_labels_and_gaps_come_back(tmp_path: Path, good: str) -> None:
     ("old", "new"),
     [("?", "NaN"), ("@data\n", "@data\n\n"), ("@dimensions", "@dimension"), ("\n", "\r\n")],
 )
-def test_other_ways_to_write_the_same(tmp_path: Path, good: str, old: str, new: str) -> None:
+def test_other_ways_to_write_the_same(tmp_path, good, old, new):
     content = read(tmp_path, good.replace(old, new))
     for ours, theirs in zip(content.values, SERIES, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_univariate_without_a_dimensions_tag(tmp_path: Path, ts_text) -> None:
+def test_univariate_without_a_dimensions_tag(tmp_path, ts_text):
     text = ts_text([np.ones((1, 3))] * 2, ["a", "b"], ["a", "b"], univariate="true")
     content = read(tmp_path, text.replace("@dimensions 1\n", ""))
     assert [values.shape for values in content.values] == [(1, 3), (1, 3)]
@@ -190,17 +188,19 @@ def test_univariate_without_a_dimensions_tag(tmp_path: Path, ts_text) -> None:
         (":8.0:", ":", 1, "1 channels followed by a label, expected 2.*truncated"),
         ("7.0:", "7.0,7.0:", 1, r"different lengths or are empty: \[2, 1\]"),
         ("7.0:", ":", 1, "line .*: the channels have different lengths or are empty"),
-        ("2.5", "2.5.1", 0, "channel 1, entry 2: '2.5.1' is not a number"),
-        ("2.5", "inf", 0, "channel 1, entry 2: inf is not a finite"),
+        ("2.5", "2.5.1", 0, "channel 1, step 2: '2.5.1' is not a number"),
+        ("2.5", "inf", 0, "channel 1, step 2: inf is not a finite number"),
+        ("2.5", "1e300", 0, r"channel 1, step 2: 1e\+300 is beyond float32"),
+        ("8.0", "-1.7976931348623157e308", 1, "channel 2, step 1: -1.79.*e.308 is beyond float32"),
     ],
 )
-def test_a_bad_row_is_named_with_its_line(
-    tmp_path: Path, good: str, old: str, new: str, line: int, message: str
-) -> None:
+def test_a_bad_row_is_named_with_its_line(tmp_path, good, old, new, line, message):
     assert old in good
     with pytest.raises(DataError, match=message) as caught:
         read(tmp_path, good.replace(old, new, 1))
-    assert re.search(rf"Made_TRAIN\.ts, line {FIRST_ROW + line}\b", str(caught.value))
+    assert re.search(
+        rf"TRAIN\.ts, line {FIRST_ROW + line} \(series {line + 1}\)", str(caught.value)
+    )
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_bad_row_is_named_with_its_line(
         (".0:down\n", "", "is the file truncated"),
     ],
 )
-def test_a_bad_header_is_named(tmp_path: Path, good: str, old: str, new: str, message: str) -> None:
+def test_a_bad_header_is_named(tmp_path, good, old, new, message):
     assert old in good
     with pytest.raises(DataError, match=message):
         read(tmp_path, good.replace(old, new, 1))
@@ -231,7 +231,7 @@ def test_a_bad_header_is_named(tmp_path: Path, good: str, old: str, new: str, me
         (None, r"Made_TRAIN\.ts: cannot be read: No such file"),
     ],
 )
-def test_what_is_no_text(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_what_is_no_text(tmp_path, content, message):
     path = tmp_path / "Made_TRAIN.ts"
     if content is not None:
         path.write_bytes(content)
@@ -239,18 +239,26 @@ def test_what_is_no_text(tmp_path: Path, content: bytes | None, message: str) ->
         read_ts(path)
 
 
-def test_a_header_without_data(tmp_path: Path, good: str) -> None:
+def test_a_header_without_data(tmp_path, good):
     with pytest.raises(DataError, match="has a header but no data"):
         read(tmp_path, good[: good.index("@data") + 5])
 
 
 HEADERS = {
-    "a gap": ({"missing": "false"}, None, "line 9: the value in channel 2, step 2 is missing, but"),
-    "lengths": ({"equalLength": "true"}, None, "line 10: a series of 1 steps, but all .* have 3"),
+    "a gap": (
+        {"missing": "false"},
+        None,
+        r"line 9 \(series 1\): the value in channel 2, step 2 is missing, but",
+    ),
+    "lengths": (
+        {"equalLength": "true"},
+        None,
+        r"line 10 \(series 2\): a series of 1 steps, but all .* have 3",
+    ),
     "series length": (
         {"equalLength": "true", "seriesLength": "4"},
         None,
-        r"line 10: a series of 3 steps, but all have to have 4; truncated\?",
+        r"line 10 \(series 1\): a series of 3 steps, but all have to have 4; truncated\?",
     ),
     "lengths by option": ({}, False, "a series of 1 steps, but all have to have 3"),
     "lengths against the header": ({"equalLength": "false"}, False, "a series of 1 steps, but"),
@@ -258,14 +266,57 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("case", HEADERS)
-def test_what_the_header_or_the_caller_excludes(tmp_path: Path, ts_text, case: str) -> None:
+def test_what_the_header_or_the_caller_excludes(tmp_path, ts_text, case):
     tags, unequal, message = HEADERS[case]
     with pytest.raises(DataError, match=message):
         read(tmp_path, ts_text(SERIES, ["up", "down"], ["up", "down"], **tags), unequal)
 
 
-def test_a_header_that_is_wrong_about_lengths_can_be_overruled(tmp_path: Path, ts_text) -> None:
+def test_a_header_that_is_wrong_about_lengths_can_be_overruled(tmp_path, ts_text):
     tags = {"equalLength": "true", "seriesLength": "3", "missing": "true"}
     text = ts_text(SERIES, ["up", "down"], ["up", "down"], **tags)
     content = read(tmp_path, text, unequal=True)
     assert [values.shape for values in content.values] == [(2, 3), (2, 1)]
+
+
+def test_trim_cuts_after_the_last_observation_only():
+    values = np.array([[np.nan, 1.0, np.nan, np.nan], [np.nan, np.nan, 2.0, np.nan]])
+    (trimmed,) = trim([values], "tiny")
+    np.testing.assert_array_equal(trimmed, values[:, :3])
+
+
+def test_a_series_with_nothing_in_it_is_refused():
+    with pytest.raises(DataError, match="tiny: every value of example 1"):
+        trim([np.ones((1, 2)), np.full((1, 2), np.nan)], "tiny")
+
+
+def test_scale_is_over_observed_entries():
+    series = [np.array([[1.0, np.nan], [5.0, 5.0]]), np.array([[3.0], [5.0]])]
+    mean, deviation = fit_scale(series, "tiny")
+    np.testing.assert_array_equal(mean, [[2.0], [5.0]])
+    np.testing.assert_array_equal(deviation, [[1.0], [1.0]])  # the second channel is constant
+
+
+def test_a_constant_channel_with_rounding_is_not_blown_up():
+    np.testing.assert_array_equal(fit_scale([np.full((1, 1000), 0.1)], "tiny")[1], [[1.0]])
+
+
+def test_a_channel_that_is_never_observed_is_refused():
+    series = [np.array([[1.0], [np.nan]]), np.array([[2.0], [np.nan]])]
+    with pytest.raises(DataError, match=r"every value of channel 1 is missing \(1 of 2 channels\)"):
+        fit_scale(series, "tiny")
+
+
+def test_pack_writes_time_values_mask_and_padding():
+    series = [
+        np.array([[0.0, np.nan], [0.0, 2.0]]),
+        np.array([[1.0, -1.0, 0.0], [0.0, 0.0, np.nan]]),
+    ]
+    x, lengths, y = pack(series, np.array([1, 0]), length=4)
+    assert lengths.tolist() == [2, 3]
+    assert y.tolist() == [1, 0]
+    expected = [
+        [[0, 0, 0, 1, 1], [1, 0, 2, 0, 1], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]],
+        [[0, 1, 0, 1, 1], [1, -1, 0, 1, 1], [2, 0, 0, 1, 0], [0, 0, 0, 0, 0]],
+    ]
+    assert x.tolist() == expected

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +18,6 @@ from experiments.base.errors import ConfigError, DataError, RecordError
 from experiments.figures import loss_curves
 from experiments.figures.reproduce import FIGURES, reproduce
 from experiments.figures.request import Request, in_turn
-from experiments.run.records import state_of
 from experiments.studies.execute import PlannedRun, available, execute
 from tests.experiments.figures.asking import asked
 
@@ -180,27 +176,6 @@ def test_several_jobs_run_at_once(tmp_path: Path) -> None:
     runs = plan(request_in(tmp_path, seeds=(0,)))
     assert execute(runs, 3, nothing, fake(tmp_path, runs)) == {}
     assert sorted(trained(tmp_path)) == sorted(" ".join(run.overrides) for run in runs)
-
-
-def test_an_interrupt_reaches_the_run_and_keeps_what_is_done(tmp_path: Path) -> None:
-    runs = plan(request_in(tmp_path, seeds=(0,)))[:3]
-    command = fake(tmp_path, runs, {runs[1].name: "wait"})
-
-    def interrupt_when_it_waits() -> None:
-        while not (tmp_path / "output" / "waiting").exists():
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    # A shell starts background jobs deaf to Ctrl-C, and their children inherit it.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.Thread(target=interrupt_when_it_waits, daemon=True).start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            execute(runs, 1, nothing, command)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert (tmp_path / "output" / "interrupted").exists()
-    assert [state_of(run.folder) for run in runs] == ["done", "missing", "missing"]
 
 
 def test_data_sets_that_are_not_there_are_left_out_and_named(tmp_path: Path) -> None:

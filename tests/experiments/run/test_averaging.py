@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from experiments.base.errors import ConfigError
 from experiments.models.solver import SolverSettings
-from experiments.run.averaging import Averaging, build_averaging, check_averaging
-from experiments.run.config import identity, load_config, resolve
+from experiments.run.averaging import Averaging, build_averaging
+from experiments.run.config import check_averaging, identity, load_config, resolve
 from experiments.run.run import run
 from snopt import SolverError
 

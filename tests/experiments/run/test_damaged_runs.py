@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -73,7 +72,7 @@ def test_a_done_run_without_its_metrics_is_not_skipped(tmp_path):
     ):
         run(config)
     config["trainer"]["restart"] = True
-    assert not run(config).skipped
+    assert run(config).results
 
 
 def test_restart_repairs_a_damaged_status(tmp_path):
@@ -97,7 +96,7 @@ def test_a_run_that_another_process_finishes_meanwhile_is_left_alone(tmp_path, m
 
     monkeypatch.setattr(run_module, "build", slow_build)
     result = run(config)
-    assert result.skipped
+    assert result.state == "done"
     assert len(calls) == 2
     assert status(config)["starts"] == 1
 
@@ -129,14 +128,3 @@ def test_every_start_is_kept_and_a_change_is_told(tmp_path, monkeypatch, capsys)
     assert [start["git_commit"][0] for start in found["history"]] == ["a", "a", "b"]
     assert {"started_at", "versions", "device", "threads", "git_dirty"} <= set(found["history"][0])
     assert (found["starts"], found["history"][0]["started_at"]) == (3, found["started_at"])
-
-
-def test_a_status_without_history_keeps_what_it_says(tmp_path, monkeypatch):
-    config = make_config(tmp_path)
-    path = stopped_at(config, 3, monkeypatch) / "status.json"
-    old = json.loads(path.read_text())
-    del old["history"]
-    path.write_text(json.dumps({**old, "git_commit": "c" * 40}))
-    run(config)
-    assert status(config)["history"][0]["git_commit"] == "c" * 40
-    assert len(status(config)["history"]) == 2

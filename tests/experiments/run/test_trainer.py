@@ -31,7 +31,7 @@ from experiments.run.tracking import NoTracker
 def test_a_done_run_leaves_a_whole_record(tmp_path):
     config = make_config(tmp_path)
     result = run(config)
-    assert (result.state, result.skipped, result.error) == ("done", False, None)
+    assert (result.state, result.error) == ("done", None)
     folder = tmp_path / "image" / "tiny" / "sgd" / identity(config) / "seed-3"
     assert result.folder == folder
     assert {path.name for path in folder.iterdir()} == {
@@ -57,7 +57,8 @@ def test_a_run_stops_where_its_goal_is_reached(tmp_path, goal, last):
     rows = Record(run_folder(config)).rows()
     assert rows[-1]["step"] == last
     assert "test/accuracy" in rows[-1]
-    assert run(config).skipped
+    assert run(config).results == result.results
+    assert status(config)["starts"] == 1
     # a goal is a part of the run's identity, its absence is not
     assert identity(config) != identity(make_config(tmp_path))
     without = make_config(tmp_path)
@@ -247,7 +248,8 @@ def test_a_non_finite_loss_is_diverged(tmp_path, monkeypatch):
     assert series(config)[-1]["step"] == 4
     monkeypatch.delenv("FAULT_NAN_AT")
     again = run(config)
-    assert (again.state, again.skipped, again.error) == ("diverged", True, result.error)
+    assert (again.state, again.error) == ("diverged", result.error)
+    assert status(config)["starts"] == 1
 
 
 def test_an_infinite_metric_is_diverged(tmp_path):
@@ -298,7 +300,6 @@ def test_a_done_run_is_skipped_with_one_line(tmp_path, capsys):
     written = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
     capsys.readouterr()
     second = run(config)
-    assert second.skipped
     assert second.results == first.results
     assert {path: path.stat().st_mtime_ns for path in first.folder.iterdir()} == written
     lines = capsys.readouterr().out.splitlines()
@@ -308,10 +309,9 @@ def test_a_done_run_is_skipped_with_one_line(tmp_path, capsys):
 
 def test_restart_runs_a_done_run_again(tmp_path):
     config = make_config(tmp_path)
-    run(config)
+    written = (run(config).folder / "checkpoint.pt").stat().st_mtime_ns
     config["trainer"]["restart"] = True
-    result = run(config)
-    assert not result.skipped
+    assert (run(config).folder / "checkpoint.pt").stat().st_mtime_ns > written
     assert status(config)["starts"] == 1
 
 
