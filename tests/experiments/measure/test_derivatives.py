@@ -9,17 +9,12 @@ import torch
 
 from experiments.measure import derivatives
 from experiments.measure.derivatives import (
-    BYTES,
     WAYS,
     Exact,
     error,
     exact,
     measure_memory,
     memory_system,
-    run_kronecker,
-    run_proposition_2,
-    run_recursion,
-    run_theorem_1,
     sizes,
     tight,
 )
@@ -104,16 +99,18 @@ def test_formulas_count_what_is_returned() -> None:
     n, m = sizes(d)
     one = memory_system(d, 0)
     assert one.sizes == (n, m)
-    entries = {name: way.theory_mb(d) * 2**20 / BYTES for name, way in BY_NAME.items()}
-    dense = run_theorem_1(one)
+    entries = {name: way.theory_mb(d) * 2**20 / 4 for name, way in BY_NAME.items()}
+    dense = BY_NAME["theorem-1"].run(one)
     held = [dense.z1, dense.Q_z, dense.Q_u, dense.Q_zz, dense.Q_uz, dense.Q_uu]
     assert entries["theorem-1"] == sum(part.numel() for part in held)
-    q, p = run_proposition_2(one)
+    q, p = BY_NAME["proposition-2"].run(one)
     assert entries["proposition-2"] == n + q.numel() + p.numel()
-    factors = [M for pair in run_kronecker(one).curvature.values() for M in (pair.A, pair.B)]
+    factors = [
+        M for pair in BY_NAME["kronecker"].run(one).curvature.values() for M in (pair.A, pair.B)
+    ]
     assert entries["kronecker"] == 2 * n + m + sum(M.numel() for M in factors)
     assert entries["first-order"] == 2 * n + m
-    matrix = run_recursion(one)
+    matrix = BY_NAME["recursion"].run(one)
     assert matrix.shape == (m, m)
     assert entries["recursion"] == m * m + 2 * (2 * n + m)
     assert (matrix[:2] != 1.0).all()

@@ -20,7 +20,7 @@ from experiments.measure.memory import (
 from experiments.measure.steps import MEASURED_FOR_MEMORY
 from experiments.measure.workloads import GRADIENT_MODES, TRAINING
 from tests.experiments.measure.synthetic import memory_entry, steps_entry
-from tests.experiments.measure.tiny import CPU, SHAPES, tiny
+from tests.experiments.measure.tiny import CPU, ONCE, SHAPES, tiny
 
 
 @pytest.mark.parametrize("megabytes", [0, 200])
@@ -60,7 +60,7 @@ def test_tighter_tolerance_takes_more_steps() -> None:
 def test_measurement_in_processes_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     two = {name: MEASURED_FOR_MEMORY[name] for name in ("adam", "snopt")}
     monkeypatch.setattr(memory, "MEASURED_FOR_MEMORY", two)
-    entry = measure_memory(tiny("digits"), CPU, 1)
+    entry = measure_memory(tiny("digits"), ONCE)
     assert list(entry["optimizers"]) == ["adam", "snopt"]
     for optimizer in entry["optimizers"].values():
         (process,) = optimizer["processes"]

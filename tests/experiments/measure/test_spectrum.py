@@ -180,6 +180,17 @@ def test_differences_of_the_adjoint_are_the_hessian_where_the_field_is_smooth():
         assert torch.equal(p, value)
 
 
+def test_differences_put_the_parameters_back_when_a_gradient_raises():
+    weight = nn.Parameter(torch.ones(3))
+
+    def gradient():
+        raise RuntimeError("no gradient")
+
+    with pytest.raises(RuntimeError, match="no gradient"):
+        finite_difference_product(gradient, [weight], 0.5)(torch.eye(3))
+    assert weight.tolist() == [1.0, 1.0, 1.0]
+
+
 def test_differences_along_no_direction_are_zero():
     weight = nn.Parameter(torch.ones(3))
     product = finite_difference_product(lambda: weight.detach() ** 3, [weight], 1e-2)
