@@ -63,6 +63,7 @@ from experiments.publish.style import (
 from experiments.run.config import options
 from experiments.run.records import DIVERGED
 from experiments.studies.execute import PlannedRun, Say, available
+from experiments.tasks import METRICS
 
 FIGURE_1, FIGURE_6 = "figure-1", "figure-6"
 OPTIMIZERS = ("adam", "sgd", "snopt")
@@ -94,13 +95,11 @@ class Block:
     Attributes:
         task: task name in records.
         title: what figures call it.
-        metric: validation metric: ``accuracy`` or ``nll``.
         datasets: its data sets by profile; ``embedded`` ones need no network.
     """
 
     task: str
     title: str
-    metric: str
     datasets: Mapping[str, Sequence[str]]
 
 
@@ -108,13 +107,11 @@ BLOCKS = (
     Block(
         "image",
         "Image classification",
-        "accuracy",
         {"embedded": ("digits",), "paper": ("mnist", "svhn", "cifar10")},
     ),
     Block(
         "time_series",
         "Time series",
-        "accuracy",
         {
             "embedded": ("japanese_vowels", "basic_motions"),
             "paper": (
@@ -127,7 +124,6 @@ BLOCKS = (
     Block(
         "cnf",
         "Continuous normalizing flows",
-        "nll",
         {
             "embedded": ("circle", "pinwheel", "moons"),
             "paper": ("circle", "gas", "miniboone"),
@@ -342,8 +338,8 @@ def draw_6(table: pd.DataFrame, profile: str, caption: str = "", x: str = "time"
         for unused in grid[:, len(shown) :].flat:
             unused.set_axis_off()
         for (loss, metric), dataset in zip(grid.T, shown, strict=False):
-            _draw_panel(loss, metric, table, dataset, block.metric, x)
-        nll = block.metric == "nll"
+            _draw_panel(loss, metric, table, dataset, METRICS[block.task], x)
+        nll = METRICS[block.task] == "nll"
         grid[0, 0].set_ylabel("Train. NLL (nats)" if nll else "Training loss")
         grid[1, 0].set_ylabel("Val. NLL (nats)" if nll else "Val. accuracy (%)")
     _legend(picture)

@@ -26,14 +26,17 @@ from matplotlib.lines import Line2D
 
 from experiments.base.errors import ConfigError, RecordError
 from experiments.base.files import write_whole
-from experiments.figures.request import Figure, Request, facts_of, in_turn, listed, obtain
+from experiments.figures.request import Figure, Made, Request, facts_of, in_turn, listed
 from experiments.publish.names import optimizer_name
 from experiments.publish.provenance import publish, read_provenance
 from experiments.publish.style import LOOKS, RC, WIDTH_IN, Look, finish, handles
 from experiments.publish.tables import Table, csv_of, read_table
 from experiments.run.config import CONFIGS, load_config, resolve
-from experiments.run.records import DIVERGED, DONE, Summary
+from experiments.run.records import DIVERGED, DONE, Summary, summarise
+from experiments.studies import study
 from experiments.studies.execute import PlannedRun, Say, planned
+from experiments.studies.goals import best
+from experiments.studies.study import train_points
 
 NAME = "figure-8"
 CUT = "cut"
@@ -167,6 +170,15 @@ class Sensitivity:
             *(f"optimizer.{key}={value}" for key, value in settings.items()),
         ]
 
+    def trial(self, point: Point, run: PlannedRun) -> study.Point:
+        """Return a run as a trial of a study, whose search space is the grid."""
+        grid = self.points(point.optimizer)
+        space = {"lr": {"choice": sorted({other.lr for other in grid})}}
+        if not math.isnan(point.damping):
+            space["damping"] = {"choice": sorted({other.damping for other in grid})}
+        params = {key: getattr(point, key) for key in space}
+        return study.point_of(run, params, space, f"{point.optimizer}.")
+
     def budget(self, changes: Sequence[str]) -> tuple[int | None, float | None]:
         """Return the steps and the training seconds that every run has at most."""
         trainer = resolve(load_config([f"experiment={self.experiment}", *changes]))["trainer"]
@@ -224,7 +236,17 @@ def reproduce(request: Request, say: Say) -> None:
     wanted = plan(sensitivity, request, changes, names)
     length = "as long as the time allows" if steps is None else f"of {steps} steps each"
     say(f"{NAME}: {len(wanted)} runs, {length}")
-    made = obtain(request, wanted, say, jobs=request.jobs)
+    train_points(
+        NAME,
+        [sensitivity.trial(point, run) for point, run in wanted],
+        lambda runs: -best(runs[0].metrics, "accuracy", greater=True),
+        output_dir=request.output_dir,
+        jobs=request.jobs,
+        say=say,
+        train=request.train,
+        consequence=f"{NAME} is not drawn",
+    )
+    made = [Made(point, summarise(run.folder), run.command) for point, run in wanted]
     order = list(sensitivity.optimizers)
     made.sort(key=lambda one: order.index(one.variant.optimizer))  # stable: points keep their order
     entries = [score(one.run, one.variant, steps, sensitivity.chance) for one in made]

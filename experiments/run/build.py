@@ -123,11 +123,11 @@ _RANGES = {
 def _check_ranges(path: str, config: Mapping[str, Any]) -> None:
     for key, interval in _RANGES.items():
         value = config.get(key)
-        if isinstance(value, Mapping):
-            continue  # a rule, which checks itself
+        if key not in config or isinstance(value, Mapping):
+            continue  # a rule checks itself
         for number in value if isinstance(value, list) else [value]:
             try:
-                check_number(key, number, interval, or_none=True)
+                check_number(key, number, interval, or_none=key == "shampoo_beta")
             except ValueError as error:
                 raise ConfigError(f"{path}.{error}") from error
 

@@ -170,6 +170,10 @@ def train_points(
         RecordError: trials failed; every one of them is named, with its reason.
         KeyboardInterrupt: a signal came; the same call goes on from there.
     """
+    runs = [run for point in points for run in point.runs(point.params or {})]
+    if all(finished(run.folder) for run in runs):
+        say(f"{len(points)} of {len(points)} trials are done already")
+        return
     digest = hashlib.sha256(json.dumps([point.key for point in points]).encode()).hexdigest()
     study = Study(f"{name}-{digest[:8]}", output_dir, storage)
     plan = {point.key: point for point in points}

@@ -175,8 +175,7 @@ class _BackwardSolve:
         last = stage == self.end_stage and t == self.end
         needed = stage >= 0 and self.products_at[stage] and not last
         wanted = self.params if needed else []
-        watching = [c for o in self.observers for c in o.records(stage, counts=needed)]
-        recording = Recording(watching) if watching else None
+        recording = self._recording(stage, counts=needed) if self.observers else None
         parts, n = self.layout.split(y), self.n
         # Inside the marks to the end: the backward pass through a field that solves an ODE itself
         # is the solver's evaluation too.
@@ -205,6 +204,11 @@ class _BackwardSolve:
             for part, p in zip(parts, products[:n], strict=False)
         ]
         return [*outputs, *adjoint], recording
+
+    def _recording(self, stage: int, *, counts: bool) -> Recording | None:
+        """Return where to record a stage; None if no observer wants it."""
+        watching = [c for o in self.observers for c in o.records(stage, counts=counts)]
+        return Recording(watching) if watching else None
 
     def _time_product(self, t: float, z: Sequence[Tensor], a: Sequence[Tensor]) -> Tensor:
         """Return aᵀ F(t, z), a scalar."""

@@ -61,13 +61,13 @@ def test_nested_targets_are_built():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({**ADAM, "lr": -1.0}, r"optimizer\.lr must be at least 0 .*, got -1\.0"),
-        ({**ADAM, "lr": "fast"}, r"optimizer\.lr must be at least 0 .*, got 'fast'"),
-        ({**ADAM, "lr": float("nan")}, r"optimizer\.lr must be at least 0 .*, got nan"),
-        ({**ADAM, "eps": -0.1}, r"optimizer\.eps must be at least 0 .*, got -0.1"),
-        ({**ADAM, "betas": [0.9, 1.0]}, r"optimizer\.betas must lie in \[0, 1\) .*, got 1.0"),
-        ({**ADAM, "betas": 3}, r"optimizer\.betas must lie in \[0, 1\) .*, got 3"),
-        ({**ADAM, "betas": [0.9, "a"]}, r"optimizer\.betas must lie in \[0, 1\) .*, got 'a'"),
+        ({**ADAM, "lr": -1.0}, r"optimizer\.lr must be at least 0, got -1\.0"),
+        ({**ADAM, "lr": "fast"}, r"optimizer\.lr must be at least 0, got 'fast'"),
+        ({**ADAM, "lr": float("nan")}, r"optimizer\.lr must be at least 0, got nan"),
+        ({**ADAM, "eps": -0.1}, r"optimizer\.eps must be at least 0, got -0.1"),
+        ({**ADAM, "betas": [0.9, 1.0]}, r"optimizer\.betas must lie in \[0, 1\), got 1.0"),
+        ({**ADAM, "betas": 3}, r"optimizer\.betas must lie in \[0, 1\), got 3"),
+        ({**ADAM, "betas": [0.9, "a"]}, r"optimizer\.betas must lie in \[0, 1\), got 'a'"),
         ({**ADAM, "betas": [0.9]}, r"optimizer\.betas must be 2 finite numbers, got \[0.9\]"),
         ({**ADAM, "amsgrad": "foo"}, r"optimizer\.amsgrad must be true or false, got 'foo'"),
         (
@@ -80,9 +80,9 @@ def test_nested_targets_are_built():
         ),
         (
             {"_target_": "experiments.optimizers.lbfgs.LBFGS", "lr": True},
-            r"optimizer\.lr must be at least 0 .*, got True",
+            r"optimizer\.lr must be at least 0, got True",
         ),
-        ({**SPLIT, "ode": {**ADAM, "lr": -1}}, r"optimizer\.ode\.lr must be at least 0 .*, got -1"),
+        ({**SPLIT, "ode": {**ADAM, "lr": -1}}, r"optimizer\.ode\.lr must be at least 0, got -1"),
         ({**SPLIT, "rest": {**ADAM, "lr": "x"}}, r"optimizer\.rest\.lr must be at least 0"),
         (
             {"_target_": "torch.optim.Adam", "momentum": 0.9},
