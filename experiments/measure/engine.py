@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.base.device import synchroniser
-from experiments.measure.harness import Effort, interleaved, pair_ratio, spread
+from experiments.measure.harness import Effort, pair_ratio, spread
 from experiments.measure.workloads import ADJOINT, ENGINE_VARIANTS, STOCK_SEMINORM, Case, Workload
 from snopt import ODEBlock
 
@@ -33,12 +32,8 @@ def measure_engine(workload: Workload, effort: Effort) -> dict[str, Any]:
         for name, case in cases.items()
     }
     cases[FLOOR] = floor_case(workload, effort.device, counts[ADJOINT.name])
-    samples = interleaved(
-        {name: partial(run_once, case) for name, case in cases.items()},
-        effort.repeats * workload.repeat_factor,
-        max_seconds=effort.max_seconds,
-        synchronise=synchroniser(effort.device),
-    )
+    work = {name: partial(run_once, case) for name, case in cases.items()}
+    samples = effort.rounds(work, workload.repeat_factor)
     case = cases[ADJOINT.name]
     return {
         **workload.facts,
@@ -224,8 +219,6 @@ class FloorBlock(ODEBlock):
 
     def forward(self, y0: Any, t: Sequence[float] | Tensor | None = None) -> Any:
         """Make the evaluations of the next solve in the plan; return ``y0`` as the final state."""
-        if not self.plan:
-            raise RuntimeError("a FloorBlock needs its plan before it runs")
         share = self.plan[self._next % len(self.plan)]
         self._next += 1
         time = torch.zeros((), dtype=y0.dtype, device=y0.device)

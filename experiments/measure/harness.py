@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from experiments.base import errors
-from experiments.base.device import describe
+from experiments.base.device import describe, synchroniser
 from experiments.base.environment import REPOSITORY, versions
 from experiments.base.errors import RecordError, UserError
 from experiments.base.files import write_whole
@@ -40,19 +40,6 @@ from experiments.publish.provenance import git_state, processor
 
 MIN_ROUNDS = 3
 """Rounds that run even after ``max_seconds``, so that there is a median."""
-
-
-@dataclass(frozen=True)
-class Effort:
-    """Where and how long a benchmark measures; see :func:`interleaved`.
-
-    ``processes`` is for each value of memory.
-    """
-
-    device: torch.device
-    repeats: int = 9
-    processes: int = 2
-    max_seconds: float | None = 60.0
 
 
 def interleaved(
@@ -103,6 +90,28 @@ def interleaved(
         finally:
             gc.enable()
     return samples
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Where and how long a benchmark measures: each value of memory in ``processes`` processes."""
+
+    device: torch.device
+    repeats: int = 9
+    processes: int = 2
+    max_seconds: float | None = 60.0
+
+    def rounds(
+        self, work: Mapping[str, Callable[[], object]], factor: int = 1, warmup: int = 1
+    ) -> dict[str, list[float]]:
+        """Return the samples of ``factor * repeats`` rounds; see :func:`interleaved`."""
+        return interleaved(
+            work,
+            factor * self.repeats,
+            warmup=warmup,
+            max_seconds=self.max_seconds,
+            synchronise=synchroniser(self.device),
+        )
 
 
 # --- arithmetic on samples -----------------------------------------------------------------------

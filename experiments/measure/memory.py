@@ -232,7 +232,7 @@ def measure_steps(effort: Effort) -> dict[str, Any]:
         **STIFFENING.facts,
         "allocator": ALLOCATOR,
         "unavailable": [],
-        **score_steps(points, {mode.name: mode.label for mode in GRADIENT_MODES}),
+        **score_steps(points),
     }
 
 
@@ -254,25 +254,24 @@ def gradient_peak(
     }
 
 
-def score_steps(
-    points: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping[str, str]
-) -> dict[str, Any]:
+def score_steps(points: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """Return points and the least-squares line of memory (MB) against forward steps, by mode."""
     modes = {}
-    for name, found in points.items():
+    for mode in GRADIENT_MODES:
+        found = points[mode.name]
         steps = [point["steps_forward"] for point in found]
         line = fit_line(steps, [point["extra_mb"] for point in found])
         # Student's t: whether 0 lies in the 95 % confidence interval of the slope.
         quantile = float(stdtrit(line["points"] - 2, 0.975))
-        modes[name] = {
-            "label": labels[name],
+        modes[mode.name] = {
+            "label": mode.label,
             "mb_per_step": line,
             "states_per_step": line["slope"] / found[0]["state_mb"],
             "within_noise": abs(line["slope"]) <= quantile * line["slope_stderr"],
             "growth_mb": line["slope"] * (max(steps) - min(steps)),
             "points": [dict(point) for point in found],
         }
-    return {"state_mb": next(iter(points.values()))[0]["state_mb"], "modes": modes}
+    return {"state_mb": found[0]["state_mb"], "modes": modes}
 
 
 def fit_line(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:

@@ -9,7 +9,7 @@ density.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -43,10 +43,6 @@ class Settings:
     adjoint_steps: tuple[int, ...] = (100,)  # snapshots that difference the adjoint's gradient, too
     adjoint_rtol: float = 1e-5  # tolerance of that gradient
     difference: float = 1e-2  # length of the move in θ
-
-    def facts(self) -> dict[str, Any]:
-        """Return the settings for a provenance."""
-        return asdict(self)
 
 
 def measure(snapshot: Snapshot, settings: Settings) -> Iterator[dict[str, Any]]:
@@ -142,14 +138,11 @@ def lanczos(product: Product, start: Tensor, steps: int) -> Nodes:
     the largest eigenvalues twice and others that H does not have. It gives no residuals either. The
     figure ranks the eigenvalues that have settled, so it needs both.
 
-    Args:
-        product: H times columns; the runs share its calls.
-        start: unit columns, (d, P).
-        steps: k; more than d are cut. A run that has found an invariant subspace goes on with
-            zeros, which get no weight.
+    ``start`` are unit columns, (d, P). More than d steps are cut. A run that has found an invariant
+    subspace goes on with zeros, which get no weight.
 
     Raises:
-        ConfigError: if ``steps`` is below 1 or a product is not finite.
+        ConfigError: ``steps`` is below 1 or a product is not finite.
     """
     if steps < 1:
         raise ConfigError(f"Lanczos needs at least one step, got {steps}")

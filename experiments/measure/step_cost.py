@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,7 @@ from experiments.measure.harness import (
     spread,
 )
 from experiments.measure.memory import ALLOCATOR, peak_of_steps
-from experiments.measure.steps import (
-    NEVER,
-    TIMED,
-    Step,
-    configuration,
-    plain_step,
-    prepare,
-    train,
-)
+from experiments.measure.steps import NEVER, TIMED, Step, configuration, plain_step, prepare, train
 from experiments.measure.workloads import Workload
 from experiments.models.blocks import nfe_counts, reset_nfe
 from experiments.run.config import identity, options
@@ -56,13 +49,7 @@ def measure_optimizer(workload: Workload, effort: Effort) -> dict[str, Any]:
         name: plain_step(make(cases[name].model), cases[name].loss) for name, make in TIMED.items()
     }
     # Two rounds: after the first one every optimizer has its state and SNOpt its factors.
-    samples = interleaved(
-        steps,
-        effort.repeats * workload.repeat_factor,
-        warmup=2,
-        max_seconds=effort.max_seconds,
-        synchronise=synchroniser(effort.device),
-    )
+    samples = effort.rounds(steps, workload.repeat_factor, warmup=2)
     evaluations = {}
     for name, step in steps.items():
         reset_nfe(cases[name].model)
@@ -142,6 +129,7 @@ class TrainedStep:
 
     def __init__(self, config: Mapping[str, Any], device: torch.device) -> None:
         """Build the run."""
+        self.config = config
         self.parts, self.batch = prepare(config, device)
         self.params: list[torch.Tensor] = list(self.parts.model.parameters())
         self.start = [p.detach().clone() for p in self.params]
@@ -172,39 +160,30 @@ def measure_optimizers(
 
     There are as many rounds as the longest period of a published refresh, so the mean holds every
     refresh with its true share and the median is the step without one. ``failed`` says why an
-    optimizer dropped out; the others are measured all the same.
-
-    Args:
-        effort: there are ``ROUNDS_EACH * repeats + 1`` rounds.
-        names: optimizers; None means :func:`measured`. SGD is always among them.
-        overrides: changes to the configuration of all.
+    optimizer dropped out; the others are measured all the same. ``names`` are optimizers, by
+    default :func:`measured`; SGD is always among them.
 
     Raises:
         RecordError: SGD, to which all are compared, fails.
     """
     failed: dict[str, str] = {}
-    configs: dict[str, dict[str, Any]] = {}
     steps: dict[str, TrainedStep] = {}
     for name in dict.fromkeys([SGD, *(measured() if names is None else names)]):
         with _dropping_out(name, failed):
             chosen = [*DIGITS, f"optimizer={name}", "tracking=none", *overrides]
-            configs[name] = configuration(chosen)
-            steps[name] = TrainedStep(configs[name], effort.device)
+            steps[name] = TrainedStep(configuration(chosen), effort.device)
 
-    def guarded(name: str) -> Callable[[], None]:
-        def step() -> None:
-            if name not in failed:
-                with _dropping_out(name, failed):
-                    steps[name]()
-
-        return step
+    def step(name: str) -> None:
+        if name not in failed:
+            with _dropping_out(name, failed):
+                steps[name]()
 
     # One round of warm-up: the first refresh of all. The next, 100 steps later, is in the last.
     rounds = ROUNDS_EACH * effort.repeats + 1
-    work = {name: guarded(name) for name in steps}
+    work = {name: partial(step, name) for name in steps}
     samples = interleaved(work, rounds, warmup=1, synchronise=synchroniser(effort.device))
     samples = {name: times for name, times in samples.items() if name not in failed}
-    batch_size = configs[SGD]["trainer"]["batch_size"]
+    batch_size = steps[SGD].config["trainer"]["batch_size"]
     return {
         "title": "digits net",
         "description": f"conv_ode_small on digits, batch {batch_size}, dopri5 at 1e-3, adjoint",
@@ -213,7 +192,7 @@ def measure_optimizers(
         "settings": {
             name: {
                 key: value
-                for key, value in configs[name]["optimizer"].items()
+                for key, value in steps[name].config["optimizer"].items()
                 if isinstance(value, int | float | str) and not key.startswith("_")
             }
             for name in samples
@@ -285,11 +264,9 @@ def time_steps(
         "snopt": _step_of([*snopt, f"optimizer.update_freq={NEVER}"], device),
         "snopt_refresh": _step_of([*snopt, "optimizer.update_freq=1"], device),
     }
-    samples = interleaved(
-        work, rounds, warmup=2, max_seconds=max_seconds, synchronise=synchroniser(device)
-    )
+    effort = Effort(device, rounds, max_seconds=max_seconds)
     return {
-        "samples_s": samples,
+        "samples_s": effort.rounds(work, warmup=2),
         "update_freq": int(config["optimizer"]["update_freq"]),
         "batch_size": int(config["trainer"]["batch_size"]),
         "origin": origin(device, rounds),
@@ -354,16 +331,8 @@ def plan(
     """Return the measurements of one data set; an interrupted series goes on where it stopped.
 
     The files are ``<output_dir>/<target>/<dataset>/<hash>/seed-<k>/<kind>.json``. The hash is that
-    of the run's configuration with the device, the number of threads and ``rounds``.
-
-    Args:
-        target: folder of experiments and of results, such as ``figure-7``.
-        dataset: one of ``configs/tuned/<target>.yaml``.
-        seeds: of weights and batch; each is measured anew.
-        overrides: changes to every run.
-        where: overrides that say where data lie.
-        output_dir: where results lie.
-        rounds: rounds of a timing.
+    of the run's configuration with the device, the number of threads and ``rounds``. ``dataset`` is
+    one of ``configs/tuned/<target>.yaml``; the overrides in ``where`` say where data lie.
     """
     common = [f"experiment={target}/{dataset}", *overrides, *where]
     config = configuration(common)

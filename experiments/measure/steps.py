@@ -24,8 +24,7 @@ from snopt import SNOpt
 NEVER = 10**9
 """An ``update_freq`` that is never reached: all steps after the first are ordinary ones."""
 
-STEPS_TAKEN = 4
-"""Steps of a measurement of memory; with ``update_freq=2`` SNOpt refreshes twice in them."""
+STEPS_TAKEN = 4  # in a measurement of memory; with update_freq=2 SNOpt refreshes twice in them
 
 Step = Callable[[], None]
 Make = Callable[[nn.Module], Optimizer]

@@ -104,14 +104,9 @@ class Case:
 class Workload:
     """What a benchmark is measured on.
 
-    Attributes:
-        name: key in results and on the command line.
-        title: name in pictures.
-        description: what it is, with shapes.
-        make: builds it; called with solver settings, device and ``shape``.
-        shape: sizes, keyword arguments of ``make``.
-        rtol, atol: tolerances of both solves.
-        repeat_factor: rounds for each round asked for; short workloads get more.
+    ``name`` is the key in results and on the command line, ``title`` the name in pictures. ``make``
+    builds it, called with solver settings, device and the sizes in ``shape``. Short workloads get
+    ``repeat_factor`` rounds for each round asked for.
     """
 
     name: str

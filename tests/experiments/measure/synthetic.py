@@ -7,7 +7,7 @@ from typing import Any
 from experiments.measure import engine, memory, step_cost
 from experiments.measure.engine import Counts
 from experiments.measure.steps import TIMED
-from experiments.measure.workloads import ENGINE_VARIANTS, GRADIENT_MODES
+from experiments.measure.workloads import ENGINE_VARIANTS
 
 ORIGIN = {
     "device": "cpu",
@@ -69,5 +69,4 @@ def steps_entry() -> dict[str, Any]:
         ]
         for name, slope in slopes.items()
     }
-    scores = memory.score_steps(points, {mode.name: mode.label for mode in GRADIENT_MODES})
-    return {"origin": ORIGIN, "title": "memory against steps", **scores}
+    return {"origin": ORIGIN, "title": "memory against steps", **memory.score_steps(points)}

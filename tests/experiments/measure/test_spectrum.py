@@ -180,23 +180,24 @@ def test_differences_of_the_adjoint_are_the_hessian_where_the_field_is_smooth():
         assert torch.equal(p, value)
 
 
-def test_differences_put_the_parameters_back_when_a_gradient_raises():
-    weight = nn.Parameter(torch.ones(3))
-
-    def gradient():
-        raise RuntimeError("no gradient")
-
-    with pytest.raises(RuntimeError, match="no gradient"):
-        finite_difference_product(gradient, [weight], 0.5)(torch.eye(3))
-    assert weight.tolist() == [1.0, 1.0, 1.0]
-
-
 def test_differences_along_no_direction_are_zero():
     weight = nn.Parameter(torch.ones(3))
     product = finite_difference_product(lambda: weight.detach() ** 3, [weight], 1e-2)
     found = product(torch.stack([torch.zeros(3), torch.tensor([0.0, 2.0, 0.0])], dim=1))
     assert found[:, 0].tolist() == [0.0, 0.0, 0.0]
     assert found[:, 1].tolist() == pytest.approx([0.0, 6.0, 0.0], abs=1e-3)
+
+
+def test_parameters_are_put_back_when_a_gradient_raises():
+    weight = nn.Parameter(torch.ones(3))
+
+    def gradient():
+        assert not torch.equal(weight, torch.ones(3))
+        raise RuntimeError("no gradient")
+
+    with pytest.raises(RuntimeError, match="no gradient"):
+        finite_difference_product(gradient, [weight], 0.5)(torch.eye(3))
+    assert weight.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_rows_make_the_gauss_newton_matrix_of_the_whole_solve():

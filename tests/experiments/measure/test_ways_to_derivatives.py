@@ -53,24 +53,20 @@ def test_exact_is_autograds_hessian() -> None:
     assert error(found.gauss_newton, hessian) > 1e-2  # the two quantities differ here
 
 
-def test_the_adjoint_has_the_gradient() -> None:
-    system, found = small()
-    assert error(derivatives.first_order(system, SOLVER), found.gradient) < 1e-4
-
-
-def test_ways_to_the_hessian() -> None:
-    system, reference = small()
-    assert reference.hessian is not None
-    theorem_1 = derivatives.theorem_1(system, SOLVER, full_hessian=True)
-    assert error(derivatives.recursion(system, SOLVER), reference.hessian) < 1e-4
-    assert error(theorem_1, reference.hessian) < 1e-4
-
-
-def test_ways_to_gauss_newton() -> None:
-    system, reference = small()
-    theorem_1 = derivatives.theorem_1(system, SOLVER, full_hessian=False)
-    assert error(derivatives.proposition_2(system, SOLVER), reference.gauss_newton) < 1e-4
-    assert error(theorem_1, reference.gauss_newton) < 1e-4
+def test_all_ways_end_at_the_exact_derivatives() -> None:
+    system, exact = small()
+    first_order = derivatives.first_order(system, SOLVER)
+    recursion = derivatives.recursion(system, SOLVER)
+    proposition_2 = derivatives.proposition_2(system, SOLVER)
+    full, gauss_newton = (
+        derivatives.theorem_1(system, SOLVER, full_hessian=full) for full in (True, False)
+    )
+    assert exact.hessian is not None
+    assert error(first_order, exact.gradient) < 1e-4
+    assert error(recursion, exact.hessian) < 1e-4
+    assert error(full, exact.hessian) < 1e-4
+    assert error(proposition_2, exact.gauss_newton) < 1e-4
+    assert error(gauss_newton, exact.gauss_newton) < 1e-4
 
 
 def test_error_is_relative() -> None:

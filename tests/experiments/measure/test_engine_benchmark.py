@@ -12,7 +12,6 @@ import torchdiffeq
 
 from experiments.measure.engine import (
     Counts,
-    FloorBlock,
     accepted_steps,
     count,
     floor_case,
@@ -160,11 +159,6 @@ def test_floor_makes_exactly_the_evaluations_of_its_plan(monkeypatch: pytest.Mon
     assert products.count(1) == counts.backward - counts.with_parameters
     # It passes the gradient on: layers before the solves get theirs.
     assert all(p.grad is not None for p in case.model.cell.parameters())
-
-
-def test_floor_without_a_plan_says_so() -> None:
-    with pytest.raises(RuntimeError, match="plan"):
-        FloorBlock(torch.nn.Linear(1, 1))(torch.zeros(1, 1))
 
 
 def test_scores_are_medians_of_pairs() -> None:
