@@ -9,6 +9,7 @@ Drawn from ``data.csv`` alone.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def reproduce(request: Request, say: Say, *, settings: Settings | None = None) -
         "experiment": EXPERIMENT,
         "curvlinops": metadata.version("curvlinops-for-pytorch"),
         "overrides": list(request.overrides),
-        "settings": chosen.facts(),
+        "settings": asdict(chosen),
         "damping": damping,
         "caption": caption,
     }
