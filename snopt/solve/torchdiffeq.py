@@ -73,16 +73,7 @@ class _Watched:
 
     def failure(self, reason: str, advice: str = "") -> SolverError:
         """Return the error that says where this solve stands."""
-        return SolverError(
-            reason,
-            t=self.t,
-            dt=self.dt,
-            rtol=self.solver.rtol,
-            atol=self.solver.atol,
-            nfe=self.calls,
-            direction=self.kind,
-            advice=advice,
-        )
+        return self.solver.failure(self.kind, reason, advice, t=self.t, dt=self.dt, nfe=self.calls)
 
 
 def solve(
