@@ -40,7 +40,7 @@ from snopt.curvature.collector import (
     inside_solve,
     node_collectors,
 )
-from snopt.solve.field import adjoint_norm, rms_norm
+from snopt.solve.field import adjoint_norm, products, rms_norm
 from snopt.solve.observers import leaves_no_trace, observer_on_torchdiffeq, observers_on_engine
 from snopt.solve.runge_kutta import Negated, Part, Stepper, takes
 from snopt.solve.solver import NFE, Problem
@@ -172,25 +172,14 @@ class _BackwardSolve:
             z = [part.detach().requires_grad_() for part in parts[:n]]
             outputs = self.problem.field.at(t, z)
             inputs: list[Any] = [*z, *wanted, *(recording.edges if recording else ())]
-            adjoints = parts[n:]
-            if all(o.requires_grad for o in outputs):
-                reached = outputs
-            else:  # a constant part of the field has no graph
-                live = [i for i, o in enumerate(outputs) if o.requires_grad]
-                reached, adjoints = [outputs[i] for i in live], [adjoints[i] for i in live]
-            products: Sequence[Tensor | None] = [None] * len(inputs)
-            if reached:
-                # retain_graph: a field may hold a graph made before the solve.
-                products = torch.autograd.grad(
-                    reached, inputs, adjoints, allow_unused=True, retain_graph=True
-                )
+            found = products(outputs, inputs, parts[n:])
         if wanted:
-            self.Q_u.add(stage, products[n : n + len(wanted)])
+            self.Q_u.add(stage, found[n : n + len(wanted)])
         if recording is not None:
-            recording.gradients = products[n + len(wanted) :]
+            recording.gradients = found[n + len(wanted) :]
         adjoint = [
             torch.zeros_like(part) if p is None else Negated(p)
-            for part, p in zip(parts, products[:n], strict=False)
+            for part, p in zip(parts, found[:n], strict=False)
         ]
         return [*outputs, *adjoint], recording
 

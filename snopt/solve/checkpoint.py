@@ -18,7 +18,15 @@ from torch.autograd.function import once_differentiable
 
 from snopt.curvature.collector import Collector, Recording, armed_collectors, inside_solve
 from snopt.solve.backward import collect_without_gradient
-from snopt.solve.field import Field, State, autocast_state, check_times, parameters_of, parts_of
+from snopt.solve.field import (
+    Field,
+    State,
+    autocast_state,
+    check_times,
+    parameters_of,
+    parts_of,
+    products,
+)
 from snopt.solve.forward import forward_steps
 from snopt.solve.runge_kutta import Step, stages_like, takes
 from snopt.solve.solver import NFE, Problem, Solver
@@ -195,16 +203,10 @@ class _Replay:
         return y_bar + self._grad([(k0, k_bar)], [y0])[0]
 
     def _grad(self, results: list[tuple[Tensor, Tensor]], inputs: list[Tensor]) -> list[Tensor]:
-        results = [(value, bar) for value, bar in results if value.requires_grad]
         uses, self.uses = self.uses, Recording(self.collectors)
         wanted: list[Any] = [*inputs, *self.params]
-        found = torch.autograd.grad(
-            [value for value, _ in results],
-            [*wanted, *uses.edges],
-            [bar for _, bar in results],
-            allow_unused=True,
-            retain_graph=True,  # a field may hold a graph made before the solve
-        )
+        values, bars = zip(*results, strict=True)
+        found = products(values, [*wanted, *uses.edges], bars)
         for total, g in zip(self.grads, found[len(inputs) : len(wanted)], strict=True):
             if g is not None:
                 total.add_(g)

@@ -35,10 +35,7 @@ def solve_forward(
             for step, inside in forward_steps(problem, parts, times, differentiable=differentiable):
                 rows.extend(step.interpolate(times[i], cubic=cubic) for i in inside)
         return tuple(field.layout.split(torch.stack(rows)))
-    y0, callbacks = field.pack(parts), field.callbacks()
-    return parts_of(
-        solve(field.func, y0, t, solver, nfe=problem.nfe, kind="forward", callbacks=callbacks)
-    )
+    return parts_of(solve(problem, "forward", field.func, field.pack(parts), t))
 
 
 def forward_steps(
