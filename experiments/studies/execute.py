@@ -1,12 +1,11 @@
 """Planned runs, and the one place that starts training processes.
 
-Every run is a process of its own (``scripts/train.py``) with its own threads, memory and random
-state; a crash takes nothing else with it. Runs go one at a time by default: several on the same
-cores disturb the clock that figures show.
+Every run is its own process (``scripts/train.py``); a crash takes nothing else with it. Runs go one
+at a time by default: several on the same cores disturb the clock that figures show.
 
-Processes are in sessions of their own, so whoever is killed leaves its runs alive. The next start
-gives such a run the place that it takes up and waits for its end: the record's lock forbids to
-train it twice, and training beside it would disturb the clock.
+Processes are in their own sessions: a worker that is killed leaves its runs alive. The next start
+counts such a run among its jobs and waits for its end: the record's lock forbids to train it twice,
+and training beside it would disturb the clock.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class PlannedRun:
         seed: seed.
         folder: where its record is, or will be.
         overrides: what the result depends on, as arguments of ``scripts/train.py``.
-        places: where data and records lie: arguments that a result does not depend on.
+        places: where data and records lie, as further arguments.
         identity: hash of the configuration, whatever hash the folder of an older record has.
     """
 
@@ -89,8 +88,8 @@ def planned(
 
     Args:
         experiment: its name; empty: none.
-        dataset: data set name, for messages.
-        optimizer: optimizer name, for messages.
+        dataset: for messages.
+        optimizer: for messages.
         seeds: seeds of the runs.
         overrides: what to change in every run.
         where: see :func:`experiments.run.config.places`.
@@ -146,6 +145,13 @@ class Job:
     error: str | None = None
 
 
+def shared_cores(jobs: int) -> dict[str, str]:
+    """Return the environment of processes of which as many run at a time, with as many threads."""
+    if jobs == 1:
+        return dict(os.environ)
+    return {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+
+
 class Training:
     """Training processes. Leaving the context interrupts those that are alive.
 
@@ -170,9 +176,7 @@ class Training:
         self._say = say
         self._command = list(train or [sys.executable, str(REPOSITORY / "scripts" / "train.py")])
         self._log = log
-        self._environment = dict(os.environ)
-        if jobs > 1:
-            self._environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+        self._environment = shared_cores(jobs)
 
     def __enter__(self) -> Training:
         """Start nothing."""
@@ -278,9 +282,14 @@ class Training:
                 f"it ended with exit status {code}; its own message is above."
                 f" Command: {run.command}"
             )
-        lines = self._log(run).read_text(encoding="utf-8", errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        last = last_line(self._log(run))
         return last.removeprefix("error: ") if code == 2 else f"exit status {code}: {last}"
+
+
+def last_line(log: Path) -> str:
+    """Return the last words of a process."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
 
 def held(folder: Path) -> bool:
@@ -296,9 +305,14 @@ def _finished(run: PlannedRun) -> bool:
 
 
 def execute(
-    runs: Sequence[PlannedRun], jobs: int, say: Say, train: Sequence[str] | None = None
-) -> dict[str, str]:
-    """Train the runs that are not finished; return why, for each that could not be.
+    runs: Sequence[PlannedRun],
+    jobs: int,
+    say: Say,
+    train: Sequence[str] | None = None,
+    *,
+    consequence: str,
+) -> None:
+    """Train the runs that are not finished.
 
     A run that fails is tried once more, after all others; one that diverged is finished. Ctrl-C and
     SIGTERM are passed on to the runs, which write a checkpoint and stop; the same call resumes
@@ -309,8 +323,10 @@ def execute(
         jobs: processes at a time.
         say: prints one line.
         train: the training command, to which overrides are appended.
+        consequence: what does not happen if runs fail, such as "figure-1 is not drawn".
 
     Raises:
+        RecordError: runs failed; every one of them is named, with its reason.
         KeyboardInterrupt: a signal came; every run has stopped.
     """
     waiting = deque(run for run in runs if not finished(run.folder))
@@ -337,39 +353,13 @@ def execute(
                 if first:
                     waiting.append(job.run)
                     total += 1
-    return failures
-
-
-def execute_all(
-    runs: Sequence[PlannedRun],
-    jobs: int,
-    say: Say,
-    train: Sequence[str] | None = None,
-    *,
-    consequence: str,
-) -> None:
-    """Train the runs that are not finished, all of them; see :func:`execute`.
-
-    Args:
-        runs: what to run, in this order.
-        jobs: processes at a time.
-        say: prints one line.
-        train: the training command.
-        consequence: what does not happen if runs fail, such as "figure-1 is not drawn".
-
-    Raises:
-        RecordError: runs failed; every one of them is named, with its reason.
-        KeyboardInterrupt: a signal came; every run has stopped.
-    """
-    failures = execute(runs, jobs, say, train)
     if failures:
-        raise RecordError(
-            f"{consequence}, {len(failures)} of {len(runs)} runs failed:{listed(failures)}"
-        )
+        lines = listed(failures)
+        raise RecordError(f"{consequence}, {len(failures)} of {len(runs)} runs failed:{lines}")
 
 
 def listed(failures: Mapping[str, str]) -> str:
-    """Return what :func:`execute` returned as indented lines, a line break before each."""
+    """Return the reasons of failures as indented lines, a line break before each."""
     return "".join(f"\n  {name}: {reason}" for name, reason in failures.items())
 
 

@@ -23,7 +23,7 @@ from experiments.base.errors import ConfigError, suggestion
 from experiments.run.config import CONFIGS, Space, options, search_space_of
 from experiments.studies.comparison.settings import Protocol, Workload
 from experiments.studies.execute import PlannedRun, interleave, planned
-from experiments.studies.study import Params, sample
+from experiments.studies.study import Params, Point, point_of, sample
 
 PLAIN = ("adam",)
 """Optimizers that train everything even where others train the ODE alone."""
@@ -125,6 +125,10 @@ class Trial:
     border: tuple[str, ...]
     run: PlannedRun
     space: Space
+
+    def point(self, dataset: str) -> Point:
+        """Return it as a point of a study."""
+        return point_of(self.run, self.settings, self.space, f"{dataset}.{self.optimizer}.")
 
 
 def search_trials(
