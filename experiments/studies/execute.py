@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar
 
 from hydra.utils import get_method
@@ -45,25 +44,15 @@ GRACE_S = 120.0
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One training run that a figure or a search needs.
-
-    Attributes:
-        dataset: data set name.
-        optimizer: optimizer name, or what else tells the run from others of its data set.
-        seed: seed.
-        folder: where its record is, or will be.
-        overrides: what the result depends on, as arguments of ``scripts/train.py``.
-        places: where data and records lie, as further arguments.
-        identity: hash of the configuration, whatever hash the folder of an older record has.
-    """
+    """One training run that a figure or a search needs."""
 
     dataset: str
-    optimizer: str
+    optimizer: str  # its name, or what else tells the run from others of its data set
     seed: int
-    folder: Path
-    overrides: tuple[str, ...]
-    places: tuple[str, ...]
-    identity: str = ""
+    folder: Path  # where its record is, or will be
+    overrides: tuple[str, ...]  # what the result depends on, as arguments of scripts/train.py
+    places: tuple[str, ...]  # where data and records lie, as further arguments
+    identity: str = ""  # hash of the configuration, whatever the folder of an older record has
 
     @property
     def name(self) -> str:
@@ -90,7 +79,7 @@ def planned(
         experiment: its name; empty: none.
         dataset: for messages.
         optimizer: for messages.
-        seeds: seeds of the runs.
+        seeds: one a run.
         overrides: what to change in every run.
         where: see :func:`experiments.run.config.places`.
 
@@ -115,13 +104,9 @@ def planned(
 
 
 def interleave(groups: Sequence[Sequence[T]]) -> list[T]:
-    """Order runs, or what stands for them, so that drift of the machine hits all optimizers alike.
+    """Order the runs of several optimizers so that drift of the machine hits all of them alike.
 
-    Args:
-        groups: for each optimizer its runs, as many and in the same order, such as by seed.
-
-    Returns:
-        The first of each, then the second of each, and so on, another optimizer first each time.
+    The first run of each group, then the second of each, and so on, another group first each time.
     """
     ordered: list[T] = []
     for turn, same_seed in enumerate(zip(*groups, strict=True)):
@@ -132,17 +117,11 @@ def interleave(groups: Sequence[Sequence[T]]) -> list[T]:
 
 @dataclass(eq=False)
 class Job:
-    """A run that was given to :class:`Training`.
-
-    Attributes:
-        run: the run.
-        process: its process; None while another process trains the run.
-        error: why it failed; None where it is finished, was interrupted or goes on.
-    """
+    """A run that was given to :class:`Training`."""
 
     run: PlannedRun
-    process: subprocess.Popen[bytes] | None = None
-    error: str | None = None
+    process: subprocess.Popen[bytes] | None = None  # None while another process trains the run
+    error: str | None = None  # why it failed; None where it is finished, was interrupted or goes on
 
 
 def shared_cores(jobs: int) -> dict[str, str]:
@@ -182,12 +161,7 @@ class Training:
         """Start nothing."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Interrupt runs and wait for their checkpoints; Ctrl-C again, or two minutes, end them."""
         processes = [job.process for job in self.live if job.process is not None]
         if processes:
@@ -364,11 +338,7 @@ def listed(failures: Mapping[str, str]) -> str:
 
 
 def check_data(run: PlannedRun) -> None:
-    """Load the data set of a run once, to learn whether it is there before any training starts.
-
-    Raises:
-        DataError: it is missing or damaged.
-    """
+    """Load the data set of a run; raise a DataError, before any training, where it is not there."""
     dataset = resolve(load_config([*run.overrides, *run.places]))["dataset"]
     load = get_method(dataset["_target_"])
     load(**{key: value for key, value in dataset.items() if key not in ("_target_", "task")})

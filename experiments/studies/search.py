@@ -37,38 +37,22 @@ from experiments.studies.study import Params, Point, Workplace, point_of, sample
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is equal for all optimizers; ``configs/search/<target>.yaml``.
+    """What is equal for all optimizers; ``configs/search/<target>.yaml``."""
 
-    Attributes:
-        trials: trials of each optimizer on each data set.
-        seed: seed of every trial.
-        sampler_seed: seed of the quasi-random points.
-        criterion: what is minimised, for example ``val/loss``.
-        optimizers: optimizer names.
-        max_seconds: seconds of the training clock of a trial, by data set.
-        spaces: by data set and optimizer, the optimizer configuration whose search space it is,
-            where it is another one.
-        finalists: how many of the best trials are repeated with ``final_seeds``.
-        final_seeds: further seeds; a finalist is judged by its worst seed.
-    """
-
-    trials: int
-    seed: int
-    sampler_seed: int
-    criterion: str
+    trials: int  # of each optimizer on each data set
+    seed: int  # of every trial
+    sampler_seed: int  # of the quasi-random points
+    criterion: str  # what is minimised, for example val/loss
     optimizers: tuple[str, ...]
-    max_seconds: dict[str, float]
+    max_seconds: dict[str, float]  # of the training clock of a trial, by data set
+    # by data set and optimizer, the optimizer whose search space it has, where it is another one
     spaces: dict[str, dict[str, str]] = field(default_factory=dict)
-    finalists: int = 1
-    final_seeds: tuple[int, ...] = ()
+    finalists: int = 1  # how many of the best trials are repeated with final_seeds
+    final_seeds: tuple[int, ...] = ()  # a finalist is judged by its worst seed
 
 
 def load_protocol(path: Path) -> Protocol:
-    """Read a protocol.
-
-    Raises:
-        ConfigError: the file is missing, or lacks a key or has one too many.
-    """
+    """Read a protocol; raise a ConfigError where its file is missing or has wrong keys."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -91,38 +75,23 @@ def load_protocol(path: Path) -> Protocol:
 
 @dataclass(frozen=True)
 class Request(Workplace):
-    """What to search, and where everything lies.
+    """What to search, and where everything lies."""
 
-    Attributes:
-        target: the figure; ``configs/search/<target>.yaml`` is its protocol.
-        results_dir: the search is recorded in ``search/`` below it.
-        configs_dir: the folder of the configuration groups, where winners are written.
-        overrides: changes to every trial.
-    """
-
-    target: str
-    results_dir: Path = Path("results")
-    configs_dir: Path = CONFIGS
-    overrides: Sequence[str] = ()
+    target: str  # the figure; configs/search/<target>.yaml is its protocol
+    results_dir: Path = Path("results")  # the search is recorded in search/ below it
+    configs_dir: Path = CONFIGS  # the configuration groups, where winners are written
+    overrides: Sequence[str] = ()  # changes to every trial
 
 
 @dataclass(frozen=True)
 class Trials:
-    """The trials of one optimizer on one data set.
-
-    Attributes:
-        dataset: data set name.
-        optimizer: optimizer name.
-        space: what was sampled.
-        points: settings of each trial.
-        runs: the run of each trial.
-    """
+    """The trials of one optimizer on one data set."""
 
     dataset: str
     optimizer: str
-    space: Space
-    points: Sequence[Params]
-    runs: list[PlannedRun]
+    space: Space  # what was sampled
+    points: Sequence[Params]  # settings of each trial
+    runs: list[PlannedRun]  # one a trial
 
     def point(self, place: int, run: PlannedRun) -> Point:
         """Return a run of the trial at a place as a point of a study."""

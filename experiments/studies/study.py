@@ -102,30 +102,19 @@ def sample(space: Space, trials: int, seed: int) -> list[Params]:
 
 @dataclass(frozen=True)
 class Point:
-    """A trial, planned.
+    """A trial, planned."""
 
-    Attributes:
-        key: what tells it from the other points of its study, for good.
-        runs: from settings to the runs that measure them, one a seed.
-        space: its search space.
-        params: its settings; None: the sampler chooses them when the trial starts.
-    """
-
-    key: str
-    runs: Callable[[Params], Sequence[PlannedRun]]
+    key: str  # what tells it from the other points of its study, for good
+    runs: Callable[[Params], Sequence[PlannedRun]]  # those that measure settings, one a seed
     space: Space
-    params: Params | None = None
+    params: Params | None = None  # its settings; None: the sampler chooses them when it starts
 
 
 def point_of(run: PlannedRun, params: Params, space: Space, prefix: str = "") -> Point:
     """Return the point of a planned run.
 
-    Args:
-        run: the run.
-        params: its settings.
-        space: the space that they were drawn from.
-        prefix: goes before the names of settings, such as ``digits.adam.``: settings of one name
-            must have the same choices throughout a study.
+    ``prefix``, such as ``digits.adam.``, goes before the names of settings: those of one name must
+    have the same choices throughout a study.
     """
     *names, digest, seed = run.folder.parts[-5:]
     return Point(
@@ -138,21 +127,13 @@ def point_of(run: PlannedRun, params: Params, space: Space, prefix: str = "") ->
 
 @dataclass(frozen=True, kw_only=True)
 class Workplace:
-    """Where a study works, and how.
-
-    Attributes:
-        data_dir: where data sets lie.
-        output_dir: where run records lie.
-        jobs: runs at a time.
-        storage: URL of the database of the trials; None: a journal file below ``output_dir``.
-        train: the training command; None: ``scripts/train.py``.
-    """
+    """Where a study works, and how."""
 
     data_dir: Path = Path("data")
-    output_dir: Path = Path("outputs")
-    jobs: int = 1
-    storage: str | None = None
-    train: Sequence[str] | None = None
+    output_dir: Path = Path("outputs")  # of run records
+    jobs: int = 1  # runs at a time
+    storage: str | None = None  # URL of the database of the trials; None: a journal file
+    train: Sequence[str] | None = None  # the training command; None: scripts/train.py
 
     @property
     def where(self) -> tuple[str, str]:
@@ -171,13 +152,7 @@ def train_points(
 ) -> None:
     """Work off a fixed list of points as the study ``<name>-<digest of the list>``.
 
-    Args:
-        name: what is searched.
-        points: the trials, in this order.
-        objective: what is minimised.
-        place: where the study works.
-        say: prints one line.
-        consequence: what does not happen if trials fail, such as "nothing is chosen".
+    ``consequence`` is what does not happen if trials fail, such as "nothing is chosen".
 
     Raises:
         ConfigError: the storage cannot be used.
@@ -199,25 +174,15 @@ def train_points(
 
 @dataclass(frozen=True)
 class View:
-    """A trial as it stands.
+    """A trial as it stands."""
 
-    Attributes:
-        key: key of its point.
-        name: what messages call it; empty where it was never begun.
-        state: one of :data:`STATES`.
-        params: its settings, as far as they are known.
-        value: objective, infinite where a run diverged; None where it has none.
-        error: why it failed.
-        folders: records of its runs; empty where it was never begun.
-    """
-
-    key: str
-    name: str
-    state: str
-    params: Params
-    value: float | None
-    error: str | None
-    folders: tuple[Path, ...]
+    key: str  # of its point
+    name: str  # what messages call it; empty where it was never begun
+    state: str  # one of STATES
+    params: Params  # its settings, as far as they are known
+    value: float | None  # objective, infinite where a run diverged; None where it has none
+    error: str | None  # why it failed
+    folders: tuple[Path, ...]  # records of its runs; empty where it was never begun
 
 
 @dataclass
@@ -278,8 +243,8 @@ class Study:
     def _check_home(self) -> None:
         """Refuse a study whose records lie elsewhere: nobody could tell what is trained there."""
         path = self.folder / "id"
-        here = path.read_text(encoding="utf-8") if path.is_file() else None
         there = self.study.user_attrs.get("id")
+        here = path.read_text(encoding="utf-8") if path.is_file() else None
         if here is None and there is None:
             here = uuid.uuid4().hex
             write_whole(path, here)
@@ -383,27 +348,18 @@ class Study:
 
     def _view(self, key: str, trial: FrozenTrial) -> View:
         folders = self._folders(trial)
+        attrs = trial.user_attrs
         match trial.state:
             case TrialState.COMPLETE:
-                state = DIVERGED if trial.user_attrs.get("diverged") else DONE
+                state = DIVERGED if attrs.get("diverged") else DONE
             case TrialState.RUNNING:
                 alive = self._has_worker(trial) or any(map(held, folders))
                 state = RUNNING if alive else INTERRUPTED
-            case TrialState.WAITING:
-                state = WAITING
-            case TrialState.PRUNED:
-                state = PRUNED
-            case _:
-                state = FAILED
-        return View(
-            key,
-            str(trial.user_attrs.get("name", "")),
-            state,
-            trial.params,
-            trial.value if state in (DONE, DIVERGED) else None,
-            trial.user_attrs.get("error"),
-            tuple(folders),
-        )
+            case other:
+                state = {TrialState.WAITING: WAITING, TrialState.PRUNED: PRUNED}.get(other, FAILED)
+        value = trial.value if trial.state == TrialState.COMPLETE else None
+        error = attrs.get("error")
+        return View(key, attrs.get("name", ""), state, trial.params, value, error, tuple(folders))
 
     def _by_key(self) -> dict[str, list[FrozenTrial]]:
         found: dict[str, list[FrozenTrial]] = {}
@@ -423,10 +379,8 @@ class Study:
     ) -> bool:
         """Let every point wait that has no trial or may be tried again; return whether one does.
 
-        Args:
-            plan: the points by key.
-            failed: how often points had failed that were given up before.
-            first: whether to look for trials that are complete but have lost their records.
+        ``failed`` says how often points had failed before; ``first``: look for trials that are
+        complete but have lost their records.
         """
         queued = False
         with self._alone():
@@ -573,15 +527,7 @@ class _KernelLock(BaseJournalFileLock):
 
 
 def open_storage(output_dir: Path, url: str | None = None) -> BaseStorage:
-    """Return a storage.
-
-    Args:
-        output_dir: where run records lie.
-        url: URL of a database; None: the journal file below ``output_dir``.
-
-    Raises:
-        ConfigError: there is no such database.
-    """
+    """Return the storage at a URL; None: the journal file below ``output_dir``."""
     if url is None:
         path = output_dir.absolute() / FOLDER / "journal.log"
         return JournalStorage(JournalFileBackend(str(path), lock_obj=_KernelLock(path)))
@@ -590,11 +536,7 @@ def open_storage(output_dir: Path, url: str | None = None) -> BaseStorage:
 
 
 def study_names(output_dir: Path, url: str | None = None) -> list[str]:
-    """Return the studies in a storage.
-
-    Raises:
-        ConfigError: there is no such database.
-    """
+    """Return the studies in a storage; see :func:`open_storage`."""
     if url is None and not (output_dir / FOLDER / "journal.log").is_file():
         return []
     with _storing(url or str(output_dir / FOLDER)):

@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from typing import Any
 import hydra
 import pandas as pd
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments.base.environment import REPOSITORY
 from experiments.base.errors import ConfigError, RecordError, suggestion
@@ -69,44 +70,32 @@ LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
 """``basic`` is the process of the command itself; the others are Hydra's."""
 
 
+def check_known(what: str, value: str, known: Sequence[str]) -> None:
+    """Refuse a value that is none of those known."""
+    if value not in known:
+        close = suggestion(value, known)
+        raise ConfigError(f"unknown {what} {value!r}{close}; valid: {', '.join(known)}")
+
+
 @dataclass(frozen=True)
 class Request(Workplace):
-    """What to sweep, where everything lies, and who does it.
+    """What to sweep, where everything lies, and who does it."""
 
-    Attributes:
-        search: optimizer whose space is searched.
-        trials: points of the space.
-        seeds: seeds of every point.
-        sampler: one of :data:`SAMPLERS`.
-        sampler_seed: seed of the points.
-        pruner: a key of :data:`experiments.studies.study.PRUNERS`.
-        overrides: changes to every run, as arguments of ``scripts/train.py``.
-        launcher: one of :data:`LAUNCHERS`.
-        settings: arguments of the launcher, such as ``hydra.launcher.partition=gpu``.
-    """
-
-    search: str
-    trials: int
-    seeds: tuple[int, ...] = (0,)
+    search: str  # optimizer whose space is searched
+    trials: int  # points of the space
+    seeds: tuple[int, ...] = (0,)  # of every point
     sampler: str = "halton"
     sampler_seed: int = 0
     pruner: str = "none"
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()  # changes to every run, as arguments of scripts/train.py
     launcher: str = "basic"
-    settings: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()  # of the launcher, such as hydra.launcher.partition=gpu
 
     def __post_init__(self) -> None:
-        """Check what needs no configuration.
-
-        Raises:
-            ConfigError: a value is unknown or makes no sense.
-        """
-        choices = (("sampler", SAMPLERS), ("pruner", tuple(PRUNERS)), ("launcher", LAUNCHERS))
-        for key, known in choices:
-            value = getattr(self, key)
-            if value not in known:
-                close = suggestion(value, known)
-                raise ConfigError(f"unknown {key} {value!r}{close}; valid: {', '.join(known)}")
+        """Check what needs no configuration; raise a ConfigError."""
+        check_known("sampler", self.sampler, SAMPLERS)
+        check_known("pruner", self.pruner, tuple(PRUNERS))
+        check_known("launcher", self.launcher, LAUNCHERS)
         for key in ("trials", "jobs"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key} must be at least 1, got {getattr(self, key)}")
@@ -123,12 +112,7 @@ class Request(Workplace):
 
 
 def parse(arguments: Sequence[str]) -> Request:
-    """Read the command line.
-
-    Raises:
-        ConfigError: an argument is no ``key=value``, is unknown or given twice, or search or trials
-            are missing.
-    """
+    """Read the command line; raise a ConfigError that names what is wrong with it."""
     own, overrides, settings = _sorted(arguments)
     for key in ("search", "trials"):
         if key not in own:
@@ -181,26 +165,12 @@ def _sorted(arguments: Sequence[str]) -> tuple[dict[str, str], list[str], list[s
 class Plan(dict[str, Point]):
     """The points of a sweep by key, which is their number; further ones are made when asked for.
 
-    Attributes:
-        request: what was asked.
-        name: name of the study; it changes with whatever its runs depend on.
-        title: search and data set.
-        space: the search space.
+    ``name``, that of the study, changes with whatever its runs depend on.
     """
 
     def __init__(self, request: Request) -> None:
-        """Plan what is asked; nothing is written.
-
-        Raises:
-            ConfigError: search, data set or an override is unknown, or the search varies what an
-                override sets.
-        """
-        known = searched()
-        if request.search not in known:
-            close = suggestion(request.search, known)
-            raise ConfigError(
-                f"unknown search {request.search!r}{close}; valid: {', '.join(known)}"
-            )
+        """Plan what is asked and write nothing; raise a ConfigError where it cannot be run."""
+        check_known("search", request.search, searched())
         given = [*request.overrides]
         if not any(one.startswith("optimizer=") for one in given):
             given.insert(0, f"optimizer={request.search}")
@@ -268,11 +238,7 @@ def missing(config: Mapping[str, Any], space: Space) -> list[str]:
 
 
 def task_of(given: Sequence[str]) -> list[str]:
-    """Return the task that the data set is made for, unless a task or an experiment is chosen.
-
-    Raises:
-        ConfigError: the data set is unknown.
-    """
+    """Return the task that the data set is made for, unless a task or an experiment is chosen."""
     chosen = dict(override.partition("=")[::2] for override in given)
     if "dataset" not in chosen or "task" in chosen or "experiment" in chosen:
         return []
@@ -342,16 +308,8 @@ def work(
     study.work(plan, objective, jobs=jobs, say=say, log=True, progress=progress, going=going)
 
 
-# Workers that Hydra's launchers start.
-
-
 def _launch(plan: Plan, study: Study, arguments: Sequence[str]) -> None:
-    """Start workers and wait for them; Ctrl-C asks them to stop.
-
-    Raises:
-        RecordError: the launcher failed.
-        KeyboardInterrupt: a signal came; every run has written its checkpoint.
-    """
+    """Start workers and wait for them; Ctrl-C asks them to stop, with checkpoints."""
     request = plan.request
     local = request.launcher != "submitit_slurm"
     settings = {
@@ -406,24 +364,17 @@ def _launch(plan: Plan, study: Study, arguments: Sequence[str]) -> None:
 def worker(config: DictConfig) -> None:
     """Be one worker of a sweep; Hydra's launchers call this, in whatever process they use."""
     GlobalHydra.instance().clear()  # runs are composed here too
-    given = OmegaConf.to_container(config)
-    assert isinstance(given, dict)  # noqa: S101 (for the type checker: a DictConfig gives a dict)
-    plan = Plan(parse(given["arguments"]))
-    orders = Path(given["orders"])
+    plan = Plan(parse(list(config.arguments)))
+    orders = Path(config.orders)
 
     def going() -> bool:
         if orders.is_file() and orders.read_text() == "stop":
             raise KeyboardInterrupt
         # On this machine nothing more is begun after the command has been killed.
-        return not given["local"] or is_held(orders)
+        return not config.local or is_held(orders)
 
-    try:
+    with suppress(KeyboardInterrupt):
         work(plan, open_study(plan), 1, lambda line: None, going)
-    except KeyboardInterrupt:
-        return
-
-
-# What a sweep found.
 
 
 def measured(run: Summary) -> dict[str, Any]:
@@ -442,11 +393,7 @@ def measured(run: Summary) -> dict[str, Any]:
 
 
 def report(study: Study, found: Sequence[View], shown: int = 5) -> list[str]:
-    """Return the lines that end a sweep: the best points, and how many diverged.
-
-    Raises:
-        RecordError: a record is damaged.
-    """
+    """Return the lines that end a sweep: the best points, and how many diverged."""
     table = runs_of(study, [one for one in found if one.state in (DONE, DIVERGED)])
     lines = []
     if not table.empty:
@@ -470,11 +417,7 @@ def report(study: Study, found: Sequence[View], shown: int = 5) -> list[str]:
 
 
 def runs_of(study: Study, found: Sequence[View]) -> pd.DataFrame:
-    """Return a line for each run that was begun; the score of one that diverged is infinite.
-
-    Raises:
-        RecordError: a record is damaged.
-    """
+    """Return a line for each run that was begun; the score of one that diverged is infinite."""
     lines = []
     for one in found:
         for folder in one.folders:

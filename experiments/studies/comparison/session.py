@@ -54,26 +54,15 @@ Setters = Mapping[str, Mapping[str, Sequence[PlannedRun]]]
 
 @dataclass(frozen=True)
 class Request(Workplace):
-    """What to compare, and where everything lies.
+    """What to compare, and where everything lies."""
 
-    Attributes:
-        budget: name of the description, ``small`` or ``full``.
-        datasets: data sets of it; empty means all.
-        results_dir: where results go: ``protocol/`` below it, or ``protocol-<budget>/``.
-        configs: the folder with the descriptions.
-    """
-
-    budget: str = "small"
-    datasets: tuple[str, ...] = ()
+    budget: str = "small"  # name of the description, small or full
+    datasets: tuple[str, ...] = ()  # of the description; empty means all
     results_dir: Path = Path("results")
-    configs: Path = FOLDER
+    configs: Path = FOLDER  # of the descriptions
 
     def __post_init__(self) -> None:
-        """Refuse a number of jobs that is none.
-
-        Raises:
-            ConfigError: it is below 1.
-        """
+        """Refuse a number of jobs below 1."""
         if self.jobs < 1:
             raise ConfigError(f"--jobs must be at least 1, got {self.jobs}")
 
@@ -203,12 +192,7 @@ def set_targets(request: Request, say: Say) -> Path:
 
 
 def load_targets(protocol: Protocol, setters: Setters) -> dict[str, Target]:
-    """Return the targets of some data sets.
-
-    Args:
-        protocol: what is compared.
-        setters: the runs that would set the targets; see
-            :func:`experiments.studies.comparison.planning.target_runs`.
+    """Return the targets of the data sets in ``setters``.
 
     Raises:
         ConfigError: the file or a data set is missing, or a target is one of other settings.
