@@ -126,8 +126,8 @@ def test_double_backward_says_which_mode_it_needs():
     [
         ({"hessian_power": 0.0}, r"hessian_power must lie in \(0, 1\]"),
         ({"relative_step": 2.0}, r"relative_step must lie in \(0, 1\)"),
-        ({"samples": 0}, "samples must be a whole number of at least 1"),
-        ({"update_period": 1.5}, "update_period must be a whole number of at least 1"),
+        ({"samples": 0}, "samples must be an integer of at least 1"),
+        ({"update_period": 1.5}, "update_period must be an integer of at least 1"),
         ({"hvp": "exact"}, "hvp must be one of auto, double_backward, finite_difference"),
     ],
 )

@@ -159,7 +159,7 @@ def test_groups_have_their_own_learning_rate():
     [
         ({"damping": 0.0}, "damping must be greater than 0"),
         ({"alpha1": 1.0}, r"alpha1 must lie in \[0, 1\)"),
-        ({"T": 0}, "T must be a whole number of at least 1"),
+        ({"T": 0}, "T must be an integer of at least 1"),
         ({"structures": ["dense", "sparse"]}, "structures must be two of dense, diagonal"),
     ],
 )
