@@ -104,10 +104,7 @@ def find_blocks(
 ) -> tuple[dict[str, Block[State]], dict[nn.Module, str]]:
     """Return blocks by name, and the block's name for each layer; layers may share a weight.
 
-    Args:
-        model: the model.
-        params: the parameters that may be preconditioned.
-        make: makes a block's state.
+    Only weights among ``params`` have a block; ``make`` makes its state.
 
     Raises:
         ValueError: if a layer is lazy, or the model has no layer to precondition.

@@ -25,7 +25,7 @@ from torch import nn
 
 from snopt import SNOpt, evaluations, gauss_legendre
 from snopt.baselines import EKFAC
-from snopt.baselines.ekfac import PerSampleSums
+from snopt.baselines.kfac import PerSampleSums
 from snopt.solve.solver import Solver
 
 PLAIN = {"momentum": 0.0, "kl_clip": None}
