@@ -36,6 +36,7 @@ from snopt.baselines.shared import moved
 from snopt.curvature import layers
 from snopt.curvature.factors import thinned
 from snopt.curvature.layers import Layer
+from snopt.curvature.quadrature import Quadrature
 from snopt.linalg import at_least_float32, inverse
 from snopt.precondition.base import (
     Layerwise,
@@ -429,11 +430,12 @@ class KBFGS(PreconditionedOptimizer[KBFGSPreconditioner]):
         weight_decay: L2 penalty, added to the gradient before the average (authors' code: 1e-5).
         update_freq: steps between two updates of A and the inverses; the steps in between evaluate
             the loss once (authors' code: 1).
+        quadrature: nodes on each smooth piece of a solve; None means ``gauss_legendre(4)``. With
+            ``gradient="direct"`` nodes cost one more solve in each pass; ``evaluations()`` costs
+            none, but moves with the solver's steps.
+        scope: ``"all"``, or ``"ode"`` to precondition only layers inside an ODE.
+        curvature_batch: rows of the batch used for means and A; None means all.
         params: parameters or parameter groups to train; None means all of the model.
-        options: ``quadrature``, ``scope``, ``curvature_batch`` as for
-            :class:`snopt.Preconditioner`. With ``gradient="direct"`` the nodes of a quadrature cost
-            one more solve in each pass; ``evaluations()`` costs none, but moves with the solver's
-            steps.
 
     Raises:
         TypeError: if ``model`` is no module.
@@ -451,8 +453,10 @@ class KBFGS(PreconditionedOptimizer[KBFGSPreconditioner]):
         decay: float = 0.9,
         weight_decay: float = 0.0,
         update_freq: int = 1,
+        quadrature: Quadrature | None = None,
+        scope: str = "all",
+        curvature_batch: int | None = None,
         params: Iterable[Any] | None = None,
-        **options: Any,
     ) -> None:
         """Set up the blocks and the descent on shared parameter groups."""
         groups = as_groups(model, params)
@@ -462,8 +466,10 @@ class KBFGS(PreconditionedOptimizer[KBFGSPreconditioner]):
             damping=damping,
             decay=decay,
             update_freq=update_freq,
+            quadrature=quadrature,
+            scope=scope,
+            curvature_batch=curvature_batch,
             params=members(groups),
-            **options,
         )
         self.decay = decay
         step = base_step(groups, _Descent, lr, 0.0, weight_decay, {})
