@@ -122,8 +122,6 @@ class IntegrationTime:
         decay: weight of the past in the averages of s, Q_T and Q_TT, in [0, 1).
 
     Attributes:
-        block: the block.
-        mode: the mode.
         loss_scale: what the loss was multiplied with for the backward pass.
         steps: optimizer steps so far.
         updates: updates of t1 so far.

@@ -8,13 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from experiments.base.checks import check_flag, check_number, check_whole
+from experiments.base.checks import check_flag, check_number
 from experiments.base.errors import ConfigError, one_line
 from snopt import ODEBlock
 from snopt.solve.ode_block import GRADIENTS
 from snopt.solve.solver import ENGINES, METHODS
-
-_POSITIVE = ("step_size", "first_step", "max_step", "safety", "ifactor", "dfactor")
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,12 @@ class SolverSettings:
             if tolerance is not None or not key.startswith("adjoint"):
                 check_number(f"solver.{key}", tolerance, positive=True)
         check_flag("solver.reuse_step", self.reuse_step)
-        _check_options("options", self.options)
-        _check_options("adjoint_options", self.adjoint_options)
+        for key in ("options", "adjoint_options"):
+            if not isinstance(value := getattr(self, key), Mapping | None):
+                raise ConfigError(
+                    f"solver.{key} must be a group such as {{step_size: 0.1}}, or null, got"
+                    f" {value!r}"
+                )
         if self.gradient == "direct" and self.method == "scipy_solver":
             raise ConfigError(
                 "solver: autograd does not go through scipy_solver: use gradient=adjoint"
@@ -74,26 +76,3 @@ class SolverSettings:
     def block(self, func: nn.Module, t: Sequence[float] | Tensor = (0.0, 1.0)) -> ODEBlock:
         """Return an ODE block that integrates ``func`` over ``t`` with these settings."""
         return ODEBlock(func, t, **{f.name: getattr(self, f.name) for f in fields(SolverSettings)})
-
-
-def _check_options(name: str, options: object) -> None:
-    """Raise ConfigError for an option with a value that no method takes."""
-    if options is None:
-        return
-    if not isinstance(options, Mapping):
-        raise ConfigError(
-            f"solver.{name} must be a group such as {{step_size: 0.1}}, or null, got {options!r}"
-        )
-    for key, value in options.items():
-        where = f"solver.{name}.{key}"
-        if key in _POSITIVE:
-            check_number(where, value, positive=True)
-        elif key == "min_step":
-            check_number(where, value, positive=False)
-        elif key == "max_num_steps":
-            check_whole(where, value)
-        elif key == "norm" and name == "options" and not callable(value):
-            raise ConfigError(
-                f"{where} must be a function, got {value!r}; the seminorm belongs into "
-                "solver.adjoint_options"
-            )
