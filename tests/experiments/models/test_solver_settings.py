@@ -28,7 +28,10 @@ from snopt.solve.solver import Solver
             {"options": {"step_size": 0}},
             "solver: step_size in options must be a number above 0, got 0",
         ),
-        ({"options": {"step_size": "abc"}}, "solver: step_size in options must be .* got 'abc'"),
+        (
+            {"method": "rk4", "options": {"step_size": "abc"}},
+            "step_size in options must be .* got 'abc'",
+        ),
         (
             {"options": {"min_step": -1}},
             "min_step in options must be a number of at least 0, got -1",
