@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from snopt.errors import NON_FINITE, SolverError, too_many_steps, why_stuck
+from snopt.errors import NON_FINITE, SolverError, failure, too_many_steps, why_stuck
 from snopt.solve.field import Field, Layout
 from snopt.solve.solver import CONTROL_OPTIONS, GRID_OPTIONS, Problem, Solver
 from snopt.solve.tableau import TABLEAUX, Tableau
@@ -172,7 +172,7 @@ class Stepper:
 
     def failure(self, reason: str, advice: str, t: float, dt: float = math.nan) -> SolverError:
         """Return the error of this solve, stopped at ``t`` on a step of ``dt``."""
-        return self.solver.failure(self.kind, reason, advice, t=t, dt=dt, nfe=self.calls)
+        return failure(self.solver, self.kind, reason, advice, t=t, dt=dt, nfe=self.calls)
 
     def steps(self, y: Tensor, t0: float, t1: float) -> Iterator[Step]:
         """Yield the accepted steps from ``y`` at ``t0`` to exactly ``t1``."""

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from snopt.errors import SolverError
-
 if TYPE_CHECKING:
     from snopt.solve.field import Field
 
@@ -84,12 +82,6 @@ class Solver:
     def max_num_steps(self) -> int:
         """Steps, accepted and rejected, after which a solve is given up."""
         return int(self.options.get("max_num_steps", DEFAULT_MAX_NUM_STEPS))
-
-    def failure(self, kind: str, reason: str, advice: str = "", **where: Any) -> SolverError:
-        """Return the error of a ``kind`` of solve that stopped at t on a step of dt after nfe."""
-        return SolverError(
-            reason, direction=kind, advice=advice, rtol=self.rtol, atol=self.atol, **where
-        )
 
     def adjoint(
         self,
