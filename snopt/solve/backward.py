@@ -64,7 +64,7 @@ def integrate_backward(
         problem: the solve.
         t: output times, (T,).
         solution: components of the forward solution, each (T, …).
-        grad_solution: gradient of the loss with respect to them, same shapes.
+        grad_solution: gradient of the loss with respect to them.
         params: parameters whose gradient is accumulated (Q_u).
         collectors: who wants curvature.
         t_requires_grad: whether to compute gradients with respect to ``t``.

@@ -14,9 +14,9 @@ from snopt.solve.solver import Solver
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gradient": "adjiont"}, "solver.gradient: unknown value 'adjiont'; valid ones: adjoint"),
-        ({"engine": "x"}, "solver.engine: unknown value 'x'; valid ones: auto, torchdiffeq"),
-        ({"method": "dopri6"}, "solver.method: unknown value 'dopri6'; valid ones: .*dopri5"),
+        ({"gradient": "adjiont"}, "solver: gradient must be one of adjoint, .*got 'adjiont'"),
+        ({"engine": "x"}, "solver: engine must be one of auto, torchdiffeq, got 'x'"),
+        ({"method": "dopri6"}, "solver: unknown method 'dopri6'; valid ones: .*dopri5"),
         ({"adjoint_method": "x"}, "solver.adjoint_method: unknown value 'x'"),
         ({"rtol": 0.0}, "solver.rtol must be a number above 0, got 0.0"),
         ({"rtol": "abc"}, "solver.rtol must be a number above 0, got 'abc'"),
