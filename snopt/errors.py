@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 
 class SolverError(RuntimeError):
@@ -51,6 +52,13 @@ class SolverError(RuntimeError):
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle by facts: worker processes send errors to their parent."""
         return partial(SolverError, **vars(self)), ()
+
+
+def failure(solver: Any, kind: str, reason: str, advice: str = "", **where: Any) -> SolverError:
+    """Return the error of a ``kind`` of solve that stopped at t on a step of dt after nfe."""
+    return SolverError(
+        reason, direction=kind, advice=advice, rtol=solver.rtol, atol=solver.atol, **where
+    )
 
 
 # Reasons with advice, the same whichever engine notices.

@@ -101,8 +101,7 @@ class IntegrationTime:
 
     On every ``every``-th step it reads the gradient at the block's output, evaluates the field once
     there, and after the optimizer's step moves ``block.t[-1]`` by (H5); other steps cost nothing.
-    The loss must be the mean over the batch, and ``loss.backward()`` come before
-    ``optimizer.step()``.
+    The loss must be the mean over the batch; ``loss.backward()`` comes before ``optimizer.step()``.
 
     The model's ``state_dict`` carries the time, :meth:`state_dict` everything else. With loss
     scaling set ``horizon.loss_scale = scaler.get_scale()`` before ``scaler.step(optimizer)``.
@@ -122,8 +121,6 @@ class IntegrationTime:
         decay: weight of the past in the averages of s, Q_T and Q_TT, in [0, 1).
 
     Attributes:
-        block: the block.
-        mode: the mode.
         loss_scale: what the loss was multiplied with for the backward pass.
         steps: optimizer steps so far.
         updates: updates of t1 so far.

@@ -153,7 +153,7 @@ def _solve(
 
 
 class HyperCNF(CNF):
-    """The 2-d flow of Chen et al. 2018: one field whose weights come from a hyper-network of t."""
+    """The 2-d flow of Chen et al. 2018: one :class:`HyperField`; its trace has a closed form."""
 
     def __init__(
         self,
@@ -167,9 +167,6 @@ class HyperCNF(CNF):
     ) -> None:
         """Build the flow for the points of a data set, ``input_shape`` (dim,).
 
-        ``width`` and ``hidden`` are as in :class:`HyperField`, the rest as in :class:`CNF`; the
-        exact trace has a closed form here.
-
         Raises:
             ConfigError: if the data set is not one of points, or an argument is out of range.
         """
@@ -180,7 +177,7 @@ class HyperCNF(CNF):
 
 
 class ConcatSquashCNF(CNF):
-    """The flow of FFJORD (Grathwohl et al. 2019): one or more concat-squash fields."""
+    """The flow of FFJORD (Grathwohl et al. 2019): ``blocks`` fields, :class:`ConcatSquashField`."""
 
     def __init__(
         self,
@@ -195,9 +192,6 @@ class ConcatSquashCNF(CNF):
         t1: float = 1.0,
     ) -> None:
         """Build the flow for the points of a data set, ``input_shape`` (dim,).
-
-        There are ``blocks`` flows that follow one another, each a :class:`ConcatSquashField`; the
-        rest is as in :class:`CNF`.
 
         Raises:
             ConfigError: if the data set is not one of points, or an argument is out of range.
@@ -291,15 +285,10 @@ def _exact_trace(dz: Tensor, z: Tensor, *, create_graph: bool) -> Tensor:
 
 
 def draw_noise(kind: str, like: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
-    """Draw the noise of one solve; None for the exact trace.
+    """Draw the noise of one solve, like ``like``; None for the exact trace.
 
     It is drawn once, before the solve: noise that changed between evaluations would make the field
     discontinuous in time, and the adjoint would integrate another one than the forward solve.
-
-    Args:
-        kind: one of :data:`TRACES`.
-        like: gives shape, dtype and device.
-        generator: where the noise comes from; None means torch's global generator.
     """
     _check_trace(kind)
     if kind == "exact":

@@ -64,7 +64,7 @@ def integrate_backward(
         problem: the solve.
         t: output times, (T,).
         solution: components of the forward solution, each (T, …).
-        grad_solution: gradient of the loss with respect to them, same shapes.
+        grad_solution: gradient of the loss with respect to them.
         params: parameters whose gradient is accumulated (Q_u).
         collectors: who wants curvature.
         t_requires_grad: whether to compute gradients with respect to ``t``.
@@ -118,15 +118,16 @@ class _BackwardSolve:
         # A last stage at the step's end; None if the method has none.
         self.end_stage = tableau.stages - 1 if tableau.ends_on_a_stage else None
         self.end = self.times[0]
-        self.stepper = Stepper(
-            problem, "backward", self._derivative, self.layout, self._norm(), solution[0]
-        )
 
     def run(
         self, grad_solution: Sequence[Tensor], *, t_requires_grad: bool
     ) -> tuple[list[Tensor], Tensor | None, list[Tensor]]:
         """Return a(t[0]) by part, the gradient to ``t`` or None, and Q_u(t[0])."""
-        times, stepper = self.times, self.stepper
+        times, first = self.times, self.solution[0]
+        # Not kept in self, which it refers to: a cycle would keep the tensors of the solve alive.
+        stepper = Stepper(
+            self.problem, "backward", self._derivative, self.layout, self._norm(), first
+        )
         grad_t = torch.zeros_like(self.t) if t_requires_grad else None
         a = [torch.zeros_like(g[0]) for g in grad_solution]
         for i in range(len(times) - 1, 0, -1):
@@ -158,7 +159,6 @@ class _BackwardSolve:
         self, stage: int, t: float, y: Tensor
     ) -> tuple[Sequence[Part], Recording | None]:
         """Return (F, -F_zᵀ a) by parts and the uses of layers; hand the parameter products on."""
-        self.stepper.calls += 1
         self.problem.nfe.backward += 1
         # The last stage of all has weight 0, and there is no next step to hand it on to.
         last = stage == self.end_stage and t == self.end

@@ -53,7 +53,6 @@ def forward_steps(
     y = layout.flatten(parts)
 
     def evaluate(_stage: int, t: float, y: Tensor) -> tuple[Sequence[Tensor], None]:
-        stepper.calls += 1
         problem.nfe.forward += 1
         return field.at(t, layout.split(y)), None
 

@@ -144,9 +144,8 @@ class ODEBlock(nn.Module):
             return solution
         # A copy: an in-place activation behind the block must not write into the solution that the
         # backward solve starts from.
-        if isinstance(solution, tuple):
-            return tuple(part[-1].to(half or part.dtype, copy=True) for part in solution)
-        return solution[-1].to(half or solution.dtype, copy=True)
+        last = [p[-1].to(half or p.dtype, copy=True) for p in parts_of(solution)]
+        return problem.field.pack(last)
 
     def velocity(self, t: float, y: State) -> State:
         """Return F(t, y), like ``y`` and at least in float32, without a graph and without a trace.
@@ -180,9 +179,8 @@ class _InHalfPrecision(nn.Module):
 
     def forward(self, t: Tensor, y: State) -> Any:
         """Return F in the field's own precision; the solver brings it back to the state's."""
-        if isinstance(y, tuple):
-            return self.func(t.to(self.dtype), tuple(part.to(self.dtype) for part in y))
-        return self.func(t.to(self.dtype), y.to(self.dtype))
+        parts = tuple(part.to(self.dtype) for part in parts_of(y))
+        return self.func(t.to(self.dtype), parts if isinstance(y, tuple) else parts[0])
 
 
 def _on_full_precision(func: nn.Module, device: str) -> tuple[nn.Module, torch.dtype | None]:

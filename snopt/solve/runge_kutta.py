@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from snopt.errors import NON_FINITE, SolverError, too_many_steps, why_stuck
+from snopt.errors import NON_FINITE, SolverError, failure, too_many_steps, why_stuck
 from snopt.solve.field import Field, Layout
 from snopt.solve.solver import CONTROL_OPTIONS, GRID_OPTIONS, Problem, Solver
 from snopt.solve.tableau import TABLEAUX, Tableau
@@ -48,57 +48,6 @@ def takes(solver: Solver, field: Field) -> bool:
         and not field.callbacks()
         and not field.callbacks(adjoint=True)
     )
-
-
-@dataclass(frozen=True)
-class Control:
-    """Step-size control of an adaptive method; the defaults are torchdiffeq's.
-
-    Attributes:
-        rtol: a number, or one for each entry of the state.
-        atol: a scalar tensor, or one for each entry.
-        norm: maps the error in units of the tolerance, (n,), to a scalar.
-        safety: factor on the step that the error estimate would just allow.
-        ifactor: largest growth of a step.
-        dfactor: largest reduction after a rejected step.
-        min_step: below it every step is accepted.
-    """
-
-    rtol: float | Tensor
-    atol: Tensor
-    norm: Callable[[Tensor], Tensor]
-    safety: float = 0.9
-    ifactor: float = 10.0
-    dfactor: float = 0.2
-    min_step: float = 0.0
-    max_step: float = math.inf
-    max_num_steps: int = 10_000
-
-    @staticmethod
-    def of(
-        solver: Solver, layout: Layout, norm: Callable[[Tensor], Tensor], like: Tensor
-    ) -> Control:
-        """Return the step-size control that a solver's options ask for."""
-        given = {
-            name: float(solver.options[name])
-            for name in ("safety", "ifactor", "dfactor", "min_step", "max_step")
-            if solver.options.get(name) is not None
-        }
-        atol = _entrywise(solver.atol, layout.sizes, like)
-        return Control(
-            rtol=_entrywise(solver.rtol, layout.sizes, like),
-            atol=atol.to(like) if isinstance(atol, Tensor) else like.new_full((), atol),
-            norm=norm,
-            max_num_steps=solver.max_num_steps,
-            **given,
-        )
-
-    def scale(self, y: Tensor) -> Tensor:
-        """Return the error that a state, (n,), is allowed in each entry: rtol |y| + atol."""
-        size = y.detach().abs()
-        if isinstance(self.rtol, Tensor):
-            return size.mul_(self.rtol).add_(self.atol)
-        return torch.add(self.atol, size, alpha=self.rtol)  # a pass less
 
 
 def _entrywise(tol: Any, sizes: Sequence[int], like: Tensor) -> float | Tensor:
@@ -173,7 +122,7 @@ class Stepper:
 
     Attributes:
         dt: the next step, positive; None means Hairer's choice.
-        calls: evaluations so far, for errors; ``derivative`` counts them.
+        calls: evaluations so far, for errors.
 
     Raises:
         SolverError: from the steps, if the solve fails.
@@ -195,18 +144,35 @@ class Stepper:
         self.kind = kind
         self.derivative = derivative
         self.tableau = TABLEAUX[self.solver.method]
-        self.control = Control.of(self.solver, layout, norm, like)
+        self.norm = norm
         self.differentiable = differentiable
-        self.dt: float | None = self.solver.options.get("first_step")
-        if self.dt is not None:
-            self.dt = float(self.dt)
-        elif problem.memory is not None:
-            self.dt = problem.memory.recall(kind)
+        sizes = layout.sizes
+        self.rtol, atol = (_entrywise(x, sizes, like) for x in (self.solver.rtol, self.solver.atol))
+        self.atol = atol.to(like) if isinstance(atol, Tensor) else like.new_full((), atol)
+        # The defaults are torchdiffeq's. A step grows by ifactor at most, and shrinks to dfactor.
+        self.safety = self._option("safety", 0.9)
+        self.ifactor: float = self._option("ifactor", 10.0)
+        self.dfactor: float = self._option("dfactor", 0.2)
+        self.min_step = self._option("min_step", 0.0)  # below it every step is accepted
+        self.max_step = self._option("max_step", math.inf)
+        remembered = None if problem.memory is None else problem.memory.recall(kind)
+        self.dt: float | None = self._option("first_step", remembered)
         self.steps_taken = self.calls = 0
+
+    def _option(self, name: str, default: Any) -> Any:
+        given = self.solver.options.get(name)
+        return default if given is None else float(given)
+
+    def scale(self, y: Tensor) -> Tensor:
+        """Return the error that a state, (n,), is allowed in each entry: rtol |y| + atol."""
+        size = y.detach().abs()
+        if isinstance(self.rtol, Tensor):
+            return size.mul_(self.rtol).add_(self.atol)
+        return torch.add(self.atol, size, alpha=self.rtol)  # a pass less
 
     def failure(self, reason: str, advice: str, t: float, dt: float = math.nan) -> SolverError:
         """Return the error of this solve, stopped at ``t`` on a step of ``dt``."""
-        return self.solver.failure(self.kind, reason, advice, t=t, dt=dt, nfe=self.calls)
+        return failure(self.solver, self.kind, reason, advice, t=t, dt=dt, nfe=self.calls)
 
     def steps(self, y: Tensor, t0: float, t1: float) -> Iterator[Step]:
         """Yield the accepted steps from ``y`` at ``t0`` to exactly ``t1``."""
@@ -220,16 +186,16 @@ class Stepper:
             raise self.failure(*NON_FINITE, t)
 
     def _adaptive(self, y: Tensor, t0: float, t1: float) -> Iterator[Step]:
-        control = self.control
+        limit = self.solver.max_num_steps
         stages = stages_like(y, self.tableau, differentiable=self.differentiable)
-        stages[0], stages.kept[0] = self.derivative(0, t0, y)
+        stages[0], stages.kept[0] = self._first_stage(t0, y)
         sign = 1.0 if t1 > t0 else -1.0
-        scale = control.scale(y)
+        scale = self.scale(y)
         if self.dt is None:
             self.dt = self._initial_step(y, t0, stages[0], scale, sign)
         t, ratio = t0, self.dt  # a first step that is not finite tells of a field that is not
         while t != t1:
-            proposed = min(max(self.dt, control.min_step), control.max_step)
+            proposed = min(max(self.dt, self.min_step), self.max_step)
             remaining = abs(t1 - t)
             # The end also takes in a remainder too small to be worth a step.
             last = proposed * (1 + 1e-9) >= remaining
@@ -239,14 +205,15 @@ class Stepper:
                 finite = _is_finite(y.detach())
                 why = why_stuck(state_finite=finite, field_finite=math.isfinite(ratio))
                 raise self.failure(*why, t, dt)
-            if self.steps_taken >= control.max_num_steps:
-                raise self.failure(*too_many_steps(control.max_num_steps), t, dt)
+            if self.steps_taken >= limit:
+                raise self.failure(*too_many_steps(limit), t, dt)
             self.steps_taken += 1
             y1 = stages.advance(self.derivative, y, t, end)
-            scale1 = control.scale(y1)
+            self.calls += self.tableau.stages - 1
+            scale1 = self.scale(y1)
             # The scale of the larger state, entry by entry, is the larger of the two scales.
-            ratio = float(control.norm(stages.error(y, dt).div_(torch.maximum(scale, scale1))))
-            accepted = ratio <= 1 or dt <= control.min_step
+            ratio = float(self.norm(stages.error(y, dt).div_(torch.maximum(scale, scale1))))
+            accepted = ratio <= 1 or dt <= self.min_step
             grown = dt * self._factor(ratio)
             # A step cut short by the end says nothing against the length proposed before.
             self.dt = max(grown, proposed) if last and accepted else grown
@@ -260,38 +227,42 @@ class Stepper:
         stages = stages_like(y, self.tableau, differentiable=self.differentiable)
         ahead: list[Any] = []  # first stage at the current point, where a step before took it
         for t0, t1 in itertools.pairwise(grid):
-            stages[0], stages.kept[0] = ahead or self.derivative(0, t0, y)
+            stages[0], stages.kept[0] = ahead or self._first_stage(t0, y)
             y1 = stages.advance(self.derivative, y, t0, t1)
+            self.calls += self.tableau.stages - 1
             ahead = []
 
             def end_derivative(t1: float = t1, y1: Tensor = y1, ahead: list[Any] = ahead) -> Tensor:
                 if not ahead:
-                    ahead.extend(self.derivative(0, t1, y1))
+                    ahead.extend(self._first_stage(t1, y1))
                 return join(ahead[0])
 
             yield Step(t0, t1, y, y1, stages, end_derivative)
             y = y1
 
+    def _first_stage(self, t: float, y: Tensor) -> tuple[Sequence[Part], Any]:
+        self.calls += 1
+        return self.derivative(0, t, y)
+
     def _factor(self, ratio: float) -> float:
         """Return the factor for the next step after one with this error ratio."""
-        control = self.control
         if ratio == 0:
-            return control.ifactor
+            return self.ifactor
         if not math.isfinite(ratio):
-            return control.dfactor
-        smallest = 1.0 if ratio < 1 else control.dfactor
-        wanted = control.safety / ratio ** (1 / self.tableau.order)
-        return float(min(control.ifactor, max(wanted, smallest)))
+            return self.dfactor
+        smallest = 1.0 if ratio < 1 else self.dfactor
+        wanted = self.safety / ratio ** (1 / self.tableau.order)
+        return float(min(self.ifactor, max(wanted, smallest)))
 
     @torch.no_grad()
     def _initial_step(self, y: Tensor, t0: float, f0: Tensor, scale: Tensor, sign: float) -> float:
         """Return Hairer, Nørsett and Wanner's first step (Solving ODEs I, II.4)."""
-        control = self.control
-        d0, d1 = torch.stack([control.norm(y / scale), control.norm(f0 / scale)]).tolist()
+        d0, d1 = torch.stack([self.norm(y / scale), self.norm(f0 / scale)]).tolist()
         h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
+        self.calls += 1
         parts, _ = self.derivative(-1, t0 + sign * h0, torch.add(y, f0, alpha=sign * h0))
         change = join(parts).sub_(f0).div_(scale)
-        d2 = float(control.norm(change)) / h0 if h0 > 0 else math.nan
+        d2 = float(self.norm(change)) / h0 if h0 > 0 else math.nan
         if d1 <= 1e-15 and d2 <= 1e-15:
             h1 = max(1e-6, h0 * 1e-3)
         else:

@@ -10,17 +10,12 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from snopt.errors import SolverError
-
 if TYPE_CHECKING:
     from snopt.solve.field import Field
 
 ADAPTIVE = frozenset({"dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"})
-
 _ADAMS = frozenset({"explicit_adams", "implicit_adams", "fixed_adams"})
-
 FIXED_GRID = _ADAMS | {"euler", "midpoint", "heun2", "heun3", "rk4"}
-
 METHODS = ADAPTIVE | FIXED_GRID | {"scipy_solver"}
 
 ENGINES = ("auto", "torchdiffeq")
@@ -31,9 +26,7 @@ DEFAULT_MAX_NUM_STEPS = 10_000
 # Options of step-size control and of fixed grids that both engines know; the others are
 # torchdiffeq's alone (:func:`_check_options`).
 _COMMON = frozenset({"norm", "max_num_steps"})
-
 CONTROL_OPTIONS = _COMMON | {"first_step", "min_step", "max_step", "safety", "ifactor", "dfactor"}
-
 GRID_OPTIONS = _COMMON | {"step_size", "interp"}
 
 _SCIPYS = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
@@ -89,28 +82,6 @@ class Solver:
     def max_num_steps(self) -> int:
         """Steps, accepted and rejected, after which a solve is given up."""
         return int(self.options.get("max_num_steps", DEFAULT_MAX_NUM_STEPS))
-
-    def failure(
-        self,
-        kind: str,
-        reason: str,
-        advice: str = "",
-        *,
-        t: float | None,
-        dt: float | None,
-        nfe: int,
-    ) -> SolverError:
-        """Return the error of a ``kind`` of solve that stopped at ``t`` on a step of ``dt``."""
-        return SolverError(
-            reason,
-            t=t,
-            dt=dt,
-            rtol=self.rtol,
-            atol=self.atol,
-            nfe=nfe,
-            direction=kind,
-            advice=advice,
-        )
 
     def adjoint(
         self,
@@ -232,12 +203,22 @@ def _is_positive(value: Any) -> bool:
         return False
 
 
+_POSITIVE = (_is_positive, "a number above 0")
+
+_WHOLE = (
+    lambda value: isinstance(value, int) and not isinstance(value, bool) and value > 0,
+    "a whole number above 0",
+)
+
 _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "step_size": (_is_positive, "a number above 0"),
+    **dict.fromkeys(("step_size", "first_step", "safety", "ifactor", "dfactor"), _POSITIVE),
+    "max_step": (lambda value: value == math.inf or _is_positive(value), "a number above 0"),
+    "min_step": (lambda value: value == 0 or _is_positive(value), "a number of at least 0"),
+    "max_num_steps": _WHOLE,
+    "max_order": _WHOLE,
     "interp": (lambda value: value in ("linear", "cubic"), "'linear' or 'cubic'"),
     "grid_constructor": (callable, "a function"),
     "dtype": (lambda value: isinstance(value, torch.dtype), "a torch.dtype"),
-    "max_order": (lambda value: isinstance(value, int) and value > 0, "a whole number above 0"),
     "solver": (lambda value: value in _SCIPYS, f"one of {', '.join(_SCIPYS)}"),
 }
 
@@ -264,6 +245,12 @@ def _check_options(method: str, options: Mapping[str, Any], name: str) -> None:
         value = options.get(option)
         if value is not None and not fits(value):
             raise ValueError(f"{option} in {name} must be {what}, got {value!r}")
+    norm = options.get("norm")
+    if name == "options" and not (norm is None or callable(norm)):
+        raise ValueError(
+            f"norm in options must be a function, got {norm!r}; the seminorm belongs into"
+            " adjoint_options"
+        )
 
 
 def _check_tolerances(rtol: Any, atol: Any) -> None:

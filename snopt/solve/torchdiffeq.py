@@ -14,7 +14,7 @@ import torchdiffeq
 from torch import Tensor
 
 from snopt.curvature.collector import inside_solve
-from snopt.errors import NON_FINITE, SolverError, too_many_steps, why_stuck
+from snopt.errors import NON_FINITE, SolverError, failure, too_many_steps, why_stuck
 from snopt.solve.field import State, adjoint_norm, parts_of, products
 from snopt.solve.solver import ADAPTIVE, FIXED_GRID, Problem, Solver
 
@@ -67,7 +67,7 @@ class _Watched:
 
     def failure(self, reason: str, advice: str = "") -> SolverError:
         """Return the error that says where this solve stands."""
-        return self.solver.failure(self.kind, reason, advice, t=self.t, dt=self.dt, nfe=self.calls)
+        return failure(self.solver, self.kind, reason, advice, t=self.t, dt=self.dt, nfe=self.calls)
 
 
 def solve(problem: Problem, kind: str, func: Callable[..., Any], y0: State, t: Tensor) -> State:

@@ -50,9 +50,9 @@ def low_rank_adjoint(
 ) -> LowRank:
     """Integrate the rows of a factored Φ_zz back along an ODE, all in one solve (eqs. 5 and 6).
 
-    Which rows: of a terminal loss :func:`hessian_factors`; of a loss over samples, see
-    "Which vectors" in docs/method.md. A row need not come from a loss: ``q`` are the products
-    Jᵀ y and ``p`` the products (∂z(t1)/∂θ)ᵀ y with the Jacobians of the solve.
+    The rows of a terminal loss come from :func:`hessian_factors`; of a loss over samples, see
+    "Which vectors" in docs/method.md. Without a loss, ``q`` are the products Jᵀ y and ``p`` the
+    products (∂z(t1)/∂θ)ᵀ y with the Jacobians of the solve.
 
     Args:
         func: vector field F(t, z), an ``nn.Module``; see :func:`second_order_adjoint`.
@@ -98,8 +98,7 @@ def hessian_factors(
 ) -> Tensor:
     """Return rows y_i with Σ y_i y_iᵀ = Φ_zz at the state ``z``, for :func:`low_rank_adjoint`.
 
-    Needs the dense Hessian, (n, n): for small states. For a loss over samples take per-sample
-    rows instead, see "Which vectors" in docs/method.md.
+    Needs the dense Hessian, (n, n): for small states.
 
     Args:
         terminal: terminal loss Φ: maps the state to a scalar.
@@ -131,11 +130,7 @@ def hessian_factors(
 
 
 def flat_rows(field: FlatField, vectors: object) -> Tensor:
-    """Return vectors of :func:`low_rank_adjoint` as (R, n).
-
-    Raises:
-        ValueError: if they do not fit the state or are not finite.
-    """
+    """Return vectors as :func:`low_rank_adjoint` takes them as (R, n)."""
     shapes = field.layout.shapes
     wanted = ", ".join(f"(R, {', '.join(map(str, shape))})" for shape in shapes)
     flat = f"(R, {field.n})"

@@ -13,7 +13,8 @@ the factors of other curvatures can be compared with dense matrices.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from typing import Any, Unpack
 
 import torch
@@ -105,13 +106,13 @@ def _with_nodes(solver: Solver, length: float) -> Solver:
     return replace(solver, options=options)
 
 
+@dataclass
 class _Sums:
     """Factors of the layers of one field, summed over nodes."""
 
-    def __init__(self, field: FlatField, layers: Mapping[nn.Module, str]) -> None:
-        self.field = field
-        self.layers = layers
-        self.factors: dict[str, Factors] = {}
+    field: FlatField
+    layers: Mapping[nn.Module, str]
+    factors: dict[str, Factors] = dataclass_field(default_factory=dict)
 
     def add(self, t: float, z: Tensor, q: Tensor, weight: float) -> None:
         """Evaluate the field at a node and add every use of a layer: z (n,), q (R, n)."""

@@ -14,9 +14,9 @@ from snopt.solve.solver import Solver
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gradient": "adjiont"}, "solver.gradient: unknown value 'adjiont'; valid ones: adjoint"),
-        ({"engine": "x"}, "solver.engine: unknown value 'x'; valid ones: auto, torchdiffeq"),
-        ({"method": "dopri6"}, "solver.method: unknown value 'dopri6'; valid ones: .*dopri5"),
+        ({"gradient": "adjiont"}, "solver: gradient must be one of adjoint, .*got 'adjiont'"),
+        ({"engine": "x"}, "solver: engine must be one of auto, torchdiffeq, got 'x'"),
+        ({"method": "dopri6"}, "solver: unknown method 'dopri6'; valid ones: .*dopri5"),
         ({"adjoint_method": "x"}, "solver.adjoint_method: unknown value 'x'"),
         ({"rtol": 0.0}, "solver.rtol must be a number above 0, got 0.0"),
         ({"rtol": "abc"}, "solver.rtol must be a number above 0, got 'abc'"),
@@ -24,11 +24,14 @@ from snopt.solve.solver import Solver
         ({"adjoint_atol": -1.0}, "solver.adjoint_atol must be a number above 0"),
         ({"reuse_step": "foo"}, "solver.reuse_step must be true or false, got 'foo'"),
         ({"options": 3}, "solver.options must be a group .* or null, got 3"),
-        ({"options": {"step_size": 0}}, "solver.options.step_size must be a number above 0, got 0"),
-        ({"options": {"step_size": "abc"}}, "solver.options.step_size must be .* got 'abc'"),
-        ({"options": {"min_step": -1}}, "solver.options.min_step must be a number of at least 0"),
-        ({"options": {"max_num_steps": 1.5}}, "max_num_steps must be a whole number"),
-        ({"options": {"norm": "seminorm"}}, "seminorm belongs into solver.adjoint_options"),
+        ({"method": "rk4", "options": {"step_size": 0}}, "options must be a number above 0, got 0"),
+        ({"method": "rk4", "options": {"step_size": "a"}}, "solver: step_size in options .* 'a'"),
+        ({"options": {"min_step": -1}}, "min_step in options must be a number of at least 0"),
+        (
+            {"options": {"max_num_steps": 1.5}},
+            "max_num_steps in options must be a whole number above 0",
+        ),
+        ({"options": {"norm": "seminorm"}}, "seminorm belongs into adjoint_options"),
         ({"adjoint_options": {"norm": "foo"}}, "solver: adjoint norm must be"),
         ({"options": {"foo": 1}}, "solver: unknown solver option 'foo' .*valid ones: .*first_step"),
         ({"options": {"step_size": 0.1}}, "solver: unknown solver option 'step_size' .*dopri5"),
@@ -79,7 +82,7 @@ def test_every_setting_reaches_the_block(gradient):
     block = settings.block(nn.Identity(), (1.0, 0.0))
     assert (block.gradient, block.t.tolist()) == (gradient, [1.0, 0.0])
     forward = Solver("rk4", 0.1, 0.2, {"step_size": 0.5}, "torchdiffeq")
-    backward = Solver("euler", 0.3, 0.4, {"norm": "seminorm"}, "torchdiffeq")
+    backward = Solver("euler", 0.3, 0.4, {"norm": "seminorm"}, "torchdiffeq", prefix="adjoint_")
     assert block.solver == forward
     assert block.backward_solver == (backward if gradient == "adjoint" else forward)
     assert block.memory is not None

@@ -7,14 +7,7 @@ import torch
 import torchdiffeq
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from snopt_cases import (
-    assert_close,
-    initial_state,
-    make_field,
-    parts_of,
-    scalar_loss,
-    times_for,
-)
+from snopt_cases import assert_close, initial_state, make_field, parts_of, scalar_loss, times_for
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

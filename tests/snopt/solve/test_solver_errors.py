@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 import torch
-from snopt_cases import initial_state, make_field, times_for
+from snopt_cases import make_field
 from torch import nn
 
 import snopt
@@ -193,18 +193,17 @@ def test_a_field_of_the_wrong_shape_is_named(odeint):
         odeint(Swapped(), (torch.ones(4, 3), torch.ones(4, 1)), T.float())
 
 
-def test_adjoint_specific_arguments():
-    state, t = initial_state("tensor"), times_for("forward", 2)
-    field = make_field("tensor")
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({**RK4, "options": {"step_size": 0.1}, "adjoint_method": "dopri5"}, "adjoint_options"),
+        ({"rtol": (1e-3,)}, "must be a scalar"),
+        ({"adjoint_options": {"norm": "semi"}}, 'function or "seminorm"'),
+        ({"engine": "fast"}, "engine must be one of auto, torchdiffeq"),
+    ],
+)
+def test_adjoint_specific_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        snopt.odeint_adjoint(Explosive(), ONE, T, **kwargs)
     with pytest.raises(ValueError, match="adjoint_params"):
-        snopt.odeint_adjoint(lambda t, z: z, state, t)
-    with pytest.raises(ValueError, match="adjoint_options"):
-        snopt.odeint_adjoint(
-            field, state, t, method="rk4", options={"step_size": 0.1}, adjoint_method="dopri5"
-        )
-    with pytest.raises(ValueError, match="must be a scalar"):
-        snopt.odeint_adjoint(field, state, t, rtol=(1e-3,))
-    with pytest.raises(ValueError, match='function or "seminorm"'):
-        snopt.odeint_adjoint(field, state, t, adjoint_options={"norm": "semi"})
-    with pytest.raises(ValueError, match="engine must be one of auto, torchdiffeq"):
-        snopt.odeint_adjoint(field, state, t, engine="fast")
+        snopt.odeint_adjoint(lambda t, z: z, ONE, T)

@@ -95,22 +95,11 @@ def test_one_row_per_sample_gives_what_an_optimizer_collects():
         assert factors.weight == pytest.approx(collected.weight)
 
 
-class Classifier(nn.Module):
-    """A field as an ODE, and a linear read-out."""
-
-    def __init__(self, field: nn.Module, head: nn.Linear, t: Tensor) -> None:
-        super().__init__()
-        self.field, self.head, self.t = field, head, t
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.head(snopt.odeint_adjoint(self.field, z, self.t, **TIGHT)[-1])
-
-
 def test_ggn_rows_give_the_factors_of_the_optimizers_ggn_curvature():
     torch.manual_seed(8)
     field, head = TanhField().double(), read_out(3)
     y0, t = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
-    model = Classifier(field, head, t)
+    model = nn.Sequential(snopt.ODEBlock(field, t, **TIGHT), head)
     optimizer = snopt.SNOpt(model, lr=0.0, curvature="ggn")
     found = path_factors(field, y0, t, lambda z: ggn_rows(head, z), **TIGHT)
     output = model(y0)
