@@ -121,9 +121,7 @@ def _announce(chosen: dict[str, Source], data_dir: Path, say: Say) -> str:
         unpacked += source.unpacked
     more = " and what is of unknown size" if None in sizes.values() else ""
     total = unpacked + sum(size or 0 for size in sizes.values())
-    place = data_dir.absolute()
-    while not place.exists():
-        place = place.parent
+    place = next(p for p in (data_dir / "x").absolute().parents if p.exists())
     free = decimal(shutil.disk_usage(place).free)
     return f"in all about {decimal(total)}{more}, {free} free; nothing was downloaded (--dry-run)"
 

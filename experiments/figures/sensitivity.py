@@ -26,14 +26,17 @@ from matplotlib.lines import Line2D
 
 from experiments.base.errors import ConfigError, RecordError
 from experiments.base.files import write_whole
-from experiments.figures.request import Figure, Request, facts_of, in_turn, listed, obtain
+from experiments.figures.request import Figure, Made, Request, facts_of, in_turn, listed
 from experiments.publish.names import optimizer_name
 from experiments.publish.provenance import publish, read_provenance
 from experiments.publish.style import LOOKS, RC, WIDTH_IN, Look, finish, handles
 from experiments.publish.tables import Table, csv_of, read_table
 from experiments.run.config import CONFIGS, load_config, resolve
-from experiments.run.records import DIVERGED, DONE, Summary
+from experiments.run.records import DIVERGED, DONE, Summary, summarise
+from experiments.studies import study
 from experiments.studies.execute import PlannedRun, Say, planned
+from experiments.studies.goals import best
+from experiments.studies.study import Workplace, train_points
 
 NAME = "figure-8"
 CUT = "cut"
@@ -122,11 +125,7 @@ class Sensitivity:
 
     @classmethod
     def load(cls, path: Path = CONFIGS / "sensitivity.yaml") -> Sensitivity:
-        """Read the description.
-
-        Raises:
-            ConfigError: the file is missing or lacks a part, or a number of points is not odd.
-        """
+        """Read the description."""
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
             keys = ("experiment", "dataset", "chance", "lr", "map", "optimizers")
@@ -167,6 +166,15 @@ class Sensitivity:
             *(f"optimizer.{key}={value}" for key, value in settings.items()),
         ]
 
+    def trial(self, point: Point, run: PlannedRun) -> study.Point:
+        """Return a run as a trial of a study, whose search space is the grid."""
+        grid = self.points(point.optimizer)
+        space = {"lr": {"choice": sorted({other.lr for other in grid})}}
+        if not math.isnan(point.damping):
+            space["damping"] = {"choice": sorted({other.damping for other in grid})}
+        params = {key: getattr(point, key) for key in space}
+        return study.point_of(run, params, space, f"{point.optimizer}.")
+
     def budget(self, changes: Sequence[str]) -> tuple[int | None, float | None]:
         """Return the steps and the training seconds that every run has at most."""
         trainer = resolve(load_config([f"experiment={self.experiment}", *changes]))["trainer"]
@@ -183,9 +191,6 @@ def plan(
         request: which seeds, and where everything lies.
         changes: overrides of every run.
         optimizers: names, to leave the others out; empty means all.
-
-    Raises:
-        ConfigError: an override is unknown.
     """
     return in_turn(
         {
@@ -208,10 +213,6 @@ def reproduce(request: Request, say: Say) -> None:
 
     The overrides are changes to every run (``key=value``), and names of optimizers to leave the
     others out. A run that diverged counts as guessing.
-
-    Raises:
-        ConfigError: an optimizer or an override is unknown.
-        RecordError: runs failed.
     """
     sensitivity = Sensitivity.load()
     names = [name for name in request.overrides if "=" not in name]
@@ -224,7 +225,15 @@ def reproduce(request: Request, say: Say) -> None:
     wanted = plan(sensitivity, request, changes, names)
     length = "as long as the time allows" if steps is None else f"of {steps} steps each"
     say(f"{NAME}: {len(wanted)} runs, {length}")
-    made = obtain(request, wanted, say, jobs=request.jobs)
+    train_points(
+        NAME,
+        [sensitivity.trial(point, run) for point, run in wanted],
+        lambda runs: -best(runs[0].metrics, "accuracy", greater=True),
+        Workplace(output_dir=request.output_dir, jobs=request.jobs, train=request.train),
+        say,
+        consequence=f"{NAME} is not drawn",
+    )
+    made = [Made(point, summarise(run.folder), run.command) for point, run in wanted]
     order = list(sensitivity.optimizers)
     made.sort(key=lambda one: order.index(one.variant.optimizer))  # stable: points keep their order
     entries = [score(one.run, one.variant, steps, sensitivity.chance) for one in made]
@@ -236,11 +245,7 @@ def reproduce(request: Request, say: Say) -> None:
 
 
 def score(run: Summary, point: Point, steps: int | None, chance: float) -> dict[str, Any]:
-    """Return what a finished run says, by the names of :data:`COLUMNS`.
-
-    Raises:
-        RecordError: it is not finished, or was never validated.
-    """
+    """Return what a finished run says, by the names of :data:`COLUMNS`."""
     if run.state not in (DONE, DIVERGED):
         raise RecordError(f"{run.name} ({point.label}) is {run.state}")
     last = max(run.metrics, key=lambda row: row["step"], default={"step": 0, "time/train_s": 0.0})
@@ -283,11 +288,7 @@ def _caption(
 
 
 def read_entries(path: Path) -> pd.DataFrame:
-    """Read ``data.csv``.
-
-    Raises:
-        RecordError: the file is missing or damaged, or holds no run or an accuracy that is none.
-    """
+    """Read ``data.csv``."""
     entries = read_table(path, COLUMNS)
     if entries.empty:
         raise RecordError(f"{NAME}: there are no runs in {path}")
@@ -347,11 +348,7 @@ def table(entries: pd.DataFrame, caption: str) -> Table:
 
 
 def redraw(folder: Path) -> None:
-    """Write ``figure.png`` and ``table.md`` again from ``data.csv`` and the caption.
-
-    Raises:
-        RecordError: a file is missing or damaged.
-    """
+    """Write ``figure.png`` and ``table.md`` again from ``data.csv`` and the caption."""
     entries = read_entries(folder / "data.csv")
     line = read_provenance(folder)["caption"]
     write_whole(folder / "table.md", table(entries, line).markdown())

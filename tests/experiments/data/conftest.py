@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_files import as_ts
 from web_server import Server, serving
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -20,30 +21,6 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data: {folder} is missing (SNOPT_DATA_DIR says where it is)")
     return folder
-
-
-def as_ts(
-    series: Sequence[np.ndarray], labels: Sequence[str], classes: Sequence[str], **tags: str
-) -> str:
-    """A ``.ts`` file: series (channels, length) with NaN as '?', and tags of the header."""
-    header = {
-        "problemName": "Made",
-        "timeStamps": "false",
-        "univariate": "false",
-        "dimensions": str(len(series[0])),
-        "classLabel": f"true {' '.join(classes)}",
-    } | tags
-    lines = ["# made by a test", *(f"@{key} {value}" for key, value in header.items()), "@data"]
-    for values, label in zip(series, labels, strict=True):
-        channels = [",".join("?" if np.isnan(v) else repr(float(v)) for v in row) for row in values]
-        lines.append(":".join([*channels, label]))
-    return "\n".join(lines) + "\n"
-
-
-@pytest.fixture
-def ts_text() -> Callable[..., str]:
-    """The function that writes series as the text of a ``.ts`` file."""
-    return as_ts
 
 
 @pytest.fixture

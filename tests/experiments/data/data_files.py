@@ -70,6 +70,24 @@ class Bomb:
         return (os.mkdir, (str(self.path),))
 
 
+def as_ts(
+    series: Sequence[np.ndarray], labels: Sequence[str], classes: Sequence[str], **tags: str
+) -> str:
+    """A ``.ts`` file: series (channels, length) with NaN as '?', and tags of the header."""
+    header = {
+        "problemName": "Made",
+        "timeStamps": "false",
+        "univariate": "false",
+        "dimensions": str(len(series[0])),
+        "classLabel": f"true {' '.join(classes)}",
+    } | tags
+    lines = ["# made by a test", *(f"@{key} {value}" for key, value in header.items()), "@data"]
+    for values, label in zip(series, labels, strict=True):
+        channels = [",".join("?" if np.isnan(v) else repr(float(v)) for v in row) for row in values]
+        lines.append(":".join([*channels, label]))
+    return "\n".join(lines) + "\n"
+
+
 def check_series(data: Splits, series: Sequence[np.ndarray], labels: Sequence[int]) -> None:
     """Compare a data set with the pooled series (channels, length) of its files, NaN where missing.
 

@@ -109,7 +109,7 @@ def test_one_call_goes_on_where_it_broke_however_often(server, target, drop):
     server.ranges.add("/f")
     if drop == "reset":
         server.reset.add("/f")
-    fetch(server, target)
+    fetch(server, target, progress=lambda received, _: setattr(server, "read", received))
     assert arrived(target)
     starts = [0 if r is None else int(r[6:-1]) for r in server.asked]
     # 2.3 MB in pieces of 0.4 MB: more requests than attempts, since each of them got on.

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_files import check_series
+from data_files import as_ts, check_series
 
 from experiments.base.errors import ConfigError, DataError
 from experiments.data import uea
@@ -147,8 +147,8 @@ FIRST_ROW = 8  # after a comment, five tags and @data
 
 
 @pytest.fixture
-def good(ts_text) -> str:
-    return ts_text(SERIES, ["Up", "down"], ["up", "down"])
+def good() -> str:
+    return as_ts(SERIES, ["Up", "down"], ["up", "down"])
 
 
 def read(tmp_path: Path, text: str, unequal: bool | None = None) -> Series:
@@ -175,8 +175,8 @@ def test_other_ways_to_write_the_same(tmp_path, good, old, new):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_univariate_without_a_dimensions_tag(tmp_path, ts_text):
-    text = ts_text([np.ones((1, 3))] * 2, ["a", "b"], ["a", "b"], univariate="true")
+def test_univariate_without_a_dimensions_tag(tmp_path):
+    text = as_ts([np.ones((1, 3))] * 2, ["a", "b"], ["a", "b"], univariate="true")
     content = read(tmp_path, text.replace("@dimensions 1\n", ""))
     assert [values.shape for values in content.values] == [(1, 3), (1, 3)]
 
@@ -266,15 +266,15 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("case", HEADERS)
-def test_what_the_header_or_the_caller_excludes(tmp_path, ts_text, case):
+def test_what_the_header_or_the_caller_excludes(tmp_path, case):
     tags, unequal, message = HEADERS[case]
     with pytest.raises(DataError, match=message):
-        read(tmp_path, ts_text(SERIES, ["up", "down"], ["up", "down"], **tags), unequal)
+        read(tmp_path, as_ts(SERIES, ["up", "down"], ["up", "down"], **tags), unequal)
 
 
-def test_a_header_that_is_wrong_about_lengths_can_be_overruled(tmp_path, ts_text):
+def test_a_header_that_is_wrong_about_lengths_can_be_overruled(tmp_path):
     tags = {"equalLength": "true", "seriesLength": "3", "missing": "true"}
-    text = ts_text(SERIES, ["up", "down"], ["up", "down"], **tags)
+    text = as_ts(SERIES, ["up", "down"], ["up", "down"], **tags)
     content = read(tmp_path, text, unequal=True)
     assert [values.shape for values in content.values] == [(2, 3), (2, 1)]
 

@@ -20,13 +20,13 @@ class Server:
     url: str = ""
     bodies: dict[str, bytes] = field(default_factory=dict)
     cut: dict[str, int] = field(default_factory=dict)  # bytes sent before it hangs up
-    reset: set[str] = field(default_factory=set)  # ... and then by a reset, not an orderly end
+    reset: set[str] = field(default_factory=set)  # ... and then by a reset, once all is read
+    read: int = 0  # bytes that the client says it has read
     failures: dict[str, list[int]] = field(default_factory=dict)  # statuses sent first
     ranges: set[str] = field(default_factory=set)  # paths that honour Range
     wrong_range: dict[str, str] = field(default_factory=dict)  # Content-Range sent instead
     etags: dict[str, str] = field(default_factory=dict)
     lengths: dict[str, str | None] = field(default_factory=dict)  # announced instead; None: nothing
-    hold: dict[str, threading.Event] = field(default_factory=dict)  # waits before it answers
     hits: Counter[str] = field(default_factory=Counter)
     asked: list[str | None] = field(default_factory=list)  # Range of every request, in order
 
@@ -41,8 +41,6 @@ def serving() -> Iterator[Server]:
             state.hits[self.path] += 1
             wanted = self.headers.get("Range")
             state.asked.append(wanted)
-            if self.path in state.hold:
-                state.hold[self.path].wait(10)
             if state.failures.get(self.path):
                 self.send_error(state.failures[self.path].pop(0))
                 return
@@ -70,7 +68,8 @@ def serving() -> Iterator[Server]:
             end = start + state.cut[self.path] if self.path in state.cut else None
             self.wfile.write(body[start:end])
             if self.path in state.reset:
-                time.sleep(0.05)  # what the client has not read by then is lost to it
+                while state.read < min(start + state.cut[self.path], len(body)):
+                    time.sleep(0.01)  # what the client has not read by then is lost to it
                 linger = struct.pack("ii", 1, 0)
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 self.connection.close()
@@ -86,8 +85,6 @@ def serving() -> Iterator[Server]:
     try:
         yield state
     finally:
-        for event in state.hold.values():
-            event.set()
         http.shutdown()
         http.server_close()
         thread.join()
