@@ -1,9 +1,8 @@
 """Muon (Jordan et al. 2024): momentum, orthogonalised; what is no matrix is left to AdamW.
 
-``torch.optim.Muon`` refuses everything that has not exactly two dimensions, so neither a conv net's
-kernels nor any bias. ``pytorch_optimizer.Muon`` orthogonalises a kernel as the matrix
-(out, in · height · width), as its author does, and has AdamW for the rest, but must be told which
-is which: that is all that happens here.
+``torch.optim.Muon`` takes parameters of two dimensions alone, no kernels and no biases.
+``pytorch_optimizer.Muon`` orthogonalises a kernel as the matrix (out, in · height · width) and has
+AdamW for the rest. It has to be told which is which: that is all that happens here.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ class Muon(pytorch_optimizer.Muon):  # type: ignore[misc]
 
     Args:
         model: the model.
-        lr: of the matrices: the spectral norm of an update, times √max(1, out / in).
+        lr: of the matrices: spectral norm of an update, times √max(1, out / in).
         adamw_lr: of all others.
         exclude: layers whose parameters get AdamW too: names in the model, or starts of them.
             The author advises it for input embeddings and the output layer.

@@ -165,7 +165,7 @@ class SINGD(singd.optim.optimizer.SINGD):  # type: ignore[misc]
             self._collector.disarm()
 
     def _install_hooks(self, model: nn.Module) -> tuple[dict[nn.Module, str], list[Any]]:
-        """Install none of the library's: the collector has its own."""
+        """Install none of the library's hooks: the collector gathers the statistics."""
         return dict(self._layers), []
 
     @torch.no_grad()

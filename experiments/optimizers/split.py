@@ -71,8 +71,8 @@ class SplitOptimizer(Optimizer):
 
     def backward(self, loss: torch.Tensor, output: torch.Tensor, likelihood: str) -> None:
         """Run the backward pass of the member whose curvature starts at the output."""
-        member = self.ode if needs_output(self.ode) else self.rest
-        member.backward(loss, output, likelihood)  # type: ignore[attr-defined]
+        member: Any = self.ode if needs_output(self.ode) else self.rest
+        member.backward(loss, output, likelihood)
 
     @torch.no_grad()
     def step(

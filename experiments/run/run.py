@@ -186,7 +186,7 @@ class _Session:
             return trainer.fit()
 
     def _start(self) -> None:
-        before = self.record.status() or {}
+        before, now = self.record.status() or {}, _now()
         start: dict[str, Any] = {
             "versions": versions(),
             "git_commit": git_commit(),
@@ -195,7 +195,6 @@ class _Session:
             "threads": torch.get_num_threads(),
             "ranks": self.team.size,
         }
-        now = _now()
         self.record.write_config(self.config)
         self.record.write_status(
             RUNNING,

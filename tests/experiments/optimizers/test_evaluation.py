@@ -39,8 +39,13 @@ def evaluation(model: nn.Module | None = None, **options: object) -> Evaluation:
     return Evaluation(TinyTask(), model, batch, SGD(model.parameters(), lr=0.1), **options)
 
 
-def test_a_repeated_evaluation_sees_the_same_dropout():
+def test_a_repeated_evaluation_sees_the_same_dropout_and_is_counted():
     torch.manual_seed(0)
+    look = evaluation()
+    look()
+    once = nfe_counts(look.model)["forward"]
+    look()
+    assert nfe_counts(look.model)["forward"] == 2 * once
     look = evaluation()
     values = [float(look()) for _ in range(3)]
     values += [look.loss().item(), float(look.value())]
@@ -215,14 +220,6 @@ def test_a_trial_point_that_cannot_be_solved_does_not_end_the_run(tmp_path, monk
     config = make_config(tmp_path / "first", max_steps=3)
     config["optimizer"] = dict(LBFGS)
     assert run(config).state == "diverged"
-
-
-def test_model_is_counted_for_every_look():
-    look = evaluation()
-    look()
-    once = nfe_counts(look.model)["forward"]
-    look()
-    assert nfe_counts(look.model)["forward"] == 2 * once
 
 
 def test_curvature_from_the_output_needs_a_likelihood_before_anything_is_written(tmp_path):

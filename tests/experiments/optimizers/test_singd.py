@@ -154,20 +154,6 @@ def test_groups_have_their_own_learning_rate():
     assert moved == [False, False, False, True, True]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"damping": 0.0}, "damping must be greater than 0"),
-        ({"alpha1": 1.0}, r"alpha1 must lie in \[0, 1\)"),
-        ({"T": 0}, "T must be an integer of at least 1"),
-        ({"structures": ["dense", "sparse"]}, "structures must be two of dense, diagonal"),
-    ],
-)
-def test_out_of_range_names_the_range(options, message):
-    with pytest.raises(ValueError, match=message):
-        SINGD(conv_net(), **options)
-
-
 def test_a_model_without_layers_and_a_foreign_state_are_refused():
     with pytest.raises(ValueError, match="no layer to precondition"):
         SINGD(nn.LayerNorm(3))

@@ -53,15 +53,7 @@ PAIRS = [(o, d) for o in OPTIMIZERS for d in DATASETS if not (o in SPLIT and d =
 
 @dataclass
 class Run:
-    """A tiny model in training on one batch, always the same.
-
-    Attributes:
-        task: gives the loss.
-        model: what is trained.
-        optimizer: by the configuration.
-        batch: the batch.
-        config: the configuration.
-    """
+    """A tiny model in training on one batch, always the same."""
 
     task: Task
     model: nn.Module
@@ -73,10 +65,9 @@ class Run:
         """Take steps as the trainer does; return the losses before them."""
         losses = []
         for step in range(1, steps + 1):
+            again = may_repeat(self.optimizer)
             evaluation = Evaluation(
-                *(self.task, self.model, self.batch, self.optimizer),
-                step=step,
-                repeatable=may_repeat(self.optimizer),
+                self.task, self.model, self.batch, self.optimizer, step=step, repeatable=again
             )
             losses.append(take_step(protocol_of(self.optimizer), self.optimizer, evaluation))
         return losses
@@ -93,15 +84,9 @@ def start(
     small: bool = True,
     prepare: Callable[[nn.Module], None] | None = None,
 ) -> Run:
-    """Build a run.
+    """Build a run; ``prepare`` changes the model before the optimizer is made.
 
-    Args:
-        dataset: a key of :data:`DATASETS`.
-        optimizer: a name of :data:`OPTIMIZERS`.
-        *overrides: further changes.
-        small: whether model, batch and series are cut to a size for tests; otherwise long series
-            alone are.
-        prepare: changes the model before the optimizer is made.
+    ``small`` cuts model, batch and series to a size for tests; without, long series alone are cut.
     """
     chosen = [*DATASETS[dataset], f"optimizer={optimizer}", *overrides, "tracking=none"]
     chosen += ADJUSTED.get(optimizer, [])

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 from inspect_runs import status, stopped_at
-from stand_ins import make_config
 
 from experiments.base.errors import ConfigError
 from experiments.run.config import (
@@ -43,11 +42,6 @@ def changed(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     return config
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> dict[str, Any]:
-    return make_config(tmp_path)
-
-
 def test_the_default_is_digits_with_snopt():
     plain = resolve(load_config())
     names = {part: plain[part]["name"] for part in ("task", "dataset", "optimizer")}
@@ -55,14 +49,6 @@ def test_the_default_is_digits_with_snopt():
     assert plain["optimizer"]["_target_"] == "snopt.SNOpt"
     assert plain["tracking"]["mode"] == "offline"
     check_config(plain)
-
-
-def test_a_task_brings_its_data_set_and_model_but_the_command_line_wins():
-    plain = resolve(load_config(["task=time_series"]))
-    assert plain["dataset"]["name"] == "japanese_vowels"
-    assert plain["model"]["task"] == "time_series"
-    plain = resolve(load_config(["task=time_series", "dataset=basic_motions"]))
-    assert plain["dataset"]["name"] == "basic_motions"
 
 
 def test_every_experiment_is_the_committed_one():
@@ -161,6 +147,8 @@ def test_what_cannot_be_composed_is_one_line_with_the_valid_names(overrides, mes
         ("trainer.threads", 0, "trainer.threads must be"),
         ("trainer.max_seconds", 0, "trainer.max_seconds must be a number above 0"),
         ("trainer.max_seconds", float("nan"), "above 0, got nan"),
+        ("trainer.eval_every_s", 0.0, "trainer.eval_every_s must be a number above 0"),
+        ("trainer.eval_every_s", True, "trainer.eval_every_s must be a number above 0"),
         ("trainer.progress", "maybe", "true, false or null"),
         ("trainer.restart", "no", "true or false"),
         ("trainer.epochs", None, "nothing ends this run: set trainer.epochs, max_steps or max_sec"),
@@ -224,6 +212,21 @@ def test_identity_changes_with_what_does(config):
 def test_identity_counts_names_and_values(config, same, key, value, other):
     found = [identity(changed(config, key, one)) for one in (value, other)]
     assert (found[0] == found[1]) is same
+
+
+@pytest.mark.parametrize(
+    ("key", "none", "value"),
+    [
+        ("averaging", {"name": "none"}, {"name": "swa", "start": 0.5, "every": 2}),
+        ("horizon", {"name": "none"}, {"name": "feedback", "every": 3}),
+        ("trainer.eval_every_s", None, 1.0),
+        ("trainer.stop_at", None, 1.0),
+    ],
+)
+def test_identity_of_records_from_before_there_was_a_choice(config, key, none, value):
+    del config["trainer"]["stop_at"]
+    assert identity(changed(config, key, none)) == identity(config)
+    assert identity(changed(config, key, value)) != identity(config)
 
 
 def test_a_record_of_an_older_hash_is_found_and_continued(config, monkeypatch):

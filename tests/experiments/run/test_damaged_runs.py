@@ -39,9 +39,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, monkeypatch, part, 
         run(config)
 
 
-def test_a_checkpoint_with_a_flipped_byte_is_refused_and_then_removed(tmp_path, monkeypatch):
-    unbroken, config = make_config(tmp_path / "unbroken"), make_config(tmp_path / "damaged")
-    run(unbroken)
+def test_a_checkpoint_with_a_flipped_byte_is_refused(config, unbroken, monkeypatch):
     path = stopped_at(config, 7, monkeypatch) / "checkpoint.pt"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -53,8 +51,7 @@ def test_a_checkpoint_with_a_flipped_byte_is_refused_and_then_removed(tmp_path, 
     assert_same_run(config, unbroken)
 
 
-def test_a_checkpoint_without_its_metrics_is_refused(tmp_path, monkeypatch):
-    config = make_config(tmp_path)
+def test_a_checkpoint_without_its_metrics_is_refused(config, monkeypatch):
     metrics = stopped_at(config, 7, monkeypatch) / "metrics.jsonl"
     metrics.unlink()
     with pytest.raises(RecordError, match=r"they end with step 6, it has none.*trainer.restart"):
@@ -64,8 +61,7 @@ def test_a_checkpoint_without_its_metrics_is_refused(tmp_path, monkeypatch):
     assert run(config).state == "done"
 
 
-def test_a_done_run_without_its_metrics_is_not_skipped(tmp_path):
-    config = make_config(tmp_path)
+def test_a_done_run_without_its_metrics_is_not_skipped(config):
     (run(config).folder / "metrics.jsonl").unlink()
     with pytest.raises(
         RecordError, match=r"is done, but its metrics.jsonl is gone; add trainer.re"
@@ -75,8 +71,7 @@ def test_a_done_run_without_its_metrics_is_not_skipped(tmp_path):
     assert run(config).results
 
 
-def test_restart_repairs_a_damaged_status(tmp_path):
-    config = make_config(tmp_path)
+def test_restart_repairs_a_damaged_status(config):
     (run(config).folder / "status.json").write_text("{")
     with pytest.raises(RecordError, match=r"trainer\.restart=true"):
         run(config)
@@ -84,8 +79,7 @@ def test_restart_repairs_a_damaged_status(tmp_path):
     assert run(config).state == "done"
 
 
-def test_a_run_that_another_process_finishes_meanwhile_is_left_alone(tmp_path, monkeypatch):
-    config = make_config(tmp_path)
+def test_a_run_that_another_process_finishes_meanwhile_is_left_alone(config, monkeypatch):
     build, calls = run_module.build, []
 
     def slow_build(*arguments: Any) -> Any:
@@ -111,8 +105,7 @@ def test_what_cannot_be_built_leaves_nothing_behind(tmp_path, capsys, group):
     assert capsys.readouterr().out == ""
 
 
-def test_every_start_is_kept_and_a_change_is_told(tmp_path, monkeypatch, capsys):
-    config = make_config(tmp_path)
+def test_every_start_is_kept_and_a_change_is_told(config, monkeypatch, capsys):
     monkeypatch.setattr(run_module, "git_commit", lambda: "a" * 40)
     stopped_at(config, 3, monkeypatch)
     stopped_at(config, 2, monkeypatch)

@@ -229,8 +229,7 @@ def test_without_torchrun_there_is_one_rank(monkeypatch):
         ("singd", "gathers from the model"),
     ],
 )
-def test_optimizers_that_need_more_than_gradients_and_factors_are_refused(tmp_path, name, reason):
-    config = make_config(tmp_path)
+def test_optimizers_that_need_more_than_gradients_and_factors_are_refused(config, name, reason):
     config["optimizer"] = resolve(load_config([f"optimizer={name}"]))["optimizer"]
     parts = build(config, torch.device("cpu"))
     with pytest.raises(ConfigError, match=f"{reason}.*or one process"):
@@ -249,8 +248,7 @@ def test_optimizers_of_gradients_alone_pass():
     distribute(AdaGradNorm(net.parameters()))
 
 
-def test_a_trained_integration_time_is_refused(tmp_path):
-    config = make_config(tmp_path)
+def test_a_trained_integration_time_is_refused(config):
     parts = build(config, torch.device("cpu"))
     parts = dataclasses.replace(parts, horizon=object())
     with pytest.raises(ConfigError, match="horizon=none, or one process"):

@@ -64,43 +64,39 @@ def test_sigterm_ends_in_a_checkpoint_and_a_record_within_ten_seconds(tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_within_a_step_of_a_minute_gives_that_step_up(tmp_path, monkeypatch):
-    unbroken, stopped = make_config(tmp_path / "unbroken"), make_config(tmp_path / "stopped")
-    run(unbroken)
+def test_sigterm_within_a_step_of_a_minute_gives_that_step_up(config, unbroken, monkeypatch):
     monkeypatch.setattr(trainer, "LONG_S", 0.0)  # every step is followed by a checkpoint
     monkeypatch.setenv("FAULT_HANG_AT", "8")
     started = time.monotonic()
     with pytest.raises(Interrupted, match="SIGTERM"):
-        run(stopped)
+        run(config)
     assert interrupts.GRACE_S <= time.monotonic() - started < 10
-    assert status(stopped)["state"] == "interrupted"
-    assert checkpoint(stopped)["step"] == 7
+    assert status(config)["state"] == "interrupted"
+    assert checkpoint(config)["step"] == 7
     monkeypatch.delenv("FAULT_HANG_AT")
-    run(stopped)
-    assert_same_run(stopped, unbroken)
+    run(config)
+    assert_same_run(config, unbroken)
 
 
 @pytest.mark.parametrize("kill_after", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_sigterm_within_a_long_validation_does_it_again(tmp_path, monkeypatch, kill_after):
+def test_sigterm_within_a_long_validation_does_it_again(config, unbroken, monkeypatch, kill_after):
     """And so once more, where the process is killed between it and the next checkpoint."""
-    unbroken, stopped = make_config(tmp_path / "unbroken"), make_config(tmp_path / "stopped")
-    run(unbroken)
-    stopped["task"]["evaluation_sleep"] = 0.5
+    config["task"]["evaluation_sleep"] = 0.5
     monkeypatch.setattr(interrupts, "GRACE_S", 0.3)
     monkeypatch.setattr(trainer, "LONG_S", 0.4)  # of steps and validations, the latter are long
     monkeypatch.setenv("FAULT_VALIDATION_AT", "3")  # after those of steps 0 and 4
     with pytest.raises(Interrupted, match="SIGTERM"):
-        run(stopped)
-    state = checkpoint(stopped)
+        run(config)
+    state = checkpoint(config)
     assert (state["step"], state["pending"], state["meter"]["steps"]) == (8, True, 2)
-    assert series(stopped)[-1]["step"] == 6
+    assert series(config)[-1]["step"] == 6
     monkeypatch.delenv("FAULT_VALIDATION_AT")
     if kill_after:
-        assert run_elsewhere(stopped, FAULT_KILL_AT="2").returncode == -signal.SIGKILL
-        assert series(stopped)[-1]["step"] == 8
-        assert checkpoint(stopped)["step"] == 8
-    run(stopped)
-    assert_same_run(stopped, unbroken)
+        assert run_elsewhere(config, FAULT_KILL_AT="2").returncode == -signal.SIGKILL
+        assert series(config)[-1]["step"] == 8
+        assert checkpoint(config)["step"] == 8
+    run(config)
+    assert_same_run(config, unbroken)
 
 
 def test_without_long_steps_there_are_no_further_checkpoints(tmp_path, monkeypatch):
@@ -248,9 +244,7 @@ def test_the_second_of_two_processes_refuses_and_the_first_is_not_disturbed(tmp_
     [b'{"step": 8, "train/lo', b'{"step": 8, "tr\n', b"\0" * 40, b'{"step": 8, "x": NaN}\n'],
     ids=["cut off", "cut off, with an end", "zeros", "no number"],
 )
-def test_a_corrupt_last_line_is_dropped_on_resume(tmp_path, monkeypatch, tail):
-    unbroken, config = make_config(tmp_path / "unbroken"), make_config(tmp_path / "damaged")
-    run(unbroken)
+def test_a_corrupt_last_line_is_dropped_on_resume(config, unbroken, monkeypatch, tail):
     folder = stopped_at(config, 7, monkeypatch)
     with (folder / "metrics.jsonl").open("ab") as file:
         file.write(tail)
@@ -258,8 +252,7 @@ def test_a_corrupt_last_line_is_dropped_on_resume(tmp_path, monkeypatch, tail):
     assert_same_run(config, unbroken)
 
 
-def test_a_corrupt_last_line_that_the_checkpoint_needs_is_an_error(tmp_path, monkeypatch):
-    config = make_config(tmp_path)
+def test_a_corrupt_last_line_that_the_checkpoint_needs_is_an_error(config, monkeypatch):
     path = stopped_at(config, 7, monkeypatch) / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(RecordError, match=r"end with step 6, its last line is of step 4"):

@@ -111,26 +111,6 @@ def test_wandb_is_quiet_and_stays_in_the_run_folder(tmp_path, monkeypatch, capfd
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
 
 
-def test_tracking_is_booked_on_logging(tmp_path, monkeypatch):
-    import time
-
-    from experiments.run.tracking import WandbTracker
-
-    start = WandbTracker.start
-
-    def slow_start(self: WandbTracker, history: Any) -> None:
-        time.sleep(0.5)
-        start(self, history)
-
-    monkeypatch.setattr(WandbTracker, "start", slow_start)
-    config = offline_config(tmp_path)
-    run(config)
-    status = Record(run_folder(config)).status()
-    assert status is not None
-    assert status["seconds"]["logging"] >= 0.5
-    assert sum(status["seconds"].values()) == pytest.approx(status["wall_s"], rel=0.02)
-
-
 def test_none_writes_nothing(tmp_path):
     config = make_config(tmp_path)
     assert type(make_tracker(config, tmp_path)) is Tracker

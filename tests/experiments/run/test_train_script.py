@@ -63,16 +63,16 @@ def states(tmp_path: Path) -> dict[str, str | None]:
     [
         ("task=imge", "did you mean image?"),
         ("trainer.batchsize=3", "did you mean batch_size?"),
-        ("optimizer.lr=-1", "optimizer.lr must be a number of at least 0, got -1"),
+        ("optimizer.lr=-1", "optimizer.lr must be at least 0, got -1"),
         ("trainer.batch_size=2000", "larger than the training set of digits (1257 examples)"),
         ("dataset=japanese_vowels", "add task=time_series"),
         ("seed=1,2", "add -m"),
         ("tracking.mode=onlin", "tracking.mode"),
         ("+optimizer.foo=1", "foo"),
-        ("solver.rtol=abc", "solver.rtol must be a number above 0, got 'abc'"),
+        ("solver.rtol=abc", "solver.rtol must be a finite number, got 'abc'"),
         ("+solver.options.foo=1", "solver: unknown solver option 'foo'"),
         ("+model.t1=abc", "model.t1 is set already"),
-        ("model.width=a", "model ConvODE: width must be above 0, got 'a'"),
+        ("model.width=a", "model.width must be a whole number, got 'a'"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(command, capsys, argument, message):

@@ -6,14 +6,13 @@ import math
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from experiments.data.splits import DataInfo
 from experiments.models.solver import SolverSettings
-from experiments.run.config import CONFIGS, check_config, options, resolve
+from experiments.run.config import CONFIGS, check_config, load_config, options, resolve
 
 INFOS = {
     "image": DataInfo("tiny", "image", (1, 8, 8), 3, "made up"),
@@ -33,11 +32,6 @@ class Decay(nn.Module):
         return -self.rate * z
 
 
-def configure(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        return compose("train", overrides=list(overrides))
-
-
 def batch(task: str) -> tuple[Tensor, ...]:
     """Return a batch of four examples that fits ``INFOS``."""
     y = torch.tensor([0, 1, 2, 0])
@@ -55,7 +49,7 @@ def test_every_model_trains_one_step_on_its_task(name):
     kind = config.pop("task")
     # Partial, because Hydra would turn dataclass arguments into configs.
     model = instantiate(config, _partial_=True)(INFOS[kind], SolverSettings())
-    task = instantiate(configure(f"task={kind}").task)
+    task = instantiate(load_config([f"task={kind}"]).task)
     assert task.name == kind
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     data = batch(kind)
@@ -70,7 +64,7 @@ def test_every_model_trains_one_step_on_its_task(name):
 
 @pytest.mark.parametrize("name", options("solver"))
 def test_every_solver_solves(name):
-    settings = instantiate(configure(f"solver={name}").solver)
+    settings = instantiate(load_config([f"solver={name}"]).solver)
     assert isinstance(settings, SolverSettings)
     block = settings.block(Decay())
     z = torch.ones(2, 1, requires_grad=True)
@@ -90,25 +84,25 @@ def test_every_solver_solves(name):
     ],
 )
 def test_a_task_brings_its_data_set_and_model(task, dataset, model):
-    config = configure(f"task={task}")
-    assert config.dataset == configure(f"dataset={dataset}").dataset
-    assert config.model == configure(f"model={model}").model
+    config = load_config([f"task={task}"])
+    assert config.dataset == load_config([f"dataset={dataset}"]).dataset
+    assert config.model == load_config([f"model={model}"]).model
     check_config(resolve(config))
 
 
 def test_the_command_line_wins_over_the_task():
-    config = configure("task=time_series", "dataset=basic_motions")
+    config = load_config(["task=time_series", "dataset=basic_motions"])
     assert config.dataset.task == "time_series"
-    assert config.dataset != configure("task=time_series").dataset
-    config = configure("model=conv_ode_small", "task=image")
+    assert config.dataset != load_config(["task=time_series"]).dataset
+    config = load_config(["model=conv_ode_small", "task=image"])
     assert config.model.width == 16
-    assert configure("task=cnf", "model=cnf_concat_squash").model.layers == 3
+    assert load_config(["task=cnf", "model=cnf_concat_squash"]).model.layers == 3
 
 
 def test_solver_variants_differ_from_dopri5_as_named():
-    fine = configure("solver=dopri5_fine_seminorm").solver
+    fine = load_config(["solver=dopri5_fine_seminorm"]).solver
     assert (fine.method, fine.rtol, fine.atol) == ("dopri5", 1e-6, 1e-8)
     assert fine.adjoint_options == {"norm": "seminorm", "max_num_steps": 500}
-    fixed = configure("solver=rk4").solver
+    fixed = load_config(["solver=rk4"]).solver
     assert (fixed.method, fixed.options["step_size"]) == ("rk4", 0.1)
-    assert configure("solver=dopri5_direct").solver.gradient == "direct"
+    assert load_config(["solver=dopri5_direct"]).solver.gradient == "direct"
