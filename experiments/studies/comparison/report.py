@@ -59,10 +59,7 @@ TITLES = {"seconds": "Training time", "steps": "Steps", "nfe": "Field evaluation
 def draw(folder: Path, command: str, say: Say) -> None:
     """Write :data:`FILES` beside ``runs.csv``, and say which best settings lie on a border.
 
-    Args:
-        folder: where ``runs.csv`` is.
-        command: the command that makes the comparison.
-        say: prints one line.
+    ``command`` is the one that makes the comparison.
 
     Raises:
         RecordError: ``runs.csv`` is missing, damaged or not of an equal search.
@@ -373,21 +370,11 @@ def draw_speed_up(rows: pd.DataFrame) -> Figure:
 
 def _mark(panel: Axes, place: int, up: SpeedUp) -> None:
     """Draw one speed-up with its interval."""
-    marker = {(False, False): "o", (True, False): "<", (False, True): ">"}.get(
-        (up.upper, up.lower), "D"
-    )
+    marker = {"": "o", "≤ ": "<", "≥ ": ">", "~ ": "D"}[up.sign]
+    face = OWN if marker == "o" else "white"
+    style = {"markersize": 6, "markerfacecolor": face, "markeredgewidth": 1.3, "linestyle": "none"}
     panel.plot([up.low, up.high], [place, place], color="#555555", linewidth=1.4, zorder=2)
-    panel.plot(
-        [up.bounded],
-        [place],
-        marker=marker,
-        markersize=6,
-        color=OWN,
-        markerfacecolor=OWN if marker == "o" else "white",
-        markeredgewidth=1.3,
-        linestyle="none",
-        zorder=3,
-    )
+    panel.plot([up.bounded], [place], marker=marker, color=OWN, zorder=3, **style)
 
 
 def _ratio_axis(panel: Axes, ups: Sequence[SpeedUp]) -> None:

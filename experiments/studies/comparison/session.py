@@ -221,10 +221,7 @@ def load_targets(protocol: Protocol, setters: Setters) -> dict[str, Target]:
 
 
 def _entry(
-    protocol: Protocol,
-    workload: Workload,
-    runs: Mapping[str, Sequence[PlannedRun]],
-    jobs: int,
+    protocol: Protocol, workload: Workload, runs: Mapping[str, Sequence[PlannedRun]], jobs: int
 ) -> dict[str, Any]:
     """Return what the file keeps of a data set."""
     read = {name: [summarise(run.folder) for run in own] for name, own in runs.items()}

@@ -94,7 +94,7 @@ def load(budget: str, folder: Path = FOLDER) -> Protocol:
         ConfigError: the file is missing, lacks a key, or has a value out of range.
     """
     path = folder / f"{budget}.yaml"
-    content = _read(path)
+    content = read_description(path, "budgets are")
     for key in content:
         if key not in (*_KEYS, *_OPTIONAL):
             raise ConfigError(f"{path}: {key} is unknown{suggestion(str(key), _KEYS)}")
@@ -162,15 +162,16 @@ def _check(path: Path, protocol: Protocol) -> None:
         )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_description(path: Path, called: str = "there are") -> dict[str, Any]:
+    """Return what a file says; raise a ConfigError where it cannot be read or says nothing."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         names = sorted(file.stem for file in path.parent.glob("*.yaml"))
         valid = [name for name in names if name != "targets"]
-        raise ConfigError(f"{path} is missing; budgets are: {', '.join(valid) or 'none'}") from None
+        raise ConfigError(f"{path} is missing; {called}: {', '.join(valid) or 'none'}") from None
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not content:
         raise ConfigError(f"{path} is empty or no mapping")
     return content
