@@ -68,11 +68,7 @@ class Ablation:
 
     @classmethod
     def load(cls, path: Path = CONFIGS / "ablation.yaml") -> Ablation:
-        """Read the description.
-
-        Raises:
-            ConfigError: the file is missing or lacks a part.
-        """
+        """Read the description."""
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
             return cls(content["datasets"], content["targets"], content["variants"])
@@ -169,10 +165,6 @@ def reproduce(request: Request, say: Say) -> None:
     """Train what is missing, then write ``data.csv``, ``table.md``, ``figure.png``, provenance.
 
     The overrides are names of data sets, to leave the others out.
-
-    Raises:
-        ConfigError: a data set is unknown.
-        RecordError: a run failed; one that diverged counts as never reaching the target.
     """
     ablation = Ablation.load()
     unknown = [name for name in request.overrides if name not in ablation.datasets]
@@ -220,11 +212,7 @@ def _caption(facts: Mapping[str, Any], jobs: int) -> str:
 
 
 def redraw(folder: Path) -> None:
-    """Write ``table.md`` and ``figure.png`` again from ``data.csv`` and the caption.
-
-    Raises:
-        RecordError: a file is missing or damaged.
-    """
+    """Write ``table.md`` and ``figure.png`` again from ``data.csv`` and the caption."""
     entries = read_table(folder / "data.csv", COLUMNS)
     line = read_provenance(folder)["caption"]
     text = table(entries, line).markdown()
@@ -266,11 +254,7 @@ def _cell(of_dataset: pd.DataFrame, variant: str) -> str:
 
 
 def draw(entries: pd.DataFrame, caption: str = "") -> Picture:
-    """Return the figure; call it within ``matplotlib.rc_context(RC)``.
-
-    Raises:
-        RecordError: there is no entry.
-    """
+    """Return the figure; call it within ``matplotlib.rc_context(RC)``."""
     if entries.empty:
         raise RecordError(f"{NAME}: there are no runs")
     datasets, variants = (list(entries[name].unique()) for name in ("dataset", "variant"))

@@ -100,10 +100,6 @@ def reproduce(request: Request, say: Say) -> None:
 
     The profile ``embedded`` has all data sets, ``paper`` those of the paper. Seeds are not used:
     splits do not depend on a run's seed.
-
-    Raises:
-        ConfigError: an override is unknown.
-        RecordError: a file cannot be written.
     """
     rows = []
     for dataset, task in data_sets(request.profile):
@@ -127,11 +123,7 @@ def reproduce(request: Request, say: Say) -> None:
 
 
 def redraw(folder: Path) -> None:
-    """Write the table again from ``data.csv``.
-
-    Raises:
-        RecordError: it is missing or damaged.
-    """
+    """Write the table again from ``data.csv``."""
     cells = read_table(folder / "data.csv", COLUMNS).astype(object).replace({"": None})
     found = cells.where(cells.notna(), None).to_dict("records")
     table([Row(**row) for row in found]).write(folder)
@@ -150,11 +142,7 @@ def data_sets(profile: str) -> list[tuple[str, str]]:
 
 
 def measure(dataset: str, task: str, data_dir: Path, overrides: Sequence[str] = ()) -> Row:
-    """Load a data set and return its row; one that cannot be loaded says why in ``source``.
-
-    Raises:
-        ConfigError: unknown data set or override.
-    """
+    """Load a data set and return its row; one that cannot be loaded says why in ``source``."""
     arguments = [f"task={task}", f"dataset={dataset}", *overrides]
     config = resolve(load_config(arguments))["dataset"]
     if "data_dir" in config and config["data_dir"] is not None:

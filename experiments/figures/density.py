@@ -85,11 +85,6 @@ def learned(run: Summary, points: int = POINTS, grid: int = GRID) -> Learned:
         run: its record.
         points: points of the flow.
         grid: cells of the density, each way.
-
-    Raises:
-        ConfigError: the run's data are no points in the plane.
-        RecordError: the run is not done, or its record is damaged.
-        CheckpointError: its checkpoint is missing or damaged.
     """
     if run.task != "cnf":
         raise ConfigError(f"{run.name} is a run of task {run.task}; a density needs task cnf")
@@ -133,12 +128,7 @@ def learned(run: Summary, points: int = POINTS, grid: int = GRID) -> Learned:
 
 
 def reproduce(request: Request, say: Say) -> None:
-    """Train what is missing with SNOpt, with the first seed, then write the figure's files.
-
-    Raises:
-        ConfigError: an override is unknown.
-        RecordError: a run failed or diverged.
-    """
+    """Train what is missing with SNOpt, with the first seed, then write the figure's files."""
     one = replace(request, seeds=request.seeds[:1])
     wanted = {name: one.runs(f"figure-6/{name}-snopt", name, "snopt") for name in DATASETS}
     made = obtain(request, in_turn(wanted), say)
@@ -146,12 +136,7 @@ def reproduce(request: Request, say: Say) -> None:
 
 
 def write(made: Sequence[Made[str]], folder: Path, *, command: str) -> None:
-    """Write ``figure.png``, ``data.csv`` (the numbers of each row) and ``provenance.json``.
-
-    Raises:
-        ConfigError: a run's data are no points in the plane.
-        RecordError: a run is not done, or its record is damaged.
-    """
+    """Write ``figure.png``, ``data.csv`` (the numbers of each row) and ``provenance.json``."""
     rows = [learned(one.run) for one in made]
     facts = facts_of(made)
     line = (
@@ -167,11 +152,7 @@ def write(made: Sequence[Made[str]], folder: Path, *, command: str) -> None:
 
 
 def redraw(folder: Path) -> None:
-    """Refuse: the weights of the flows are in the run records alone.
-
-    Raises:
-        RecordError: always.
-    """
+    """Refuse: the weights of the flows are in the run records alone."""
     raise RecordError(
         f"{folder}/figure.png shows trained flows, whose weights are in run records: "
         f"make reproduce-{NAME} draws it again"
@@ -179,11 +160,7 @@ def redraw(folder: Path) -> None:
 
 
 def draw(rows: Sequence[Learned], caption: str = "") -> Picture:
-    """Return the figure; call it within ``matplotlib.rc_context(RC)``.
-
-    Raises:
-        RecordError: there is no row.
-    """
+    """Return the figure; call it within ``matplotlib.rc_context(RC)``."""
     if not rows:
         raise RecordError(f"{NAME}: there is no run to draw")
     lines = wrapped(caption)

@@ -109,11 +109,7 @@ ENTRIES = (
 
 
 def reproduce_errors(request: Request, say: Say) -> None:
-    """Measure and write table 1; seeds are those of weights, batches and directions.
-
-    Raises:
-        RecordError: a file cannot be written.
-    """
+    """Measure and write table 1; seeds are those of weights, batches and directions."""
     rows: list[dict[str, Any]] = []
     for seed in request.seeds:
         for system in (small(seed), *digits_batch(seed)):
@@ -179,11 +175,7 @@ def errors_table(rows: pd.DataFrame) -> Table:
 
 
 def reproduce_memory(request: Request, say: Say, *, widths: Sequence[int] = WIDTHS) -> None:
-    """Measure and write table 2, one process for each seed.
-
-    Raises:
-        RecordError: a measurement failed or a file cannot be written.
-    """
+    """Measure and write table 2, one process for each seed."""
     where = origin(torch.device("cpu"), len(request.seeds))
     rows: list[dict[str, Any]] = []
     for way in WAYS:
@@ -240,20 +232,12 @@ def _publish(
 
 
 def redraw_errors(folder: Path) -> None:
-    """Write table 1 again from ``data.csv``.
-
-    Raises:
-        RecordError: it is missing or damaged.
-    """
+    """Write table 1 again from ``data.csv``."""
     errors_table(read_table(folder / "data.csv", ERRORS)).write(folder)
 
 
 def redraw_memory(folder: Path) -> None:
-    """Write table 2 again from ``data.csv``.
-
-    Raises:
-        RecordError: it is missing or damaged.
-    """
+    """Write table 2 again from ``data.csv``."""
     memory_table(read_table(folder / "data.csv", MEMORY)).write(folder)
 
 

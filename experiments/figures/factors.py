@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,7 @@ GREY = "#888888"
 
 
 def plan(request: Request) -> dict[tuple[str, int], list[PlannedRun]]:
-    """Return the runs of the last panel by rule and number of nodes.
-
-    Raises:
-        ConfigError: an override is unknown.
-    """
+    """Return the runs of the last panel by rule and number of nodes."""
     return {
         (rule, n): request.runs(
             EXPERIMENT, "digits", f"SNOpt, {rule}, n = {n}", (*quadrature(rule, n), *LENGTH)
@@ -128,10 +125,6 @@ def reproduce(
         say: prints one line.
         settings: what is measured along the path; None means all of it.
         timed: whether to make the runs of the last panel; without, it stays empty.
-
-    Raises:
-        ConfigError: an override is wrong.
-        RecordError: runs failed.
     """
     chosen = settings or Settings()
     wanted = in_turn(plan(request)) if timed else []
@@ -182,7 +175,7 @@ def _facts(request: Request, settings: Settings, made: Sequence[Made[Any]]) -> d
         "seeds": list(request.seeds),
         "experiment": EXPERIMENT,
         "overrides": list(request.overrides),
-        "settings": settings.facts(),
+        "settings": asdict(settings),
         "caption": (
             f"{device}. Digits, {settings.samples} images, SNOpt with tuned settings, empirical"
             f" curvature. Seeds {listed(request.seeds)}: medians and ranges. Distances and"
@@ -195,11 +188,7 @@ def _facts(request: Request, settings: Settings, made: Sequence[Made[Any]]) -> d
 
 
 def redraw(folder: Path) -> None:
-    """Draw ``figure.png`` again from ``data.csv`` and the caption in ``provenance.json``.
-
-    Raises:
-        RecordError: a file is missing or damaged.
-    """
+    """Draw ``figure.png`` again from ``data.csv`` and the caption in ``provenance.json``."""
     table = read_table(folder / "data.csv", COLUMNS)
     line = read_provenance(folder)["caption"]
     with mpl.rc_context(RC):
@@ -208,11 +197,7 @@ def redraw(folder: Path) -> None:
 
 
 def draw(table: pd.DataFrame) -> Picture:
-    """Return the figure without its caption; call it within ``matplotlib.rc_context(RC)``.
-
-    Raises:
-        RecordError: there are no factors along the path.
-    """
+    """Return the figure without its caption; call it within ``matplotlib.rc_context(RC)``."""
     along = table[table["panel"] == ALONG]
     if along.empty:
         raise RecordError(f"{NAME}: there are no factors along the path")

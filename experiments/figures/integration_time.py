@@ -69,11 +69,7 @@ class Variant:
 
 
 def plan(request: Request) -> list[tuple[Variant, PlannedRun]]:
-    """Return the runs in the order of training.
-
-    Raises:
-        ConfigError: an override is unknown.
-    """
+    """Return the runs in the order of training."""
     dataset = DATASETS[request.profile]
     return in_turn(
         {
@@ -90,14 +86,7 @@ def plan(request: Request) -> list[tuple[Variant, PlannedRun]]:
 
 
 def reproduce(request: Request, say: Say) -> None:
-    """Train what is missing, then write the files of the figure or of the table.
-
-    Raises:
-        ConfigError: an override is unknown.
-        DataError: the data set is not there, and a run is missing.
-        RecordError: runs failed; all of them are named.
-        KeyboardInterrupt: stopped; what is done is kept.
-    """
+    """Train what is missing, then write the files of the figure or of the table."""
     wanted = plan(request)
     missing = [run for _, run in wanted if not finished(run.folder)]
     if missing:
@@ -107,11 +96,7 @@ def reproduce(request: Request, say: Say) -> None:
 
 
 def make(made: Sequence[Made[Variant]], request: Request) -> None:
-    """Write the files of the figure or of the table from finished runs.
-
-    Raises:
-        RecordError: a file cannot be written, or the runs do not belong together.
-    """
+    """Write the files of the figure or of the table from finished runs."""
     facts = facts_of(made)
     line = (
         f"{facts['device']}. {dataset_name(made[0].run.dataset)}, {optimizer_name('snopt')},"
@@ -129,11 +114,7 @@ def make(made: Sequence[Made[Variant]], request: Request) -> None:
 
 
 def settings(made: Sequence[Made[Variant]]) -> str:
-    """Return in words how t1 was trained, as the records' configurations have it.
-
-    Raises:
-        RecordError: the runs were trained with different settings.
-    """
+    """Return in words how t1 was trained, as the records' configurations have it."""
     found = set()
     for one in made:
         if one.variant.mode != "fixed":
@@ -160,11 +141,7 @@ def csv_of_traces(made: Sequence[Made[Variant]]) -> str:
 
 
 def trace_of(one: Made[Variant]) -> pd.DataFrame:
-    """Return step, time_s, t1 and val_accuracy of a run; lines of the same step are merged.
-
-    Raises:
-        RecordError: the run measured nothing.
-    """
+    """Return step, time_s, t1 and val_accuracy of a run; lines of the same step are merged."""
     if not one.run.metrics:
         raise RecordError(f"{one.run.name} has no measurements in {one.run.folder}")
     rows = pd.DataFrame(list(one.run.metrics)).reindex(
@@ -180,11 +157,7 @@ def trace_of(one: Made[Variant]) -> pd.DataFrame:
 
 
 def entry_of(one: Made[Variant]) -> dict[str, Any]:
-    """Turn a record into a row of the table's ``data.csv``.
-
-    Raises:
-        RecordError: the run took no step, or is done without test results.
-    """
+    """Turn a record into a row of the table's ``data.csv``."""
     run = one.run
     steps = [row for row in run.metrics if "train/loss" in row]
     if not steps:
@@ -217,11 +190,7 @@ def _evaluations(steps: Sequence[Mapping[str, Any]]) -> float:
 
 
 def redraw_figure(folder: Path) -> None:
-    """Draw figure 9 again from ``data.csv`` and the caption in ``provenance.json``.
-
-    Raises:
-        RecordError: a file is missing or damaged.
-    """
+    """Draw figure 9 again from ``data.csv`` and the caption in ``provenance.json``."""
     table = read_table(folder / "data.csv", TRACE)
     with mpl.rc_context(RC):
         line = read_provenance(folder)["caption"]
@@ -229,11 +198,7 @@ def redraw_figure(folder: Path) -> None:
 
 
 def draw(table: pd.DataFrame) -> Picture:
-    """Return figure 9 without its caption; call it within ``matplotlib.rc_context(RC)``.
-
-    Raises:
-        RecordError: there is no run.
-    """
+    """Return figure 9 without its caption; call it within ``matplotlib.rc_context(RC)``."""
     starts = [start for start in STARTS if (table["start"] == start).any()]
     if not starts:
         raise RecordError(f"{FIGURE_9}: there is no run")
@@ -289,22 +254,14 @@ def t1_at(run: pd.DataFrame, steps: Any) -> Any:
 
 
 def redraw_table(folder: Path) -> None:
-    """Write table 5 again from ``data.csv`` and ``provenance.json``.
-
-    Raises:
-        RecordError: a file is missing or damaged.
-    """
+    """Write table 5 again from ``data.csv`` and ``provenance.json``."""
     entries = read_table(folder / "data.csv", ENTRY)
     caption = read_provenance(folder)["caption"]
     as_table(entries, caption).write(folder, comment=escape(caption))
 
 
 def as_table(entries: pd.DataFrame, caption: str = "") -> Table:
-    """Return table 5.
-
-    Raises:
-        RecordError: the reference, t1 fixed at 1.0, is missing or diverged with every seed.
-    """
+    """Return table 5."""
     done = entries[entries["state"] == DONE]
     reference = done[(done["mode"] == "fixed") & (done["start"] == 1.0)].set_index("seed")
     if reference.empty:

@@ -148,11 +148,7 @@ def experiment_of(dataset: str, optimizer: str, profile: str) -> str:
 
 
 def plan(request: Request) -> dict[str, dict[str, list[PlannedRun]]]:
-    """Return the runs by data set and optimizer; none of a data set that has no loader here.
-
-    Raises:
-        ConfigError: an override is unknown.
-    """
+    """Return the runs by data set and optimizer; none of a data set that has no loader here."""
     return {
         dataset: {
             optimizer: request.runs(
@@ -170,12 +166,6 @@ def reproduce(request: Request, say: Say) -> None:
 
     A run that fails does not stop the others; data sets that are not available are left out with a
     message.
-
-    Raises:
-        ConfigError: an override is unknown.
-        DataError: no data set is available.
-        RecordError: a run failed; all such runs are named.
-        KeyboardInterrupt: stopped; what is done is kept.
     """
     plans = plan(request)
     flat = {name: [run for runs in own.values() for run in runs] for name, own in plans.items()}
@@ -214,11 +204,7 @@ def write(request: Request, table: pd.DataFrame, facts: Mapping[str, Any], *, co
 
 
 def redraw_1(folder: Path) -> None:
-    """Draw figure 1 again from ``data.csv`` and ``provenance.json``.
-
-    Raises:
-        RecordError: a file is missing or damaged, or holds none of the figure's data sets.
-    """
+    """Draw figure 1 again from ``data.csv`` and ``provenance.json``."""
     origin = read_provenance(folder)
     table = read_runs(folder / "data.csv")
     with mpl.rc_context(RC):
@@ -227,12 +213,7 @@ def redraw_1(folder: Path) -> None:
 
 
 def redraw_6(folder: Path, x: str = "time") -> None:
-    """Draw figure 6 again, against one of :data:`AXES`; see :func:`redraw_1`.
-
-    Raises:
-        ConfigError: the axis is unknown.
-        RecordError: a file is missing or damaged, or holds none of the figure's data sets.
-    """
+    """Draw figure 6 again, against one of :data:`AXES`; see :func:`redraw_1`."""
     if x not in AXES:
         raise ConfigError(f"unknown axis x={x!r}; valid: {', '.join(AXES)}")
     origin = read_provenance(folder)
@@ -287,9 +268,6 @@ def draw_1(table: pd.DataFrame, caption: str = "", *, smooth: bool = False) -> P
         table: the runs.
         caption: what stands below.
         smooth: the training losses are running means already.
-
-    Raises:
-        RecordError: no run belongs to a data set of this figure.
     """
     known = [dataset for profile in PROFILES for dataset in datasets_of(FIGURE_1, profile)]
     present = [dataset for dataset in known if (table["dataset"] == dataset).any()]
@@ -318,11 +296,7 @@ def draw_1(table: pd.DataFrame, caption: str = "", *, smooth: bool = False) -> P
 
 
 def draw_6(table: pd.DataFrame, profile: str, caption: str = "", x: str = "time") -> Picture:
-    """Return figure 6; call it within ``matplotlib.rc_context``.
-
-    Raises:
-        RecordError: no run belongs to a data set of the profile.
-    """
+    """Return figure 6; call it within ``matplotlib.rc_context``."""
     known = datasets_of(FIGURE_6, profile)
     if not table["dataset"].isin(known).any():
         raise RecordError(f"{FIGURE_6}: no run of any of its data sets: {listed(sorted(known))}")

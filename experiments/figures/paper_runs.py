@@ -63,9 +63,6 @@ def find(output_dir: Path, datasets: Sequence[str], overrides: Sequence[str]) ->
         output_dir: where run records lie.
         datasets: which data sets.
         overrides: what was changed in the runs, as on the command line of ``scripts/train.py``.
-
-    Raises:
-        ConfigError: unknown data set or override.
     """
     for dataset in datasets:
         if dataset not in DATASETS:
@@ -97,10 +94,6 @@ def collect(
         say: prints one line.
         datasets: which data sets.
         overrides: what was changed in the runs.
-
-    Raises:
-        ConfigError: unknown data set or override.
-        RecordError: there is no finished run, a record is damaged, or a file cannot be written.
     """
     written = []
     for run in find(output_dir, datasets, overrides):
@@ -149,11 +142,7 @@ def summary_of(record: Summary, run: PlannedRun) -> dict[str, Any]:
 
 
 def load(results_dir: Path) -> list[PaperRun]:
-    """Read all summaries, in the order of the paper's data sets, the optimizers and the seeds.
-
-    Raises:
-        RecordError: a file is damaged or lacks its partner.
-    """
+    """Read all summaries, in the order of the paper's data sets, the optimizers and the seeds."""
     runs = []
     for dataset in DATASETS:
         for path in sorted((results_dir / "paper" / dataset).glob("*-seed-*.json")):
@@ -179,9 +168,6 @@ def draw(results_dir: Path, x: str = "time") -> list[Path]:
     """Draw the paper panels of figures 1 and 6 from the summaries; return their folders.
 
     A figure without a run of any of its data sets is not drawn.
-
-    Raises:
-        RecordError: there is no summary, or one is damaged.
     """
     runs = load(results_dir)
     if not runs:

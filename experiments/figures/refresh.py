@@ -67,11 +67,7 @@ VARIANTS = {
 
 
 def plan(request: Request) -> dict[str, list[PlannedRun]]:
-    """Return the runs of each variant, by seed.
-
-    Raises:
-        ConfigError: an override is unknown.
-    """
+    """Return the runs of each variant, by seed."""
     return {
         name: request.runs(EXPERIMENT, "circle", f"SNOpt, refresh {name}", variant.overrides)
         for name, variant in VARIANTS.items()
@@ -79,12 +75,7 @@ def plan(request: Request) -> dict[str, list[PlannedRun]]:
 
 
 def reproduce(request: Request, say: Say) -> None:
-    """Train what is missing, then write ``data.csv``, ``provenance.json`` and ``figure.png``.
-
-    Raises:
-        ConfigError: an override is unknown.
-        RecordError: runs failed, or a run took no step.
-    """
+    """Train what is missing, then write ``data.csv``, ``provenance.json`` and ``figure.png``."""
     made = obtain(request, in_turn(plan(request)), say)
     made.sort(key=lambda one: list(VARIANTS).index(one.variant))  # stable: seeds keep their order
     rows = pd.concat([steps(one.variant, one.run) for one in made])
@@ -101,11 +92,7 @@ def reproduce(request: Request, say: Say) -> None:
 
 
 def steps(variant: str, run: Summary) -> pd.DataFrame:
-    """Return a row of :data:`COLUMNS` for each step of a run.
-
-    Raises:
-        RecordError: the run took no step.
-    """
+    """Return a row of :data:`COLUMNS` for each step of a run."""
     rows = [
         (variant, run.seed, row["step"], row["train/loss"], int(row["nfe/curvature"] > 0))
         for row in run.metrics
@@ -136,11 +123,7 @@ def changes(own: pd.DataFrame) -> list[float]:
 
 
 def redraw(folder: Path) -> None:
-    """Draw ``figure.png`` again from ``data.csv`` and the caption in ``provenance.json``.
-
-    Raises:
-        RecordError: a file is missing or damaged.
-    """
+    """Draw ``figure.png`` again from ``data.csv`` and the caption in ``provenance.json``."""
     table = read_table(folder / "data.csv", COLUMNS)
     line = read_provenance(folder)["caption"]
     with mpl.rc_context(RC):

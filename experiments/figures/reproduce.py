@@ -39,12 +39,6 @@ def reproduce(request: Request, say: Say) -> Path:
     Args:
         request: what to reproduce.
         say: prints one line.
-
-    Raises:
-        ConfigError: the request names something unknown.
-        DataError: no data set is available.
-        RecordError: a run or measurement failed, so nothing is drawn; all of them are named.
-        KeyboardInterrupt: stopped; what is done is kept.
     """
     if request.target not in FIGURES:
         raise ConfigError(f"unknown target {request.target!r}; valid: {', '.join(FIGURES)}")

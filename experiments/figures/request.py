@@ -72,9 +72,6 @@ class Request:
             dataset: data set name, for messages.
             label: what messages call the rest: an optimizer, a variant.
             changes: overrides that set these runs apart; the request's own come after them.
-
-        Raises:
-            ConfigError: the experiment or an override is unknown.
         """
         overrides = (*changes, *self.overrides)
         return planned(experiment, dataset, label, self.seeds, overrides, self.where)
@@ -173,10 +170,6 @@ def obtain(
         say: prints one line.
         jobs: runs at a time; more than one disturbs their clocks.
         consequence: what does not happen if runs fail; by default that nothing is drawn.
-
-    Raises:
-        RecordError: runs failed; all of them are named.
-        KeyboardInterrupt: stopped; what is done is kept.
     """
     consequence = consequence or f"{request.target} is not drawn"
     execute([run for _, run in wanted], jobs, say, request.train, consequence=consequence)

@@ -125,11 +125,7 @@ class Sensitivity:
 
     @classmethod
     def load(cls, path: Path = CONFIGS / "sensitivity.yaml") -> Sensitivity:
-        """Read the description.
-
-        Raises:
-            ConfigError: the file is missing or lacks a part, or a number of points is not odd.
-        """
+        """Read the description."""
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
             keys = ("experiment", "dataset", "chance", "lr", "map", "optimizers")
@@ -195,9 +191,6 @@ def plan(
         request: which seeds, and where everything lies.
         changes: overrides of every run.
         optimizers: names, to leave the others out; empty means all.
-
-    Raises:
-        ConfigError: an override is unknown.
     """
     return in_turn(
         {
@@ -220,10 +213,6 @@ def reproduce(request: Request, say: Say) -> None:
 
     The overrides are changes to every run (``key=value``), and names of optimizers to leave the
     others out. A run that diverged counts as guessing.
-
-    Raises:
-        ConfigError: an optimizer or an override is unknown.
-        RecordError: runs failed.
     """
     sensitivity = Sensitivity.load()
     names = [name for name in request.overrides if "=" not in name]
@@ -256,11 +245,7 @@ def reproduce(request: Request, say: Say) -> None:
 
 
 def score(run: Summary, point: Point, steps: int | None, chance: float) -> dict[str, Any]:
-    """Return what a finished run says, by the names of :data:`COLUMNS`.
-
-    Raises:
-        RecordError: it is not finished, or was never validated.
-    """
+    """Return what a finished run says, by the names of :data:`COLUMNS`."""
     if run.state not in (DONE, DIVERGED):
         raise RecordError(f"{run.name} ({point.label}) is {run.state}")
     last = max(run.metrics, key=lambda row: row["step"], default={"step": 0, "time/train_s": 0.0})
@@ -303,11 +288,7 @@ def _caption(
 
 
 def read_entries(path: Path) -> pd.DataFrame:
-    """Read ``data.csv``.
-
-    Raises:
-        RecordError: the file is missing or damaged, or holds no run or an accuracy that is none.
-    """
+    """Read ``data.csv``."""
     entries = read_table(path, COLUMNS)
     if entries.empty:
         raise RecordError(f"{NAME}: there are no runs in {path}")
@@ -367,11 +348,7 @@ def table(entries: pd.DataFrame, caption: str) -> Table:
 
 
 def redraw(folder: Path) -> None:
-    """Write ``figure.png`` and ``table.md`` again from ``data.csv`` and the caption.
-
-    Raises:
-        RecordError: a file is missing or damaged.
-    """
+    """Write ``figure.png`` and ``table.md`` again from ``data.csv`` and the caption."""
     entries = read_entries(folder / "data.csv")
     line = read_provenance(folder)["caption"]
     write_whole(folder / "table.md", table(entries, line).markdown())

@@ -9,6 +9,7 @@ Drawn from ``data.csv`` alone.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,6 @@ def reproduce(request: Request, say: Say, *, settings: Settings | None = None) -
             training configuration.
         say: prints one line.
         settings: what is measured; None means all of it.
-
-    Raises:
-        ConfigError: an override is wrong, or curvlinops is missing.
     """
     chosen = settings or Settings()
     rows: list[dict[str, Any]] = []
@@ -118,7 +116,7 @@ def reproduce(request: Request, say: Say, *, settings: Settings | None = None) -
         "experiment": EXPERIMENT,
         "curvlinops": metadata.version("curvlinops-for-pytorch"),
         "overrides": list(request.overrides),
-        "settings": chosen.facts(),
+        "settings": asdict(chosen),
         "damping": damping,
         "caption": caption,
     }
@@ -128,11 +126,7 @@ def reproduce(request: Request, say: Say, *, settings: Settings | None = None) -
 
 
 def redraw(folder: Path) -> None:
-    """Draw ``figure.png`` again from ``data.csv`` and ``provenance.json``.
-
-    Raises:
-        RecordError: a file is missing or damaged.
-    """
+    """Draw ``figure.png`` again from ``data.csv`` and ``provenance.json``."""
     table = read_table(folder / "data.csv", TYPES)
     if table.empty:
         raise RecordError(f"{folder}/data.csv has no rows")

@@ -57,11 +57,6 @@ def reproduce(request: Request, say: Say, *, rounds: int = ROUNDS) -> None:
         request: what is asked for.
         say: prints one line.
         rounds: interleaved rounds of a timing.
-
-    Raises:
-        ConfigError: an override is unknown.
-        DataError: no data set is available.
-        RecordError: a measurement failed.
     """
     where = [f"data_dir={request.data_dir.absolute()}"]
     measured: list[tuple[Measurement, dict[str, Any]]] = []
@@ -94,11 +89,7 @@ def _result(measurement: Measurement, say: Say) -> dict[str, Any]:
 
 
 def make(measured: Sequence[tuple[Measurement, Mapping[str, Any]]], request: Request) -> None:
-    """Write the figure's files from finished measurements.
-
-    Raises:
-        RecordError: a file cannot be written, or a data set lacks a measurement.
-    """
+    """Write the figure's files from finished measurements."""
     device = " and ".join(sorted({in_words(result["origin"]) for _, result in measured}))
     seeds = sorted({one.seed for one, _ in measured})
     caption = (
@@ -189,11 +180,7 @@ class Row:
 
 
 def rows_of(numbers: pd.DataFrame) -> list[Row]:
-    """Return the figure's rows, in the order of the table.
-
-    Raises:
-        RecordError: a data set lacks a quantity for one of its seeds.
-    """
+    """Return the figure's rows, in the order of the table."""
     return [_row(str(name), own) for name, own in numbers.groupby("dataset", sort=False)]
 
 
@@ -226,11 +213,7 @@ def _row(dataset: str, numbers: pd.DataFrame) -> Row:
 
 
 def redraw(folder: Path) -> None:
-    """Draw ``figure.png`` again from ``data.csv`` and the caption in ``provenance.json``.
-
-    Raises:
-        RecordError: a file is missing or damaged.
-    """
+    """Draw ``figure.png`` again from ``data.csv`` and the caption in ``provenance.json``."""
     rows = rows_of(read_table(folder / "data.csv", COLUMNS))
     line = read_provenance(folder)["caption"]
     with mpl.rc_context(RC):
@@ -239,11 +222,7 @@ def redraw(folder: Path) -> None:
 
 
 def draw(rows: Sequence[Row]) -> Picture:
-    """Return the figure without its caption; call it within ``matplotlib.rc_context(RC)``.
-
-    Raises:
-        RecordError: there is no row.
-    """
+    """Return the figure without its caption; call it within ``matplotlib.rc_context(RC)``."""
     if not rows:
         raise RecordError(f"{NAME}: no data set was measured")
     picture = Picture(figsize=(WIDTH_IN, 2.1 + 0.5 * len(rows)))

@@ -39,10 +39,6 @@ def reproduce(request: Request, say: Say) -> None:
     """Make the table from the protocol's runs; run the protocol where there are none.
 
     Seeds are not used: those of the table are the protocol's fresh ones, which its caption names.
-
-    Raises:
-        ConfigError: there are no targets.
-        RecordError: the protocol's runs cannot be read, or a run failed twice.
     """
     comparison = session.Request(
         data_dir=request.data_dir,
@@ -76,11 +72,7 @@ def reproduce(request: Request, say: Say) -> None:
 
 
 def redraw(folder: Path) -> None:
-    """Write the table again from ``protocol/runs.csv`` beside its folder.
-
-    Raises:
-        RecordError: that file is missing or damaged.
-    """
+    """Write the table again from ``protocol/runs.csv`` beside its folder."""
     as_table(read_rows(folder.parent / "protocol" / RUNS)).write(folder)
 
 

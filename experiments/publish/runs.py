@@ -50,9 +50,6 @@ def runs_table(summaries: Iterable[Summary], metric: str | None = None) -> pd.Da
     Args:
         summaries: run records.
         metric: validation metric, without ``val/``; None: that of each run's task.
-
-    Raises:
-        RecordError: a run did not finish, or measured nothing.
     """
     tables = [_table_of(run, metric or METRICS[run.task]) for run in summaries]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
@@ -97,20 +94,12 @@ def csv_of_runs(table: pd.DataFrame) -> str:
 
 
 def write_runs(path: Path, table: pd.DataFrame) -> None:
-    """Write a table of runs; see :func:`csv_of_runs`.
-
-    Raises:
-        RecordError: it cannot be written.
-    """
+    """Write a table of runs; see :func:`csv_of_runs`."""
     write_whole(path, csv_of_runs(table))
 
 
 def read_runs(path: Path) -> pd.DataFrame:
-    """Read what :func:`write_runs` wrote; ``hash`` is empty, ``state`` is done or diverged.
-
-    Raises:
-        RecordError: the file is missing, has another header, or holds something that is no number.
-    """
+    """Read what :func:`write_runs` wrote; ``hash`` is empty, ``state`` is done or diverged."""
     table = read_table(path, TYPES, optional=("nfe",)).assign(hash="", state=DONE)
     for _, run in each_run(table):
         if diverged(run):
@@ -156,9 +145,6 @@ def thin(table: pd.DataFrame, points: int, window: int) -> pd.DataFrame:
     Returns:
         The rows with NaN as training loss where one is only kept for its evaluation; the row that
         closes a diverged run stays.
-
-    Raises:
-        ValueError: ``points`` is below 2.
     """
     if points < 2:
         raise ValueError(f"points is {points}, expected at least 2")
@@ -209,9 +195,6 @@ def band(found: Sequence[Series], points: int = 200) -> Band:
     Args:
         found: places (times, say) and values of each seed.
         points: points of the grid.
-
-    Raises:
-        ValueError: there is no series, or the seeds have no time in common.
     """
     if not found or any(places.size == 0 for places, _ in found):
         raise ValueError("a band needs at least one measurement a seed")

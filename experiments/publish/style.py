@@ -80,11 +80,7 @@ LOOKS: dict[str, Look] = {
 
 
 def look(optimizer: str) -> Look:
-    """Return the look of an optimizer.
-
-    Raises:
-        ConfigError: the optimizer has none yet.
-    """
+    """Return the look of an optimizer."""
     try:
         return LOOKS[optimizer]
     except KeyError:
@@ -129,11 +125,7 @@ def finish(figure: Figure, caption: str, path: Path, *, top: float = 1.0) -> Non
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the picture, whole or not at all.
-
-    Raises:
-        RecordError: it cannot be written.
-    """
+    """Write the picture, whole or not at all."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     write_whole(path, buffer.getvalue())

@@ -26,6 +26,7 @@ from hydra.utils import get_method
 from experiments.base.environment import REPOSITORY
 from experiments.base.errors import DataError, RecordError
 from experiments.base.files import is_held
+from experiments.run.build import check_optimizer
 from experiments.run.config import check_config, identity, load_config, resolve, run_folder
 from experiments.run.records import FAILED, INTERRUPTED, Record, finished
 
@@ -79,11 +80,12 @@ def planned(
     :func:`experiments.run.config.places` returns.
 
     Raises:
-        ConfigError: the experiment or an override is unknown, or parts do not fit.
+        ConfigError: an override is unknown or out of range, or parts do not fit.
     """
     chosen = [f"experiment={experiment}"] if experiment else []
     config = resolve(load_config([*chosen, *overrides, *where]))
     check_config(config)
+    check_optimizer(config)
     return [
         PlannedRun(
             dataset,

@@ -53,11 +53,7 @@ class Section:
 
 
 def sections(results: Path) -> list[Section]:
-    """Return the sections in the order of the report: figures, tables, everything else.
-
-    Raises:
-        RecordError: there is nothing to show, or a provenance is damaged.
-    """
+    """Return the sections in the order of the report: figures, tables, everything else."""
     if not results.is_dir():
         raise RecordError(f"there is no folder {results}")
     found = [_section(path.parent, results) for path in results.glob("*/provenance.json")]
@@ -155,9 +151,6 @@ def chart(path: Path, points: int = 220) -> dict[str, Any] | None:
     Returns:
         ``axes`` and ``values``: name and label of what can be shown; ``panels``: for each data set
         its runs, each with ``name``, ``group``, ``color`` and one list of numbers a column.
-
-    Raises:
-        RecordError: the table is damaged.
     """
     cells = read_cells(path)
     axes = [name for name in _AXES if name in cells]
@@ -242,11 +235,7 @@ class Listing:
 
 
 def listings(results: Path) -> list[Listing]:
-    """Return tables of what has no folder of its own, where there is something in ``results``.
-
-    Raises:
-        RecordError: a file is damaged.
-    """
+    """Return tables of what has no folder of its own, where there is something in ``results``."""
     return [found for found in (_paper_runs(results), _searches(results)) if found.rows]
 
 

@@ -65,9 +65,6 @@ def build(results: Path, say: Callable[[str], None] = lambda line: None) -> Path
     Args:
         results: folder with figures and tables.
         say: prints one line.
-
-    Raises:
-        RecordError: there is nothing to show, a file is damaged, or one cannot be written.
     """
     found, tables = sections(results), listings(results)
     curves = {}
