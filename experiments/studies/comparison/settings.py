@@ -119,7 +119,19 @@ def load(budget: str, folder: Path = FOLDER) -> Protocol:
         targets=TargetRule(tuple(rule["optimizers"]), rule["more_seconds"], tuple(rule["seeds"])),
         folder=folder,
     )
-    _check(path, protocol)
+    for key in ("studies", "trials"):
+        check_whole(f"{path}: {key}", getattr(protocol, key))
+    check_whole(f"{path}: search_seed", protocol.search_seed, least=0)
+    check_number("targets.more_seconds", protocol.targets.more_seconds, positive=True)
+    if len(set(protocol.optimizers)) < len(protocol.optimizers):
+        raise ConfigError(f"{path}: an optimizer is named twice")
+    search = range(protocol.search_seed, protocol.search_seed + protocol.studies)
+    seeds = (*search, *protocol.fresh_seeds, *protocol.targets.seeds)
+    if not protocol.fresh_seeds or not protocol.targets.seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(
+            f"{path}: studies ({list(search)}), fresh seeds {list(protocol.fresh_seeds)} and the"
+            f" targets' seeds {list(protocol.targets.seeds)} must all be different, and not empty"
+        )
     return protocol
 
 
@@ -144,22 +156,6 @@ def _workload(path: Path, dataset: str, changed: Mapping[str, Any]) -> Workload:
     check_number(f"{dataset}: seconds", workload.seconds, positive=True)
     check_number(f"{dataset}: eval_every_s", workload.eval_every_s, positive=True)
     return workload
-
-
-def _check(path: Path, protocol: Protocol) -> None:
-    for key in ("studies", "trials"):
-        check_whole(f"{path}: {key}", getattr(protocol, key))
-    check_whole(f"{path}: search_seed", protocol.search_seed, least=0)
-    check_number("targets.more_seconds", protocol.targets.more_seconds, positive=True)
-    if len(set(protocol.optimizers)) < len(protocol.optimizers):
-        raise ConfigError(f"{path}: an optimizer is named twice")
-    search = range(protocol.search_seed, protocol.search_seed + protocol.studies)
-    seeds = (*search, *protocol.fresh_seeds, *protocol.targets.seeds)
-    if not protocol.fresh_seeds or not protocol.targets.seeds or len(set(seeds)) < len(seeds):
-        raise ConfigError(
-            f"{path}: studies ({list(search)}), fresh seeds {list(protocol.fresh_seeds)} and the"
-            f" targets' seeds {list(protocol.targets.seeds)} must all be different, and not empty"
-        )
 
 
 def read_description(path: Path, called: str = "there are") -> dict[str, Any]:
