@@ -31,9 +31,6 @@ def symmetric(M: Tensor) -> Tensor:
 def eigenbasis(M: Tensor) -> Basis:
     """Return eigenvalues (…, d), ascending, and eigenvectors (…, d, d) of symmetric matrices.
 
-    Args:
-        M: matrices of shape (…, d, d), symmetric up to rounding.
-
     Raises:
         ArithmeticError: if an entry is not finite or every attempt fails (:func:`_robustly`).
     """
@@ -43,10 +40,7 @@ def eigenbasis(M: Tensor) -> Basis:
 
 @torch.no_grad()
 def inverse(M: Tensor) -> Tensor:
-    """Return the inverse of positive definite matrices by Cholesky decomposition.
-
-    Args:
-        M: matrices of shape (…, d, d), symmetric up to rounding.
+    """Return the inverse of positive definite matrices (…, d, d) by Cholesky decomposition.
 
     Raises:
         ArithmeticError: if an entry is not finite or every attempt fails (:func:`_robustly`).
@@ -55,28 +49,12 @@ def inverse(M: Tensor) -> Tensor:
 
 
 def eigenbases(matrices: Sequence[Tensor]) -> list[Basis | None]:
-    """Return eigenvalues and eigenvectors of many symmetric matrices, those of one size at once.
-
-    Args:
-        matrices: each (groups, d, d).
-
-    Returns:
-        For each matrix (groups, d) ascending eigenvalues and (groups, d, d) eigenvectors; None
-        where it is not finite or every attempt failed.
-    """
+    """Return :func:`eigenbasis` of many (groups, d, d), those of one size at once; None: failed."""
     return cast("list[Basis | None]", _by_size(matrices, eigenbasis))
 
 
 def inverses(matrices: Sequence[Tensor]) -> list[Tensor | None]:
-    """Return the inverses of many positive definite matrices, those of one size at once.
-
-    Args:
-        matrices: each (groups, d, d).
-
-    Returns:
-        For each matrix its inverse, (groups, d, d); None where it is not finite, not positive
-        definite, or every attempt failed.
-    """
+    """Return :func:`inverse` of many (groups, d, d), those of one size at once; None: failed."""
     found = _by_size(matrices, lambda M: (inverse(M),))
     return [None if parts is None else parts[0] for parts in found]
 
@@ -86,15 +64,7 @@ def _robustly(M: Tensor, decompose: Callable[[Tensor], Tensors]) -> Tensors:
 
     Near-singular factors make decompositions fail, on some devices more than on others, so it is
     tried as it is, with a small multiple of the identity added, in float64, and in float64 on the
-    CPU.
-
-    Args:
-        M: matrices of shape (…, d, d), symmetric up to rounding.
-        decompose: what to compute of their lower triangles; fails with
-            ``torch.linalg.LinAlgError``.
-
-    Raises:
-        ArithmeticError: if an entry is not finite or every attempt fails.
+    CPU. ``decompose`` reads lower triangles and fails with ``torch.linalg.LinAlgError``.
     """
     M = at_least_float32(M)
     if not bool(torch.isfinite(M).all()):
@@ -124,13 +94,7 @@ def _by_size(
     """Return ``compute`` of many matrices, small ones of one size in one call.
 
     Large ones (:data:`LARGE`) gain nothing from company, and would need room for all at once.
-
-    Args:
-        matrices: each (groups, d, d).
-        compute: maps (n, d, d) to tensors of leading axis n; raises ArithmeticError if it fails.
-
-    Returns:
-        For each matrix the tensors with leading axis ``groups``; None where ``compute`` failed.
+    ``compute`` maps (n, d, d) to tensors of leading axis n, or raises ArithmeticError: None then.
     """
     alike: dict[tuple[Any, ...], list[int]] = {}
     for i, M in enumerate(matrices):

@@ -8,14 +8,7 @@ from collections.abc import Sequence
 
 
 def check_number(name: str, value: object, interval: str, *, or_none: bool = False) -> None:
-    """Raise ValueError unless a finite number lies in an interval.
-
-    Args:
-        name: of the argument.
-        value: what was given.
-        interval: such as ``"[0, 1)"``, ``"(0, inf)"``.
-        or_none: whether None is allowed too.
-    """
+    """Raise ValueError unless a finite number, or None, is in an interval such as ``"[0, 1)"``."""
     if value is None and or_none:
         return
     low, high = _ends(interval)

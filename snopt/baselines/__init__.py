@@ -4,9 +4,8 @@ A difference in a result is then a difference of method, not of implementation.
 """
 
 from snopt.baselines.adagrad_norm import AdaGradNorm
-from snopt.baselines.ekfac import EKFAC, EKFACPreconditioner
 from snopt.baselines.kbfgs import KBFGS, KBFGSL
-from snopt.baselines.kfac import KFAC, KFACPreconditioner
+from snopt.baselines.kfac import EKFAC, KFAC, EKFACPreconditioner, KFACPreconditioner
 
 __all__ = [
     "EKFAC",

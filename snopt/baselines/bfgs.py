@@ -5,7 +5,7 @@ that satisfies the secant condition H y = s (Nocedal & Wright 2006, section 6.1)
 
     H⁺ = (I - ρ s yᵀ) H (I - ρ y sᵀ) + ρ s sᵀ,   ρ = 1 / sᵀy.
 
-Matrices are (…, d, d), vectors (…, d), each leading index a problem of its own. A pair that is
+Matrices are (…, d, d), vectors (…, d), each leading index a separate problem. A pair that is
 zero, not finite or of no positive curvature leaves its matrix as it is. Nothing synchronises.
 """
 
@@ -40,15 +40,10 @@ def bfgs_update(H: Tensor, s: Tensor, y: Tensor) -> Tensor:
 
 
 def hessian_action_update(H: Tensor, A: Tensor, v: Tensor) -> Tensor:
-    """Return the update of ``H`` towards A⁻¹ with s = H v, y = A s.
+    """Return the update of ``H`` towards the inverse of a given A with s = H v, y = A s.
 
     Hessian-action BFGS (Goldfarb, Ren, Bahamou 2020): the Hessian A is known, so y is
     its action on s and needs no damping. H v is the Newton direction at v as far as H knows it.
-
-    Args:
-        H: the inverse so far, (…, d, d).
-        A: symmetric positive definite matrix, (…, d, d).
-        v: a vector, (…, d); H = A⁻¹ is left alone by any.
     """
     s = (H @ v.unsqueeze(-1)).squeeze(-1)
     return bfgs_update(H, s, (A @ s.unsqueeze(-1)).squeeze(-1))
@@ -73,13 +68,9 @@ def normalized(s: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class DampedPair(NamedTuple):
-    """A pair fit for a BFGS update, and how far it was moved.
+    """A pair fit for a BFGS update, (…, d), and the shares (…) of the given s and y in it.
 
-    Attributes:
-        s: damped change of the variable, (…, d).
-        y: damped change of the gradient, (…, d).
-        theta_1: share of the given s in the damped one, (…); 1 where it was left alone.
-        theta_2: share of the given y in the damped one, (…).
+    A share is 1 where the vector was left alone.
     """
 
     s: Tensor
@@ -132,13 +123,9 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 class DenseInverse:
     """The inverse of an output factor as a matrix, starting at the identity (K-BFGS).
 
-    Kept in float64: in float32, rounding makes it indefinite where curvatures of both signs and
-    damped pairs that resemble each other follow one another for long enough.
-
-    Args:
-        groups: problems of their own.
-        size: rows of each matrix.
-        device: where it is kept.
+    There is one (size × size) matrix for each group. They are kept in float64: in float32, rounding
+    makes them indefinite where curvatures of both signs and damped pairs that resemble each other
+    follow one another for long enough.
     """
 
     def __init__(self, groups: int, size: int, device: torch.device) -> None:
@@ -176,13 +163,7 @@ class LimitedInverse:
         H M = M + S [R⁻ᵀ (D + YᵀY) R⁻¹ SᵀM - R⁻ᵀ YᵀM] - Y R⁻¹ SᵀM,
 
     the two-loop recursion as a handful of products. It equals the dense form as long as no pair has
-    been forgotten.
-
-    Args:
-        groups: problems of their own.
-        size: entries of each vector.
-        device: where they are kept, in float64.
-        memory: pairs that are kept.
+    been forgotten. The pairs, (groups, size) each, are kept in float64.
     """
 
     def __init__(self, groups: int, size: int, device: torch.device, memory: int) -> None:
@@ -190,14 +171,17 @@ class LimitedInverse:
         self.memory = memory
         self.S = torch.zeros(groups, size, 0, dtype=torch.float64, device=device)
         self.Y = torch.zeros_like(self.S)
-        self._R: Tensor | None = None
-        self._middle: Tensor | None = None
+        self._compact: tuple[Tensor, Tensor] | None = None  # R and D + YᵀY
 
     def apply(self, M: Tensor) -> Tensor:
         """Return H M, in the dtype of M, for M of shape (groups, size, columns)."""
         if self.S.shape[-1] == 0:
             return M.clone()
-        R, middle = self._compact()
+        if self._compact is None:
+            R = torch.triu(self.S.mT @ self.Y)
+            D = torch.diag_embed(R.diagonal(dim1=-2, dim2=-1))
+            self._compact = R, D + self.Y.mT @ self.Y
+        R, middle = self._compact
         # Pairs that resemble each other make large terms that cancel: float64 throughout.
         wide = M.double()
         a = torch.linalg.solve_triangular(R, self.S.mT @ wide, upper=True)
@@ -212,7 +196,7 @@ class LimitedInverse:
         s = torch.where(valid, s, self.apply(y.unsqueeze(-1)).squeeze(-1))
         self.S = torch.cat([self.S, s.unsqueeze(-1)], dim=-1)[..., -self.memory :]
         self.Y = torch.cat([self.Y, y.unsqueeze(-1)], dim=-1)[..., -self.memory :]
-        self._R = self._middle = None
+        self._compact = None
 
     def dense(self) -> Tensor:
         """Return H as a matrix, (groups, size, size)."""
@@ -228,11 +212,4 @@ class LimitedInverse:
         """Take over a state, on this object's device."""
         self.S = state["S"].to(self.S.device, copy=True)[..., -self.memory :]
         self.Y = state["Y"].to(self.S.device, copy=True)[..., -self.memory :]
-        self._R = self._middle = None
-
-    def _compact(self) -> tuple[Tensor, Tensor]:
-        """Return R and D + YᵀY, (groups, pairs, pairs)."""
-        if self._R is None or self._middle is None:
-            self._R = R = torch.triu(self.S.mT @ self.Y)
-            self._middle = torch.diag_embed(R.diagonal(dim1=-2, dim2=-1)) + self.Y.mT @ self.Y
-        return self._R, self._middle
+        self._compact = None

@@ -10,9 +10,8 @@ K-BFGS wants the G for which A ⊗ G is the Hessian with respect to W. With A th
 uses, that is the G that maps the mean of s_t to the *sum* of y_t, in both limits: uses that act on
 the loss independently (y_t = G_t s_t: the Hessian is Σ A ⊗ G_t, and Σ y_t = Σ G_t s) and uses that
 act on it together (y_t = Σ_u G_tu s_u: Σ_tu A ⊗ G_tu, and Σ y_t = Σ_tu G_tu s). A mean of both
-would make the step grow with the length of the solve. And nodes of a quadrature lie still while the
-weights change: means over the solver's own evaluations would differ between the two passes of a
-step because the solver's steps do.
+would make the step grow with the length of the solve. And the nodes of a quadrature stay where they
+are while the weights change; the solver's evaluations do not.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,25 +33,22 @@ from snopt.baselines.bfgs import (
     hessian_action_update,
 )
 from snopt.baselines.shared import moved
+from snopt.curvature import layers
 from snopt.curvature.factors import thinned
-from snopt.curvature.layers import (
-    Layer,
-    batch_of,
-    has_bias,
-    input_factor,
-    input_rows,
-    output_rows,
-    to_matrix,
-)
+from snopt.curvature.layers import Layer
 from snopt.curvature.quadrature import Quadrature
 from snopt.linalg import at_least_float32, inverse
-from snopt.precondition.base import Layerwise, PreconditionedOptimizer, as_groups, members
+from snopt.precondition.base import (
+    Layerwise,
+    PreconditionedOptimizer,
+    as_groups,
+    base_step,
+    members,
+)
 from snopt.precondition.weights import Block
 from snopt.validate import check_count, check_number
 
 MU_1 = 0.2  # μ₁ of the first damping, as in the authors' code
-
-_NO_DATA = "this layer has no data yet: the first step gathers it"
 
 
 @dataclass(frozen=True)
@@ -60,15 +56,15 @@ class Means:
     """Means of one layer over batch and uses, from the passes of one evaluation of the loss.
 
     Attributes:
-        A: mean of x xᵀ, (groups, features, features); None if it was not wanted.
         x: mean input with its entry for the bias, (groups, features).
         g: gradient of the mean loss with respect to a common change of the pre-activations at all
             uses, (groups, out / groups).
+        A: mean of x xᵀ, (groups, features, features); None if it was not wanted.
     """
 
-    A: Tensor | None
     x: Tensor
     g: Tensor
+    A: Tensor | None
 
     def unscale(self, loss_scale: float | Tensor) -> None:
         """Divide g, in place, by what the loss was multiplied with."""
@@ -77,16 +73,9 @@ class Means:
 
 @dataclass
 class MeanSums:
-    """Running sums for :class:`Means`.
+    """Running sums for :class:`Means`: each use times its weight; of A if ``with_factor``.
 
     Several backward passes (gradient accumulation within one closure) count as one batch.
-
-    Attributes:
-        with_factor: whether A is wanted.
-        A: sum of weight × mean of x xᵀ.
-        x: sum of weight × mean of x.
-        g: sum of weight × g over all rows.
-        weight: sum of the weights.
     """
 
     with_factor: bool = True
@@ -105,17 +94,15 @@ class MeanSums:
         max_rows: int | None = None,
     ) -> None:
         """Add one use of the layer: its input ``x`` and the gradient ``g`` at its output."""
-        rows = batch_of(layer, x)
+        rows = layers.batch_of(layer, x)
         if rows == 0:
             return
         share = 1.0 if max_rows is None or rows <= max_rows else rows / max_rows
         x, g = thinned(x, g, rows, max_rows)
-        part = MeanSums(self.with_factor)
-        part.A = input_factor(layer, x).mul_(weight) if self.with_factor else None
-        part.x = mean_input(layer, x).mul_(weight)
-        part.g = output_rows(layer, g).sum((1, 2)).mul_(weight * share)
-        part.weight = weight
-        self.merge(part)
+        A = layers.input_factor(layer, x).mul_(weight) if self.with_factor else None
+        mean_x = mean_input(layer, x).mul_(weight)
+        sum_g = layers.output_rows(layer, g).sum((1, 2)).mul_(weight * share)
+        self.merge(MeanSums(self.with_factor, A, mean_x, sum_g, weight))
 
     def merge(self, other: MeanSums) -> None:
         """Add another object's sums."""
@@ -126,15 +113,11 @@ class MeanSums:
         self.weight += other.weight
 
     def factors(self) -> Means:
-        """Return the means.
-
-        Raises:
-            ValueError: if nothing was added.
-        """
+        """Return the means."""
         if self.x is None or self.g is None:
             raise ValueError("the layer received no data")
         A = None if self.A is None else self.A / self.weight
-        return Means(A=A, x=self.x / self.weight, g=self.g.clone())
+        return Means(self.x / self.weight, self.g.clone(), A)
 
 
 def mean_input(layer: Layer, x: Tensor) -> Tensor:
@@ -146,18 +129,16 @@ def mean_input(layer: Layer, x: Tensor) -> Tensor:
     sample = 3 if isinstance(layer, nn.Conv2d) else 1
     if x.dim() > sample:
         x = x.mean(0, keepdim=True)
-    return input_rows(layer, x).mean((1, 2))
+    return layers.input_rows(layer, x).mean((1, 2))
 
 
+Part = TypeVar("Part")
 Inverse: TypeAlias = DenseInverse | LimitedInverse
 MakeInverse: TypeAlias = Callable[[int, int, torch.device], Inverse]
 
 
 class KBFGSState:
-    """The block of one layer.
-
-    Args:
-        make_inverse: makes H_g from groups, size and device.
+    """The block of one layer; ``make_inverse`` makes H_g from groups, size and device.
 
     Attributes:
         H_a: inverse of A + √λ I, (groups, features, features), or None.
@@ -173,7 +154,7 @@ class KBFGSState:
         self._A: Tensor | None = None
         self.H_a: Tensor | None = None
         self.H_g: Inverse | None = None
-        self._s: Tensor | None = None
+        self._s: Tensor | None = None  # running means of Δh and Δg
         self._y: Tensor | None = None
         self._lambda = 1.0  # of the present step
         self._before: tuple[Tensor, Tensor, Tensor] | None = None  # mean x, h and g
@@ -203,12 +184,9 @@ class KBFGSState:
         return _present(self._s), _present(self._y)
 
     def before_step(self, means: Means, W: Tensor, decay: float) -> None:
-        """Take in the first evaluation of a step.
+        """Take in the first evaluation of a step: means with A, at weights and bias W.
 
-        Args:
-            means: of the layer, with A.
-            W: weights and bias as (groups, out / groups, features).
-            decay: β, weight of the old A in the new one.
+        ``decay`` is β, the weight of the old A in the new one.
         """
         A = _present(means.A)
         self._before = None
@@ -241,17 +219,11 @@ class KBFGSState:
 
     def direction(self, G: Tensor) -> Tensor:
         """Return H_g G H_a for a gradient of shape (groups, out / groups, features)."""
-        H_a = _present(self.H_a)
-        return (self._output_inverse.apply(G.to(H_a.dtype)) @ H_a).to(G.dtype)
+        H_a, H_g = _present(self.H_a), self._output_inverse
+        return (H_g.apply(G.to(H_a.dtype)) @ H_a).to(G.dtype)
 
     def after_step(self, means: Means, W: Tensor, decay: float) -> None:
-        """Take in the second evaluation: update H_g with Δh and Δg, H_a with the action of A.
-
-        Args:
-            means: of the layer at the new weights; A is not needed.
-            W: the new weights.
-            decay: β, weight of the old (s, y) in the new one.
-        """
+        """Take in the second evaluation, at new weights: update H_g with Δh and Δg, H_a with A."""
         if self._before is None or self.H_a is None:
             return
         x, h, g = self._before
@@ -285,8 +257,8 @@ class KBFGSState:
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Take over a state of :meth:`state_dict`, moved to ``device``."""
-        self._A, self.H_a = moved(state["A"], device), moved(state["H_a"], device)
-        self._s, self._y = moved(state["s"], device), moved(state["y"], device)
+        parts = (moved(state[name], device) for name in ("A", "H_a", "s", "y"))
+        self._A, self.H_a, self._s, self._y = parts
         self.H_g = None
         if self._s is not None:
             groups, size = self._s.shape
@@ -297,9 +269,7 @@ class KBFGSState:
 
     @property
     def _output_inverse(self) -> Inverse:
-        if self.H_g is None:
-            raise ValueError(_NO_DATA)
-        return self.H_g
+        return cast("Inverse", _present(self.H_g))
 
     def _shifted(self) -> Tensor:
         """Return A + √λ I."""
@@ -307,26 +277,25 @@ class KBFGSState:
         return self.A + math.sqrt(self._lambda) * identity
 
 
-def _finite(*tensors: Tensor) -> bool:
-    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
+def _finite(one: Tensor, other: Tensor) -> bool:
+    return bool(torch.isfinite(one).all() & torch.isfinite(other).all())
 
 
 def _apply(W: Tensor, x: Tensor) -> Tensor:
     return (W.to(x.dtype) @ x.unsqueeze(-1)).squeeze(-1)
 
 
-def _present(part: Tensor | None) -> Tensor:
+def _present(part: Part | None) -> Part:
     if part is None:
-        raise ValueError(_NO_DATA)
+        raise ValueError("this layer has no data yet: the first step gathers it")
     return part
 
 
 class KBFGSPreconditioner(Layerwise[KBFGSState]):
     """Replaces the gradient of every Linear and Conv2d layer by H_g G H_a, in place.
 
-    :class:`KBFGS` does it all and describes the arguments; ``layerwise`` are those of
-    :class:`Layerwise`. By hand, a step is ``backward()``, :meth:`step`, the change of the weights,
-    ``backward()`` on the same batch, :meth:`observe`.
+    :class:`KBFGS` does it all and describes the arguments. By hand, a step is ``backward()``,
+    :meth:`step`, the change of the weights, ``backward()`` on the same batch, :meth:`observe`.
     """
 
     def __init__(
@@ -356,7 +325,16 @@ class KBFGSPreconditioner(Layerwise[KBFGSState]):
     ) -> None:
         """Take in the first evaluation if it is time, then replace the gradients in place."""
         if self.due:
-            self._before_step(self.gathered(loss_scale))
+            if self.waiting:
+                raise RuntimeError(
+                    "the step before has not been ended: call observe() after the second backward"
+                    " pass on its batch, or finish() to go without"
+                )
+            gathered = self.gathered(loss_scale)
+            for name, means in gathered.items():
+                block = self.blocks[name]
+                block.state.before_step(means, _weights(block), self.decay)
+            self.waiting = bool(gathered)
         for block, group in self.with_gradient(param_groups):
             if block.state.prepare(group.get("damping", self.damping)):
                 G = block.gradient(block.state.shape[-1])
@@ -366,17 +344,6 @@ class KBFGSPreconditioner(Layerwise[KBFGSState]):
     def check(self, group: Mapping[str, Any]) -> None:
         """Raise ValueError if λ of a parameter group is out of range."""
         check_number("damping", group.get("damping", self.damping), "(0, 1)")
-
-    def _before_step(self, gathered: Mapping[str, Means]) -> None:
-        if self.waiting:
-            raise RuntimeError(
-                "the step before has not been ended: call observe() after the second backward"
-                " pass on its batch, or finish() to go without"
-            )
-        for name, means in gathered.items():
-            block = self.blocks[name]
-            block.state.before_step(means, _weights(block), self.decay)
-        self.waiting = bool(gathered)
 
     @torch.no_grad()
     def observe(self) -> None:
@@ -403,15 +370,15 @@ class KBFGSPreconditioner(Layerwise[KBFGSState]):
 def _weights(block: Block[KBFGSState]) -> Tensor:
     """Return weight and bias as a matrix with the columns of the layer's input rows."""
     layer = block.layer
-    bias = layer.bias.detach() if layer.bias is not None and has_bias(layer) else None
-    return to_matrix(layer, layer.weight.detach(), bias)
+    bias = layer.bias.detach() if layer.bias is not None and layers.has_bias(layer) else None
+    return layers.to_matrix(layer, layer.weight.detach(), bias)
 
 
 class _Descent(Optimizer):
     """θ ← θ - lr · ``.grad``: weight decay has been added before preconditioning."""
 
-    def __init__(self, groups: list[dict[str, Any]], lr: float) -> None:
-        super().__init__(groups, {"lr": lr})
+    def __init__(self, groups: list[dict[str, Any]], lr: float, weight_decay: float = 0.0) -> None:
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -476,7 +443,7 @@ class KBFGS(PreconditionedOptimizer[KBFGSPreconditioner]):
     """
 
     needs_closure = True
-    """Whoever drives the optimizer has to hand a closure to :meth:`step`."""
+    """:meth:`step` needs a closure."""
 
     def __init__(
         self,
@@ -492,8 +459,6 @@ class KBFGS(PreconditionedOptimizer[KBFGSPreconditioner]):
         params: Iterable[Any] | None = None,
     ) -> None:
         """Set up the blocks and the descent on shared parameter groups."""
-        check_number("lr", lr, "[0, inf)")
-        check_number("weight_decay", weight_decay, "[0, inf)")
         groups = as_groups(model, params)
         preconditioner = KBFGSPreconditioner(
             model,
@@ -507,11 +472,8 @@ class KBFGS(PreconditionedOptimizer[KBFGSPreconditioner]):
             params=members(groups),
         )
         self.decay = decay
-        defaults = {"damping": damping, "weight_decay": weight_decay}
-        super().__init__(preconditioner, _Descent(groups, lr), defaults)
-        for group in self.param_groups:
-            check_number("lr", group["lr"], "[0, inf)")
-            check_number("weight_decay", group["weight_decay"], "[0, inf)")
+        step = base_step(groups, _Descent, lr, 0.0, weight_decay, {})
+        super().__init__(preconditioner, step, {"damping": damping})
 
     def _make_inverse(self) -> MakeInverse:
         return DenseInverse
@@ -533,16 +495,20 @@ class KBFGS(PreconditionedOptimizer[KBFGSPreconditioner]):
         Raises:
             TypeError: if there is no closure.
         """
-        name = type(self).__name__
         if closure is None:
             raise TypeError(
-                f"{name} evaluates loss and gradients twice in a step, before it and after it on"
-                " the same batch: call optimizer.step(closure), where closure() calls"
+                f"{type(self).__name__} evaluates loss and gradients twice in a step, before it and"
+                " after it on the same batch: call optimizer.step(closure), where closure() calls"
                 " optimizer.zero_grad(), computes the loss, calls backward() and returns the loss"
             )
         with torch.enable_grad():
             loss = closure()
-        self._average_gradients()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    average = self.state[p].setdefault("average", torch.zeros_like(p))
+                    grad = p.grad.add(p, alpha=group["weight_decay"])
+                    p.grad.copy_(average.mul_(self.decay).add_(grad, alpha=1 - self.decay))
         self.preconditioner.step(self.param_groups)
         self.base.step()
         if self.preconditioner.waiting:
@@ -561,25 +527,12 @@ class KBFGS(PreconditionedOptimizer[KBFGSPreconditioner]):
         ``damped_powell`` and ``damped_lm``: share of the blocks whose last pair was moved by the
         first and by the second damping.
         """
+        found = super().metrics()
         thetas = [s.theta for s in self.curvature.values() if s.theta is not None]
-        shares = {}
-        for i, name in enumerate(("damped_powell", "damped_lm")):
-            if thetas:
-                moved = torch.cat([theta[i] < 1 for theta in thetas])
-                shares[name] = float(moved.double().mean())
-        return {**super().metrics(), **shares}
-
-    def _average_gradients(self) -> None:
-        """Replace every gradient by its exponential average, weight decay included."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if "average" not in state:
-                    state["average"] = torch.zeros_like(p)
-                grad = p.grad.add(p, alpha=group["weight_decay"])
-                p.grad.copy_(state["average"].mul_(self.decay).add_(grad, alpha=1 - self.decay))
+        if thetas:
+            for i, name in enumerate(("damped_powell", "damped_lm")):
+                found[name] = float((torch.cat([t[i] for t in thetas]) < 1).double().mean())
+        return found
 
 
 class KBFGSL(KBFGS):
@@ -592,10 +545,8 @@ class KBFGSL(KBFGS):
     Args:
         model: the model whose parameters are trained.
         lr: learning rate (authors' code: 0.3).
-        damping: λ in (0, 1) (authors' code: 0.3).
-        decay: β in [0, 1) of all averages (authors' code: 0.9).
         memory: pairs (s, y) kept for each layer, at least 1 (authors' code: 100).
-        options: further arguments of K-BFGS.
+        options: arguments of K-BFGS.
 
     Raises:
         TypeError: if ``model`` is no module, or an option is unknown.
@@ -606,15 +557,14 @@ class KBFGSL(KBFGS):
         self,
         model: nn.Module,
         lr: float = 0.3,
-        damping: float = 0.3,
-        decay: float = 0.9,
+        *,
         memory: int = 100,
         **options: Any,
     ) -> None:
         """Keep each H_g as its last pairs."""
         check_count("memory", memory)
         self.memory = memory
-        super().__init__(model, lr=lr, damping=damping, decay=decay, **options)
+        super().__init__(model, lr, **options)
 
     def _make_inverse(self) -> MakeInverse:
         return partial(LimitedInverse, memory=self.memory)

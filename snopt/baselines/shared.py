@@ -1,18 +1,7 @@
-"""What K-FAC and EKFAC share: averaged factors, the bound on a step, ranges of settings.
-
-**Scale.** A layer that one sample uses R times has the gradient Σ_r g_r x_rᵀ. K-FAC takes the uses
-for independent and alike, as Grosse and Martens (2016) do for the locations of a convolution
-("expand" in Eschenhagen et al. 2023), so that the block is
-
-    R · (1/R Σ_r E[x_r x_rᵀ]) ⊗ (1/R Σ_r E[g_r g_rᵀ]) = A ⊗ B,
-
-A a mean over uses, B a sum over uses. Since no use is told from another, neither the order of the
-solver's evaluations nor their number within a step needs to be the same from batch to batch.
-"""
+"""Averages of factors, for K-FAC and EKFAC."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,21 +9,13 @@ from torch import Tensor
 
 from snopt.curvature.factors import Factors
 from snopt.linalg import symmetric
-from snopt.precondition.weights import Block
-from snopt.validate import check_count, check_number
 
 
 class FactorAverage:
     """Averages of one layer's A and B.
 
     The k-th update keeps the old value with weight min(1 - 1/k, decay): a plain mean at first, an
-    exponential one later (Martens and Grosse 2015, section 5).
-
-    Attributes:
-        A: input-side factor, (groups, features, features), or None before the first update.
-        B: output-side factor, (groups, out / groups, out / groups).
-        updates: number of updates.
-        batch: rows of the last update.
+    exponential one later (Martens and Grosse 2015, section 5). ``batch``: rows of the last update.
     """
 
     def __init__(self) -> None:
@@ -51,11 +32,7 @@ class FactorAverage:
         return A.shape[0], B.shape[-1], A.shape[-1]
 
     def both(self) -> tuple[Tensor, Tensor]:
-        """Return A and B.
-
-        Raises:
-            ValueError: if there are none yet.
-        """
+        """Return A and B; raise ValueError if there are none yet."""
         if self.A is None or self.B is None:
             raise ValueError("this layer has no factors yet: they are computed in step()")
         return self.A, self.B
@@ -63,15 +40,10 @@ class FactorAverage:
     @property
     def factors(self) -> Factors:
         """The averages as factors."""
-        A, B = self.both()
-        return Factors(A, B, 1.0, self.batch)
+        return Factors(*self.both(), 1.0, self.batch)
 
     def update(self, factors: Factors, decay: float) -> bool:
-        """Take in new factors.
-
-        Args:
-            factors: sums over the uses, their number being the weight.
-            decay: largest weight of the old value, in [0, 1).
+        """Take in factors, sums over as many uses as their weight; ``decay`` lies in [0, 1).
 
         Returns:
             Whether they were taken: factors that are not finite are left out.
@@ -101,44 +73,3 @@ class FactorAverage:
 def moved(value: Tensor | None, device: torch.device) -> Tensor | None:
     """Return a copy of a tensor on ``device``; None stays None."""
     return None if value is None else value.to(device, copy=True)
-
-
-def write_steps(
-    steps: Sequence[tuple[Block[Any], Tensor, Mapping[str, Any]]], bound: float | None
-) -> None:
-    """Write each block's step into its gradients, all shortened by one factor ν if need be.
-
-    ν ≤ 1 keeps ν² lr² Σ ⟨G, step⟩ within the bound κ. With step = Q⁻¹ G that sum is the step's own
-    quadratic form lr² ⟨step, Q step⟩, damping included: twice the second-order estimate of the
-    change in Kullback-Leibler divergence (Ba, Grosse, Martens 2017).
-
-    Args:
-        steps: block, step like its matrix, and parameter group (its ``lr`` counts, 1 without).
-        bound: κ > 0; None means no bound.
-    """
-    products = []
-    for block, step, group in steps:
-        if bound is not None:
-            products.append(block.inner(step) * group.get("lr", 1.0) ** 2)
-        block.set_gradient(step)
-    if bound is not None and products:
-        # A product may be negative by rounding alone; the factors are positive definite.
-        total = torch.stack(products).sum().clamp_min(1e-30)
-        factor = (bound / total).sqrt().clamp_max(1.0)
-        for block, step, _ in steps:
-            block.scale_gradient(factor, step.shape[-1])
-
-
-def check_settings(
-    *, decay: float, update_freq: int, inverse_freq: int, kl_clip: float | None
-) -> None:
-    """Raise ValueError for a hyper-parameter out of range."""
-    check_number("decay (of the averaged factors)", decay, "[0, 1)")
-    check_count("update_freq", update_freq)
-    check_count("inverse_freq", inverse_freq)
-    if inverse_freq % update_freq:
-        raise ValueError(
-            f"inverse_freq must be a multiple of update_freq={update_freq}, the steps at which"
-            f" there are new factors to decompose; got {inverse_freq}"
-        )
-    check_number("kl_clip", kl_clip, "(0, inf)", or_none=True)

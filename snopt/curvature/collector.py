@@ -47,9 +47,7 @@ class _Use:
 class Recording:
     """Uses of layers seen in one evaluation of a field, for the collectors that want them.
 
-    Attributes:
-        uses: one entry for each use and collector.
-        gradients: gradient at each use's output, to be filled in by who differentiates the field.
+    The code that differentiates the field fills in ``gradients``, one at each use's output.
     """
 
     def __init__(self, collectors: Sequence[Collector]) -> None:
@@ -64,12 +62,7 @@ class Recording:
         return [use.output for use in self.uses]
 
     def give(self, weights: Mapping[Collector, float], scale: float = 1.0) -> None:
-        """Hand every use to its collector.
-
-        Args:
-            weights: quadrature weight by collector; the others get nothing.
-            scale: factor on the gradients.
-        """
+        """Hand every use, its gradient times ``scale``, to its collector if that has a weight."""
         task = backward_pass()
         with torch.no_grad():
             for use, g in zip(self.uses, self.gradients, strict=True):
@@ -79,7 +72,7 @@ class Recording:
 
 
 class _Where(threading.local):
-    """What this thread is doing. Backward passes on a GPU run in a thread of their own."""
+    """What this thread is doing. Backward passes on a GPU run in another thread."""
 
     solve_depth: int = 0
     recording: Recording | None = None
@@ -91,11 +84,7 @@ _armed: weakref.WeakSet[Collector] = weakref.WeakSet()
 
 
 class inside_solve:  # noqa: N801 - used as a function
-    """Mark evaluations of the field as the solver's own: they are not uses of a layer.
-
-    Args:
-        recording: where the hooks are to write the uses of layers nevertheless, or None.
-    """
+    """Mark evaluations of the field as the solver's: uses of a layer only for a recording."""
 
     # A class, not a generator: it is entered at every evaluation of a small field.
     __slots__ = ("before", "recording")
@@ -123,13 +112,13 @@ def backward_pass() -> int:
 
 
 class WeakHook:
-    """Forward hook that lets a copied or pickled module go without who watches it.
+    """Forward hook that calls ``owner.on_forward(module, args, kwargs, output)`` while it lives.
 
-    It calls ``owner.on_forward(module, args, kwargs, output)`` as long as the owner lives.
+    The hook of a copied or pickled module has no owner (None).
     """
 
     def __init__(self, owner: Any) -> None:
-        """Watch for ``owner``, or for nobody (None)."""
+        """Watch for ``owner``."""
         self._owner = None if owner is None else weakref.ref(owner)
 
     def __call__(
@@ -141,11 +130,11 @@ class WeakHook:
             owner.on_forward(module, args, kwargs, output)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WeakHook:
-        """Return a hook of nobody's."""
+        """Return a hook without an owner."""
         return WeakHook(None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as a hook of nobody's."""
+        """Pickle as a hook without an owner."""
         return (WeakHook, (None,))
 
 
@@ -202,10 +191,8 @@ class Collector:
         self._release()
         self._generation += 1
         if not self._handles:
-            hook = WeakHook(self)
-            self._handles = [
-                layer.register_forward_hook(hook, with_kwargs=True) for layer in self.layers
-            ]
+            hook, layers = WeakHook(self), self.layers
+            self._handles = [m.register_forward_hook(hook, with_kwargs=True) for m in layers]
             _armed.add(self)
 
     def disarm(self) -> None:
@@ -223,7 +210,7 @@ class Collector:
         self._held = []
 
     def clear(self) -> None:
-        """Forget what was gathered, for instance from a backward pass whose gradient was zeroed."""
+        """Forget what was gathered."""
         self.sums = {}
 
     def add(self, layer: nn.Module, x: Tensor, g: Tensor, weight: float, task: int) -> None:
@@ -231,10 +218,9 @@ class Collector:
         key = self.layers[layer]
         # Factors are summed in full precision even where backward() runs under autocast.
         with torch.autocast(x.device.type, enabled=False):
-            sums = self.sums.get(key)
-            if sums is None:
-                sums = self.sums[key] = self.accumulator()
-            sums.add(layer, x, g, weight, task, self.max_rows)  # type: ignore[arg-type]
+            if key not in self.sums:
+                self.sums[key] = self.accumulator()
+            self.sums[key].add(layer, x, g, weight, task, self.max_rows)  # type: ignore[arg-type]
 
     def on_forward(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
@@ -297,10 +283,8 @@ def armed_collectors(func: object, *, paused: bool = False) -> list[Collector]:
 
     None within another solve: the backward pass of an ODE inside a vector field belongs to a stage.
 
-    Args:
-        func: the vector field.
-        paused: whether to return those that are paused as well: a forward pass does not know yet
-            which backward passes they will want to see.
+    ``paused``: those that are paused as well, since a forward pass does not know yet which backward
+    passes they will want to see.
     """
     if not _armed or _where.solve_depth > 0:
         return []

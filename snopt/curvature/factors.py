@@ -48,15 +48,12 @@ class Sums(Protocol):
         max_rows: int | None = None,
     ) -> None:
         """Add one use of the layer: its input ``x`` and the gradient ``g`` at its output."""
-        ...
 
     def merge(self, other: Any) -> None:
         """Add the sums of another object of the same kind."""
-        ...
 
     def factors(self) -> Any:
         """Return what the method takes in; it has a method ``unscale`` like :class:`Factors`."""
-        ...
 
 
 @dataclass
@@ -95,17 +92,14 @@ class Accumulator:
         self.rows[task] = max(rows, self.rows.get(task, 0))
 
     def add_output(self, layer: Layer, g: Tensor, batch: int, weight: float) -> None:
-        """Add the gradient at the output, of a batch of so many rows, to the output side."""
+        """Add the gradient at the output, of a batch of ``batch`` rows, to the output side."""
         self.B = output_factor(layer, g, batch, self.B, weight)
 
     def merge(self, other: Accumulator) -> None:
         """Add another accumulator's sums."""
         if other.A is None:
             return
-        if self.A is None:
-            self.A = other.A
-        else:
-            self.A += other.A
+        self.A = other.A if self.A is None else self.A.add_(other.A)
         self.merge_output(other)
         self.weight += other.weight
         for task, rows in other.rows.items():
@@ -113,10 +107,8 @@ class Accumulator:
 
     def merge_output(self, other: Accumulator) -> None:
         """Add another accumulator's output side."""
-        if self.B is None:
-            self.B = other.B
-        elif other.B is not None:
-            self.B += other.B
+        if other.B is not None:
+            self.B = other.B if self.B is None else self.B.add_(other.B)
 
     def factors(self) -> Factors:
         """Return the factors for the mean loss over all rows of all backward passes since.
@@ -185,10 +177,6 @@ class _Use:
         columns = rows.permute(0, 3, 1, 2).flatten(2)
         return columns * (math.sqrt(self.weight / rows.shape[1]) * self.batch)
 
-    def into(self, B: Tensor | None) -> Tensor:
-        """Add C Cᵀ to a matrix, in place."""
-        return output_factor(self.layer, self.g, self.batch, B, self.weight)
-
 
 _Uses: TypeAlias = "list[_Use | _Uses]"
 
@@ -199,17 +187,12 @@ class ThinSums(Accumulator):
 
     From the first use on that is one too many, it is an :class:`Accumulator` with the same numbers
     to the last bit.
-
-    Attributes:
-        uses: what B is to be made of, in this order, while B is None; a list stands for sums that
-            were merged.
-        count: columns in ``uses``.
-        most: how many they may be, known from the first use on.
     """
 
+    # While B is None: what it will be made of, in this order; a list stands for merged sums.
     uses: _Uses = field(default_factory=list)
-    count: int = 0
-    most: int = 0
+    count: int = 0  # columns in ``uses``
+    most: int = 0  # how many they may be, known from the first use on
 
     def add_output(self, layer: Layer, g: Tensor, batch: int, weight: float) -> None:
         """Add one use to the output side."""
@@ -262,7 +245,7 @@ def _summed(uses: _Uses) -> Tensor:
     B: Tensor | None = None
     for use in uses:
         if isinstance(use, _Use):
-            B = use.into(B)
+            B = output_factor(use.layer, use.g, use.batch, B, use.weight)
         else:
             B = _summed(use) if B is None else B.add_(_summed(use))
     if B is None:
@@ -279,16 +262,12 @@ def _columns(uses: _Uses) -> Iterator[Tensor]:
 
 
 class ThinFactors(Factors):
-    """One layer's factors with B = C Cᵀ as its columns; ``B`` is formed where it is asked for.
-
-    Attributes:
-        columns: C, (1, out, n).
-    """
+    """One layer's factors with B = C Cᵀ as columns C, (1, out, n); B is formed where asked for."""
 
     columns: Tensor
 
     def __init__(self, A: Tensor, columns: Tensor, weight: float, batch: int) -> None:
-        """Keep the columns."""
+        """Keep the columns (the dataclass is frozen, and B is a property here)."""
         for name, value in (("A", A), ("columns", columns), ("weight", weight), ("batch", batch)):
             object.__setattr__(self, name, value)
 
@@ -318,10 +297,6 @@ def bases_of(
     Q V. Q and V are orthonormal to rounding, however alike the columns are. Directions whose
     eigenvalue is rounding are left out, so there may be fewer than columns, and none where C is 0.
 
-    Args:
-        factors: of the layers.
-        decompose: :func:`snopt.linalg.eigenbases`, or what does the same.
-
     Returns:
         (groups, d) ascending eigenvalues and (groups, d, d) eigenvectors of A and of B; (1, k) and
         (1, out, k) of a B that is kept as columns; None where a decomposition failed.
@@ -337,11 +312,10 @@ def bases_of(
             frames.append(None)
             matrices += [one.A, one.B]
     found = decompose(matrices)
-    bases = []
-    for i, Q in enumerate(frames):
-        basis = found[2 * i + 1]
-        bases.append((found[2 * i], basis if Q is None or basis is None else _lifted(basis, Q)))
-    return bases
+    return [
+        (A, B if B is None or Q is None else _lifted(B, Q))
+        for A, B, Q in zip(found[::2], found[1::2], frames, strict=True)
+    ]
 
 
 def _lifted(basis: Basis, Q: Tensor) -> Basis:

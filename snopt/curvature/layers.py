@@ -42,11 +42,7 @@ def groups_of(layer: Layer) -> int:
 
 
 def input_rows(layer: Layer, x: Tensor) -> Tensor:
-    """Return the layer's input as rows.
-
-    Args:
-        layer: a linear or convolutional layer.
-        x: its input, (in,), (batch, …, in) or ([batch,] channels, height, width).
+    """Return a layer's input, (in,), (batch, …, in) or ([batch,] channels, height, width), as rows.
 
     Returns:
         Tensor of shape (groups, batch, shared, in / groups × kernel [+ 1]), at least float32.
@@ -65,11 +61,7 @@ def input_rows(layer: Layer, x: Tensor) -> Tensor:
 
 
 def output_rows(layer: Layer, g: Tensor) -> Tensor:
-    """Return the gradient at the layer's output as rows.
-
-    Args:
-        layer: a linear or convolutional layer.
-        g: gradient at its output, shaped like the output.
+    """Return the gradient at a layer's output, shaped like the output, as rows.
 
     Returns:
         Tensor of shape (groups, batch, shared, out / groups), at least float32.
@@ -87,16 +79,9 @@ def output_rows(layer: Layer, g: Tensor) -> Tensor:
 def input_factor(
     layer: Layer, x: Tensor, into: Tensor | None = None, weight: float = 1.0
 ) -> Tensor:
-    """Return ``weight × E[x xᵀ]``, the mean over batch and shared positions.
+    """Return ``weight × E[x xᵀ]``, (groups, features, features), over batch and shared positions.
 
-    Args:
-        layer: a linear or convolutional layer.
-        x: its input.
-        into: matrices to add it to, in place, or None for new ones.
-        weight: factor on the mean.
-
-    Returns:
-        Tensor of shape (groups, features, features).
+    It is added to ``into``, in place, if given.
     """
     total: Tensor | None = None
     images = isinstance(layer, nn.Conv2d) and x.dim() == 4
@@ -135,15 +120,8 @@ def output_factor(
     mean of their outer products is ``batch × Σ g gᵀ``. The sum over shared positions is the factor
     "number of locations" of Grosse and Martens (2016) for convolutions.
 
-    Args:
-        layer: a linear or convolutional layer.
-        g: gradient at its output, or the rows of it that were chosen.
-        batch: rows of the whole batch; None means that ``g`` has them all.
-        into: matrices to add it to, in place, or None for new ones.
-        weight: factor on the mean.
-
-    Returns:
-        Tensor of shape (groups, out / groups, out / groups).
+    ``g`` has all rows of the batch, or those that were chosen of ``batch``. The result, (groups,
+    out / groups, out / groups), is added to ``into``, in place, if given.
     """
     whole = (isinstance(layer, nn.Conv2d) and g.dim() == 3) or g.dim() == 1
     chosen = 1 if whole else g.shape[0]
@@ -179,11 +157,7 @@ def to_matrix(
 ) -> Tensor:
     """Return weight and bias, or their gradients, as (groups, out / groups, features).
 
-    Args:
-        layer: the layer they belong to.
-        weight: its weight or the weight's gradient.
-        bias: its bias or the bias's gradient, None if it has no column.
-        out: matrix to write into, or None for a new one.
+    A bias of None has no column; ``out`` is the matrix to write into, or None for a new one.
     """
     groups = groups_of(layer)
     matrix = weight.reshape(groups, weight.shape[0] // groups, -1)
@@ -232,9 +206,7 @@ def _images_at_a_time(layer: Layer, x: Tensor) -> int:
 
 
 def _linear_rows(x: Tensor) -> Tensor:
-    if x.dim() == 1:
-        x = x.unsqueeze(0)
-    return x.reshape(1, x.shape[0], -1, x.shape[-1])
+    return x.reshape(1, 1 if x.dim() == 1 else len(x), -1, x.shape[-1])
 
 
 def _windows(layer: nn.Conv2d, x: Tensor) -> Tensor:

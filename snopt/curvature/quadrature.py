@@ -32,7 +32,7 @@ class Nodes(Protocol):
 
 @dataclass(frozen=True)
 class GaussLegendre:
-    """Gauss-Legendre rule with a fixed number of nodes, exact for polynomials of degree 2n - 1."""
+    """The rule of :func:`gauss_legendre`."""
 
     n: int
 
@@ -78,11 +78,7 @@ def _on_unit_interval(n: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 @dataclass(frozen=True)
 class Uniform:
-    """Equal cells no longer than ``step``, sampled at their midpoints (order 2).
-
-    The paper samples every Δt = 0.01; this takes the same number of equally weighted samples and
-    places them where the rule is of second rather than of first order.
-    """
+    """The rule of :func:`uniform`: midpoints of equal cells no longer than ``step`` (order 2)."""
 
     step: float
 
@@ -101,10 +97,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class StepEnds:
-    """Trapezoid rule over the ends of the backward solver's accepted steps.
-
-    Where the method evaluates the field at the ends anyway (dopri5, bosh3), it adds no evaluation.
-    """
+    """The rule of :func:`steps`."""
 
     looks_at: ClassVar[str] = "step ends"
     needs_engine: ClassVar[str] = (
@@ -115,18 +108,7 @@ class StepEnds:
 
 @dataclass(frozen=True)
 class Evaluations:
-    """No quadrature: every evaluation that the discretised solve is made of is a use of its own.
-
-    A solve of n evaluations is then a network that uses its layers n times, with the gradient of
-    the loss with respect to each use's output. Through the solver (``gradient="direct"``,
-    ``"checkpoint"``) these gradients are autograd's; the evaluations of rejected steps receive
-    none and are no uses. With the adjoint the uses are the stages of the accepted backward steps,
-    since it is of them that the gradient is made: stage i of a step dt has the weight dt b_i in it,
-    so dt b_i (∂F/∂h)ᵀ a is the gradient at its output, and a stage of weight 0 is no use. In each
-    mode the sum over uses and batch of g xᵀ is the layer's gradient.
-
-    It adds no evaluation of the field. The weight of the factors is the number of uses.
-    """
+    """The rule of :func:`evaluations`."""
 
     looks_at: ClassVar[str] = "evaluations"
     needs_engine: ClassVar[str] = (
@@ -141,30 +123,37 @@ Quadrature: TypeAlias = Nodes | StepEnds | Evaluations
 
 
 def evaluations() -> Evaluations:
-    """Return the rule that takes every evaluation of a solve as one use of the layer.
+    """Return the rule that takes every evaluation of the discretised solve as one use of a layer.
 
-    The discrete-time view of K-FAC and its kin; see :class:`Evaluations`.
+    It is the discrete-time view of K-FAC and its kin, and no quadrature. A solve of n evaluations
+    is then a network that uses its layers n times, with the gradient of the loss with respect to
+    each use's output. Through the solver (``gradient="direct"``, ``"checkpoint"``) these gradients
+    are autograd's; the evaluations of rejected steps receive none and are no uses. With the adjoint
+    the uses are the stages of the accepted backward steps, since it is of them that the gradient is
+    made: stage i of a step dt has the weight dt b_i in it, so dt b_i (∂F/∂h)ᵀ a is the gradient at
+    its output, and a stage of weight 0 is no use. In each mode the sum over uses and batch of g xᵀ
+    is the layer's gradient.
+
+    It adds no evaluation of the field. The weight of the factors is the number of uses.
     """
     return Evaluations()
 
 
 def steps() -> StepEnds:
-    """Return the trapezoid rule over the ends of accepted steps, for ``SNOpt(quadrature=...)``.
+    """Return the trapezoid rule over the ends of the backward solver's accepted steps.
 
-    Its accuracy is the solver's choice of steps, its cost next to nothing; only on the engine.
+    Its accuracy is the solver's choice of steps. Where the method evaluates the field at the ends
+    anyway (dopri5, bosh3), it adds no evaluation. It needs the project's engine.
     """
     return StepEnds()
 
 
 def gauss_legendre(n: int = 4) -> GaussLegendre:
-    """Return the Gauss-Legendre rule with ``n`` nodes for each smooth piece of a solve.
+    """Return the Gauss-Legendre rule with ``n`` nodes, exact for polynomials of degree 2n - 1.
 
     Args:
-        n: number of nodes, and so of evaluations of the vector field, for each piece. For smooth
-            fields 4 are plenty; ReLU fields gain little beyond 8.
-
-    Returns:
-        A rule for ``SNOpt(quadrature=...)``.
+        n: number of nodes, and so of evaluations of the vector field, for each smooth piece of a
+            solve. For smooth fields 4 are plenty; ReLU fields gain little beyond 8.
 
     Raises:
         ValueError: if ``n`` is not a positive integer.
@@ -173,14 +162,14 @@ def gauss_legendre(n: int = 4) -> GaussLegendre:
 
 
 def uniform(step: float = 0.01) -> Uniform:
-    """Return the rule that samples every ``step`` with equal weights, the paper's choice.
+    """Return the rule that samples every ``step`` with equal weights.
+
+    The paper samples every Δt = 0.01; this takes as many samples and places them in the middle of
+    their cells, where the rule is of second rather than of first order.
 
     Args:
         step: largest distance of two samples, in units of t. An interval shorter than ``step`` gets
             one sample.
-
-    Returns:
-        A rule for ``SNOpt(quadrature=...)``.
 
     Raises:
         ValueError: if ``step`` is not a positive finite number.

@@ -1,7 +1,7 @@
 """What layer-wise second-order optimizers share.
 
 A :class:`Layerwise` preconditioner watches a model's layers, knows when to gather curvature, and
-hands out what was gathered; each method derives from it and has a ``step`` of its own.
+hands out what was gathered; each method derives from it and has its own ``step``.
 :class:`PreconditionedOptimizer` puts it before a base optimizer.
 """
 
@@ -36,32 +36,27 @@ class BlockState(Protocol):
     @property
     def failures(self) -> int:
         """Decompositions that failed; the previous one was kept."""
-        ...
 
     @property
     def ready(self) -> bool:
         """Whether a direction can be computed."""
-        ...
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape of the block's matrix, (groups, out / groups, columns); call it when ready."""
-        ...
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue exactly."""
-        ...
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Take over a state of :meth:`state_dict`, moved to ``device``."""
-        ...
 
 
 State = TypeVar("State", bound=BlockState)
 
 
 class Layerwise(ABC, Generic[State]):
-    """Base of preconditioners that treat each Linear and Conv2d layer as a block of its own.
+    """Base of preconditioners that treat each Linear and Conv2d layer as one block.
 
     A method's :meth:`step` is called between ``backward()`` and the base optimizer's step. Where
     :attr:`due`, it takes in what :meth:`gathered` returns; then it replaces the gradients of the
@@ -72,9 +67,9 @@ class Layerwise(ABC, Generic[State]):
     gradient.
 
     Args:
-        model: see :class:`snopt.Preconditioner`, as for all that is not named here.
+        model: see :class:`snopt.Preconditioner`, also for all that is not named here.
         make_state: makes the method's state of one block.
-        update_freq: steps between two gatherings of curvature, at least 1; the first step gathers.
+        update_freq: steps between two gatherings of curvature; the first step gathers.
         accumulator: makes the running sums of one layer.
 
     Attributes:
@@ -103,26 +98,21 @@ class Layerwise(ABC, Generic[State]):
         if curvature_batch is not None:
             check_count("curvature_batch", curvature_batch)
         check_choice("scope", scope, SCOPES)
-        self.update_freq = update_freq
-        self.scope = scope
+        self.update_freq, self.scope = update_freq, scope
         self.steps = 0
-        params = None if params is None else list(params)
+        check_model(model)
+        params = list(model.parameters() if params is None else params)
         self.blocks, keys = find_blocks(model, params, make_state)
-        names = untreated(model, params, self.blocks.values()) if scope == "all" else []
-        if names:
+        names = untreated(model, params, self.blocks.values())
+        if names and scope == "all":
             method = type(self).__name__.removesuffix("Preconditioner") or "SNOpt"
             warnings.warn(
                 f"{method} does not treat {', '.join(names)}: the plain update for these",
                 UserWarning,
                 stacklevel=4,
             )
-        self.collector = Collector(
-            keys,
-            gauss_legendre(4) if quadrature is None else quadrature,
-            accumulator,
-            scope,
-            curvature_batch,
-        )
+        rule = gauss_legendre(4) if quadrature is None else quadrature
+        self.collector = Collector(keys, rule, accumulator, scope, curvature_batch)
         self.collector.arm()
         self.ranks: Ranks | None = None
         self._vectors = 1  # backward passes that gathered curvature from the same rows
@@ -133,18 +123,12 @@ class Layerwise(ABC, Generic[State]):
     ) -> None:
         """Take in new curvature if it is time, then precondition the gradients in place.
 
-        Args:
-            param_groups: groups whose settings override the defaults for the layers whose weight
-                they hold.
-            loss_scale: what the loss was multiplied with for the backward pass (loss scaling in
-                half precision) and the gradients have been divided by since.
+        The arguments are those of :meth:`snopt.Preconditioner.step`.
         """
 
     @abstractmethod
     def check(self, group: Mapping[str, Any]) -> None:
         """Raise ValueError if a setting of a parameter group, or its default, is out of range."""
-
-    # --- what a method's step is made of ----------------------------------------------------------
 
     @property
     def due(self) -> bool:
@@ -152,16 +136,13 @@ class Layerwise(ABC, Generic[State]):
         return self.collector.armed
 
     def gathered(self, loss_scale: float | Tensor) -> dict[str, Any]:
-        """Return by block what was gathered since the last step that was due, and forget it.
-
-        Args:
-            loss_scale: what the loss was multiplied with for the backward pass.
+        """Return what was gathered since the last step that was due, and forget it.
 
         Returns:
-            :meth:`Sums.factors` of every layer that received data, averaged over ranks.
+            :meth:`Sums.factors` of every block that received data, averaged over ranks.
 
         Raises:
-            RuntimeError: if curvature was to be asked for and was not.
+            RuntimeError: if :meth:`gather` has to be called and was not.
         """
         sums = self.collector.sums
         if self.collector.paused and not sums:
@@ -196,12 +177,11 @@ class Layerwise(ABC, Generic[State]):
         ]
 
     def advance(self) -> None:
-        """End a step: count it, and gather curvature for the next one if that is to take it in."""
+        """End a step: count it, and gather curvature for the next one if that takes it in."""
         self.steps += 1
         self._arm_if_due()
 
-    def _wants_curvature(self) -> bool:
-        """Whether the step with number ``self.steps`` is to take in new curvature."""
+    def _wants_curvature(self) -> bool:  # for the step with number self.steps
         return self.steps % self.update_freq == 0
 
     def _arm_if_due(self) -> None:
@@ -210,13 +190,8 @@ class Layerwise(ABC, Generic[State]):
         else:
             self.collector.disarm()
 
-    # --- what others ask for ----------------------------------------------------------------------
-
     def distribute(self, process_group: dist.ProcessGroup | None = None) -> None:
-        """Average curvature over ranks; ``step`` is then collective.
-
-        Args:
-            process_group: of ``torch.distributed``, which must be initialised; None: all ranks.
+        """Average curvature over the ranks of a group, or all ranks; ``step`` is then collective.
 
         Raises:
             RuntimeError: if there is no process group, or this has been called before.
@@ -230,22 +205,16 @@ class Layerwise(ABC, Generic[State]):
         self.collector.max_rows = self.ranks.share(self.collector.max_rows)
 
     def gather(self, output: Tensor, vectors: Sequence[Tensor]) -> None:
-        """Gather curvature from backward passes of given vectors in place of the loss's.
+        """Gather curvature from backward passes of vectors like ``output`` in place of the loss's.
 
-        No gradient is changed. Frees the graph of ``output``.
-
-        Args:
-            output: what the loss was computed from; its graph must have been retained.
-            vectors: each like ``output``, for the mean over the batch.
+        The graph of ``output`` must have been retained, and is freed. No gradient is changed.
         """
         weights = [block.layer.weight for block in self.blocks.values()]
         paused, self.collector.paused = self.collector.paused, False
         try:
             for i, vector in enumerate(vectors, start=1):
-                last = i == len(vectors)
-                torch.autograd.grad(
-                    output, weights, vector, retain_graph=not last, allow_unused=True
-                )
+                keep = i < len(vectors)
+                torch.autograd.grad(output, weights, vector, retain_graph=keep, allow_unused=True)
         finally:
             self.collector.paused = paused
         self._vectors = len(vectors)
@@ -306,14 +275,12 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
     """Preconditions the gradients, then lets a base optimizer take the step.
 
     The two share parameter groups and state: schedulers and checkpoints see what the base uses.
-    After :meth:`step`, ``.grad`` holds the preconditioned gradient.
 
     Args:
         preconditioner: the layer-wise method, on the same parameters.
         base: the optimizer of the step itself, made with the parameter groups.
         defaults: further settings of each parameter group, such as damping.
-        curvature: ``"empirical"``; ``"mc"`` (labels drawn from the model) or ``"ggn"`` (exact loss
-            Hessian, one backward pass for each output) need :meth:`backward`.
+        curvature: ``"empirical"``, ``"mc"`` or ``"ggn"``, as for :class:`snopt.SNOpt`.
         samples: labels drawn for each row, with ``mc``.
 
     Raises:
@@ -335,8 +302,7 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
         check_count("samples", samples)
         self.curvature_type, self.samples = curvature, samples
         preconditioner.collector.paused = curvature != "empirical"  # until gather() is called
-        self.preconditioner = preconditioner
-        self.base = base
+        self.preconditioner, self.base = preconditioner, base
         closure = inspect.signature(base.step).parameters.get("closure")
         if closure is not None and closure.default is inspect.Parameter.empty:
             raise ValueError(
@@ -345,7 +311,6 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
             )
         self.loss_scale: float | None = None
         super().__init__(base.param_groups, {**base.defaults, **defaults})
-        # One list and one state for both: schedulers and checkpoints see what the base uses.
         self.base.param_groups = self.param_groups
         self.state = self.base.state
         for group in self.param_groups:
@@ -402,11 +367,7 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
         vectors: list[Tensor] = []
         if needed:
             vectors = loss_vectors(
-                output,
-                likelihood,
-                self.curvature_type,
-                samples=self.samples,
-                generator=generator,
+                output, likelihood, self.curvature_type, samples=self.samples, generator=generator
             )
         loss.backward(retain_graph=needed)
         if needed:
@@ -430,10 +391,7 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
         return loss
 
     def _evaluated(self, closure: Callable[[], Any] | None) -> tuple[Any, Any]:
-        """Return the closure's loss, if any, and the loss scale that the gradients had.
-
-        The scale is None if they overflowed: no step is to be taken then.
-        """
+        """Return the closure's loss, if any, and the loss scale; None if gradients overflowed."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -459,15 +417,10 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
     _step_supports_amp_scaling = True
 
     def __getstate__(self) -> dict[str, Any]:
-        """Refuse to be copied or pickled.
-
-        Raises:
-            TypeError: always.
-        """
-        name = type(self).__name__
+        """Refuse to be copied or pickled: raise TypeError."""
         raise TypeError(
-            f"{name} cannot be copied or pickled: it holds hooks on its model; make a new one for"
-            " the copied model and use state_dict() and load_state_dict()"
+            f"{type(self).__name__} cannot be copied or pickled: it holds hooks on its model; make"
+            " a new one for the copied model and use state_dict() and load_state_dict()"
         )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -495,24 +448,25 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
         self.state = self.base.state
 
 
+def split_options(
+    method: type[Layerwise[Any]], options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options that a method or a base of it takes, and all others."""
+    kinds = [one for one in method.__mro__ if issubclass(one, Layerwise)]
+    known = {name for one in kinds for name in inspect.signature(one).parameters}
+    own = {name: value for name, value in options.items() if name in known}
+    return own, {name: value for name, value in options.items() if name not in known}
+
+
 def base_step(
     groups: list[dict[str, Any]],
     base: Callable[..., Optimizer] | None,
-    *,
     lr: float,
     momentum: float,
     weight_decay: float,
     options: dict[str, Any],
 ) -> Optimizer:
-    """Return the optimizer that takes the step on the preconditioned gradient.
-
-    Args:
-        groups: parameter groups.
-        base: its class; None means SGD with ``momentum``.
-        lr: learning rate.
-        momentum: SGD's momentum.
-        weight_decay: the base optimizer's weight decay.
-        options: its further arguments.
+    """Return the optimizer of class ``base``, SGD by default, that takes the preconditioned step.
 
     Raises:
         ValueError: if a value is out of range, or momentum is given for another base than SGD.
@@ -531,11 +485,7 @@ def base_step(
 
 
 def as_groups(model: nn.Module, params: Iterable[Any] | None) -> list[dict[str, Any]]:
-    """Return parameters or parameter groups as groups, iterators made into lists.
-
-    Args:
-        model: the model.
-        params: parameters or groups; None means all parameters of the model.
+    """Return parameters or groups (None: all of the model) as groups, iterators made into lists.
 
     Raises:
         TypeError: if ``model`` is no module, or ``params`` mixes the two.

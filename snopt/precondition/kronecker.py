@@ -28,9 +28,7 @@ class KroneckerPair:
     S starting at λ_B λ_Aᵀ after each refresh. Where B is kept as columns, U_B has the eigenvectors
     of its range alone (:class:`_PartialBases`).
 
-    Args:
-        workspace: room for :meth:`precondition`, for pairs that take turns to share; None means
-            the pair's own.
+    Pairs that take turns may share a ``workspace``, the room for :meth:`precondition`.
 
     Attributes:
         weight: total weight of the factors: time inside an ODE, 1 for each use outside.
@@ -97,8 +95,7 @@ class KroneckerPair:
 
         Args:
             factors: the factors of one layer.
-            bases: eigenvalues and eigenvectors of A and B, where they are known already, as
-                :func:`snopt.curvature.factors.bases_of` returns them.
+            bases: :func:`snopt.curvature.factors.bases_of` these factors, if known already.
             carry: whether to turn the running S into the new bases instead of starting it anew:
                 the diagonal of a matrix that is diagonal in the old bases.
 
@@ -120,12 +117,7 @@ class KroneckerPair:
         return True
 
     def blend(self, factors: Factors, decay: float) -> Factors:
-        """Return the exponential average of the present factors and new ones.
-
-        Args:
-            factors: new factors.
-            decay: weight of the present ones, in [0, 1).
-        """
+        """Return new factors averaged with the present ones, of weight ``decay`` in [0, 1)."""
         old = self._bases
         if old is None or decay == 0 or old.U_A.shape != factors.A.shape:
             return factors
@@ -164,11 +156,9 @@ class KroneckerPair:
 
     @torch.no_grad()
     def correct(self, moment: Tensor, decay: float = 0.0) -> None:
-        """Set S to a second moment in the present bases, or to its average with the present S.
+        """Set S to a second moment (groups, out / groups, features) in the present, whole bases.
 
-        Args:
-            moment: like S, (groups, out / groups, features); the bases are whole.
-            decay: weight of the present S.
+        The present S is averaged in with weight ``decay``.
         """
         _, S = self._ready()
         self._moment = torch.lerp(moment.to(S), S, decay)
@@ -185,11 +175,7 @@ class KroneckerPair:
 
     @torch.no_grad()
     def quadratic(self, D: Tensor) -> Tensor:
-        """Return ⟨D, Q D⟩ with Q at S in the eigenbases, a scalar tensor.
-
-        Args:
-            D: a change of the layer's matrix, (groups, out / groups, features).
-        """
+        """Return ⟨D, Q D⟩, a scalar tensor, for a change D of the layer's matrix, like ``G``."""
         U, S = self._ready()
         return U.weighted_square(U.rotate(D), S)
 
@@ -199,12 +185,8 @@ class KroneckerPair:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue exactly."""
-        U = self._bases
         return {
-            "lam_A": None if U is None else U.lam_A,
-            "lam_B": None if U is None else U.lam_B,
-            "U_A": None if U is None else U.U_A,
-            "U_B": None if U is None else U.U_B,
+            **{name: getattr(self._bases, name, None) for name in ("lam_A", "lam_B", "U_A", "U_B")},
             "S": self._moment,
             "M": self._momentum,
             "weight": self.weight,
@@ -217,7 +199,7 @@ class KroneckerPair:
         own = {k: v.to(device, copy=True) for k, v in state.items() if isinstance(v, Tensor)}
         self._bases = None
         if "S" in own:
-            A, B = ((own[f"lam_{side}"], own[f"U_{side}"]) for side in "AB")
+            A, B = (own["lam_A"], own["U_A"]), (own["lam_B"], own["U_B"])
             self._bases = _bases(A, B, self._workspace)
         self._moment, self._momentum = own.get("S"), own.get("M")
         self.weight, self.batch = float(state["weight"]), int(state["batch"])
@@ -234,28 +216,22 @@ def _ungroup(M: Tensor) -> Tensor:
     return M[0] if M.shape[0] == 1 else M
 
 
-_Rotated: TypeAlias = Any
-"""What ``rotate`` returns: the bases' own business."""
+_Rotated: TypeAlias = Any  # what ``rotate`` returns: the bases' business
 
 
 def _bases(A: Basis, B: Basis, workspace: Workspace) -> _WholeBases:
-    """Return the bases of the kind that U_B is of."""
-    _, U_B = B
-    kind = _WholeBases if U_B.shape[-1] == U_B.shape[-2] else _PartialBases
+    *_, rows, columns = B[1].shape
+    kind = _WholeBases if rows == columns else _PartialBases
     return kind(A, B, workspace)
 
 
 class _WholeBases:
     """The eigenbases of A and B: a gradient into them, divided by S, and back.
 
-    Args:
-        A: eigenvalues (groups, features) and eigenvectors (groups, features, features).
-        B: eigenvalues (groups, out / groups) and eigenvectors.
-        workspace: where rotated matrices lie, until it is used again.
+    Rotated matrices lie in the workspace until it is used again.
     """
 
     def __init__(self, A: Basis, B: Basis, workspace: Workspace) -> None:
-        """Take the bases."""
         self.lam_A, self.U_A = A
         self.lam_B, self.U_B = B
         self.workspace = workspace
@@ -310,7 +286,7 @@ class _WholeBases:
         return S.mean()
 
     def in_full(self, S: Tensor) -> Tensor:
-        """Return S with one row for each output."""
+        """Return S with one row for each output, those of the null space first."""
         return S
 
     def carried(self, S: Tensor, old: _WholeBases) -> Tensor:
@@ -333,13 +309,11 @@ class _PartialBases(_WholeBases):
         return self.U_B.shape[-2] - self.U_B.shape[-1]
 
     def rotate(self, G: Tensor) -> _Rotated:
-        """Return what of G U_A is inside U_B, and what is outside."""
         outside = torch.matmul(G.to(self.U_B.dtype), self.U_A, out=self.room()[0])
         inside = self.U_B.mT @ outside
         return inside, outside.baddbmm_(self.U_B, inside, alpha=-1)
 
     def add_square(self, S: Tensor, R: _Rotated, weight: float) -> None:
-        """Add weight × R² to S, in place."""
         inside, outside = R
         S[..., 1:, :].addcmul_(inside, inside, value=weight)
         # The norm does not depend on the basis: the mean over any one of the null space.
@@ -347,36 +321,30 @@ class _PartialBases(_WholeBases):
         S[..., :1, :].add_(squares, alpha=weight / self.null)
 
     def divide(self, R: _Rotated, S: Tensor, eps: float | Tensor, exponent: float) -> _Rotated:
-        """Return R / (S + ε)ᵖ, in place."""
         inside, outside = R
         damped = S + eps if exponent == 1 else (S + eps).pow_(exponent)
         return inside.div_(damped[..., 1:, :]), outside.div_(damped[..., :1, :])
 
     def back(self, R: _Rotated) -> Tensor:
-        """Return both parts in the layer's coordinates, added up."""
         inside, outside = R
         outside.baddbmm_(self.U_B, inside)
         return torch.matmul(outside, self.U_A.mT, out=self.room()[1])
 
     def weighted_square(self, R: _Rotated, S: Tensor) -> Tensor:
-        """Return Σ S R², a scalar tensor; overwrites ``R``."""
         inside, outside = R
         null = outside.square_().mul_(S[..., :1, :]).sum()
         total: Tensor = inside.square_().mul_(S[..., 1:, :]).sum() + null
         return total
 
     def eigenvalues(self) -> Tensor:
-        """Return λ_B λ_Aᵀ, what S starts at; the null space's eigenvalue is 0."""
         S = super().eigenvalues()
         return torch.cat([S.new_zeros(len(S), 1, S.shape[-1]), S], dim=-2)
 
     def mean(self, S: Tensor) -> Tensor:
-        """Return the mean of S over all directions, a scalar tensor."""
         total = S[..., :1, :].sum() * self.null + S[..., 1:, :].sum()
         return total.div_(math.prod(self.shape))
 
     def in_full(self, S: Tensor) -> Tensor:
-        """Return S with one row for each output, the null space's first."""
         null = S[..., :1, :].expand(-1, self.null, -1)
         return torch.cat([null, S[..., 1:, :]], dim=-2)
 
@@ -386,11 +354,7 @@ def _overlaps(new: Tensor, old: Tensor) -> Tensor:
 
     Times an S in the old basis it is the diagonal, in the new one, of the matrix that is diagonal
     in the old one. Where the null space has one row, it is a multiple of the identity in the old
-    null space, and the mean over the new one.
-
-    Args:
-        new: (groups, m, k'), whole or a part.
-        old: (groups, m, k), likewise.
+    null space, and the mean over the new one. The bases are (groups, m, k), whole or a part.
     """
     squares = (new.mT @ old).square_()
     null_new, null_old = (U.shape[-2] - U.shape[-1] for U in (new, old))
@@ -410,7 +374,7 @@ def _overlaps(new: Tensor, old: Tensor) -> Tensor:
 class Workspace:
     """Two buffers of the size of the largest matrix asked for, kept from step to step.
 
-    Layers that are worked on one after the other share it.
+    Layers that are worked on one after the other share it; each overwrites what is in them.
     """
 
     def __init__(self) -> None:
@@ -419,16 +383,13 @@ class Workspace:
         self._views: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
 
     def like(self, M: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return two matrices of a shape, in the dtype and on the device of ``M``.
-
-        Their content is lost when someone else works in them.
-        """
+        """Return two matrices of a shape, in the dtype and on the device of ``M``."""
         key = M.dtype, M.device
         views = self._views.get((*key, *shape))
         if views is None:
             size = math.prod(shape)
             if key not in self._flat or self._flat[key].shape[1] < size:
-                self._views.clear()  # and the buffers with them, lest both be held
+                self._views.clear()  # they keep the old buffers alive
                 self._flat.pop(key, None)
                 self._flat[key] = M.new_empty(2, size)
             one, other = self._flat[key][:, :size]

@@ -20,6 +20,7 @@ The decompositions of a refresh are shared out by cost, d³ each, and broadcast.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -39,14 +40,14 @@ Compute = Callable[[Sequence[Tensor]], Sequence[Tensor | None]]
 
 
 class _Facts(NamedTuple):
-    """What a rank tells of its factors of one layer."""
+    """What a rank tells of its factors of one layer; ``columns``: those that B is kept as."""
 
     rows: int
     time: float
     A: torch.Size
     B: torch.Size
     dtype: torch.dtype
-    columns: int | None  # that B is kept as
+    columns: int | None
 
 
 def _facts(f: Factors) -> _Facts:
@@ -61,14 +62,7 @@ class Ranks:
     """The processes that train one model together.
 
     All methods are collective: every rank has to call them, in the same order. With NCCL call
-    ``torch.cuda.set_device`` first.
-
-    Args:
-        group: process group; None means all ranks.
-
-    Attributes:
-        rank: number of this process in the group.
-        size: number of processes.
+    ``torch.cuda.set_device`` first. A ``group`` of None means all ranks.
 
     Raises:
         RuntimeError: if ``torch.distributed`` is not initialised, or the group lacks this process.
@@ -91,28 +85,22 @@ class Ranks:
         return None if rows is None else -(-rows // self.size)
 
     def mean(self, tensors: Sequence[Tensor], weight: float = 1.0) -> list[Tensor]:
-        """Return the weighted mean of each tensor over the ranks, by one sum of one flat tensor.
+        """Return the mean of each tensor over the ranks, each with its ``weight``, not all zero.
 
-        Args:
-            tensors: of the same shapes on all ranks, at least one.
-            weight: this rank's, at least 0; one rank's has to be greater.
+        The tensors are of the same shapes on all ranks.
         """
-        parts = [at_least_float32(t).reshape(-1) * weight for t in tensors]
-        flat = self._summed([*parts, parts[0].new_tensor([weight])])
-        pieces = torch.split(flat[:-1] / flat[-1], [part.numel() for part in parts])
-        return [piece.view_as(t).to(t) for piece, t in zip(pieces, tensors, strict=True)]
+        parts = [at_least_float32(t) * weight for t in tensors]
+        *sums, total = self._summed([*parts, parts[0].new_tensor(weight)])
+        return [(one / total).to(t) for one, t in zip(sums, tensors, strict=True)]
 
     def factors(
         self, gathered: Mapping[str, Factors], weights: Mapping[str, Tensor]
     ) -> dict[str, Factors]:
-        """Return the factors of all rows of all ranks.
+        """Return the factors of all rows of all ranks, for the layers that got data on any.
 
         Args:
-            gathered: this rank's factors by layer; a layer that got no data here is left out.
+            gathered: this rank's factors, for the layers that got data here.
             weights: the weights of all layers by name, the same on every rank.
-
-        Returns:
-            Factors of the layers that got data on any rank.
 
         Raises:
             ValueError: if the ranks' factors of a layer differ in shape.
@@ -129,14 +117,12 @@ class Ranks:
             if any((one.A, one.B) != (facts[0].A, facts[0].B) for one in facts):
                 raise ValueError(f"the ranks disagree on the shape of the factors of layer {name}")
             groups, out, _ = facts[0].B
-            counts = [0 if one.columns is None else one.columns for one in facts]
-            few = sum(counts) <= most_columns(out)
+            columns = sum(one.columns or 0 for one in facts)
+            few = columns <= most_columns(out)
             thin[name] = few and all(one.columns is not None for one in facts)
-            mine, shape = gathered.get(name), torch.Size((groups, out, sum(counts)))
-            A, B = (
-                weights[name].new_zeros(size, dtype=facts[0].dtype)
-                for size in (facts[0].A, shape if thin[name] else facts[0].B)
-            )
+            mine = gathered.get(name)
+            A = weights[name].new_zeros(facts[0].A, dtype=facts[0].dtype)
+            B = A.new_zeros((groups, out, columns) if thin[name] else facts[0].B)
             if mine is not None:
                 share = mine.batch / sum(one.rows for one in facts)
                 A = mine.A * share
@@ -149,9 +135,7 @@ class Ranks:
             parts += [A, B]
         if not parts:
             return {}
-        flat = self._summed([part.reshape(-1) for part in parts])
-        pieces = torch.split(flat, [part.numel() for part in parts])
-        sums = [piece.view_as(part).to(part) for piece, part in zip(pieces, parts, strict=True)]
+        sums = [one.to(part) for one, part in zip(self._summed(parts), parts, strict=True)]
         combined: dict[str, Factors] = {}
         for i, (name, facts) in enumerate(found.items()):
             rows = sum(one.rows for one in facts)
@@ -161,20 +145,17 @@ class Ranks:
         return combined
 
     def eigenbases(self, matrices: Sequence[Tensor]) -> list[Basis | None]:
-        """Return :func:`snopt.linalg.eigenbases`, each computed by one rank for all.
+        """Return :func:`snopt.linalg.eigenbases` of all ranks' matrices, each made by one rank."""
 
-        Args:
-            matrices: each (groups, d, d), the same on all ranks.
-        """
-        found = self._shared(matrices, _packed_eigenbases, extra=1)
+        def packed(own: Sequence[Tensor]) -> list[Tensor | None]:
+            bases = eigenbases(own)  # the eigenvalues become the first column
+            return [None if b is None else torch.cat([b[0][..., None], b[1]], -1) for b in bases]
+
+        found = self._shared(matrices, packed, extra=1)
         return [None if M is None else (M[..., 0], M[..., 1:].contiguous()) for M in found]
 
     def inverses(self, matrices: Sequence[Tensor]) -> list[Tensor | None]:
-        """Return :func:`snopt.linalg.inverses`, each computed by one rank for all.
-
-        Args:
-            matrices: each (groups, d, d), the same on all ranks.
-        """
+        """Return :func:`snopt.linalg.inverses` of all ranks' matrices, each made by one rank."""
         return self._shared(matrices, inverses, extra=0)
 
     def _shared(
@@ -188,9 +169,8 @@ class Ranks:
         for owner in sorted(set(owners)):
             theirs = [i for i, o in enumerate(owners) if o == owner]
             shapes = [(*matrices[i].shape[:-1], matrices[i].shape[-1] + extra) for i in theirs]
-            like = matrices[theirs[0]]
-            for i in theirs[1:]:
-                like = like.to(torch.promote_types(like.dtype, matrices[i].dtype))
+            dtype = reduce(torch.promote_types, (matrices[i].dtype for i in theirs))
+            like = matrices[theirs[0]].new_empty(0, dtype=dtype)
             parts = [_with_flag(done.get(i), s, like) for i, s in zip(theirs, shapes, strict=True)]
             flat = torch.cat(parts)
             source = owner if self.group is None else dist.get_global_rank(self.group, owner)
@@ -201,14 +181,13 @@ class Ranks:
                     found[i] = piece[1:].view(shape).to(matrices[i])
         return found
 
-    def _summed(self, parts: Sequence[Tensor]) -> Tensor:
-        """Return the concatenation of flat tensors, summed over the ranks, at least in float32."""
-        dtype = torch.float32
-        for part in parts:
-            dtype = torch.promote_types(dtype, part.dtype)
-        flat = torch.cat([part.to(parts[0].device, dtype) for part in parts])
+    def _summed(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Return the sum of each tensor over the ranks, at least in float32."""
+        dtype = reduce(torch.promote_types, (part.dtype for part in parts), torch.float32)
+        flat = torch.cat([part.reshape(-1).to(parts[0].device, dtype) for part in parts])
         dist.all_reduce(flat, group=self.group)
-        return flat
+        pieces = torch.split(flat, [part.numel() for part in parts])
+        return [piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)]
 
 
 @torch.no_grad()
@@ -240,24 +219,12 @@ def average_gradients(
 
 
 def assign(costs: Sequence[float], size: int) -> list[int]:
-    """Return a rank for each piece of work: the longest first, each to the least busy rank.
-
-    Args:
-        costs: of the pieces.
-        size: number of ranks.
-    """
-    loads = [0.0] * size
-    owners = [0] * len(costs)
+    """Return one of ``size`` ranks for each piece of work: the longest first, to the least busy."""
+    loads, owners = [0.0] * size, [0] * len(costs)
     for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
         owners[i] = loads.index(min(loads))
         loads[owners[i]] += costs[i]
     return owners
-
-
-def _packed_eigenbases(matrices: Sequence[Tensor]) -> list[Tensor | None]:
-    """Return (groups, d, 1 + d), eigenvalues in the first column, or None."""
-    bases = eigenbases(matrices)
-    return [None if b is None else torch.cat([b[0].unsqueeze(-1), b[1]], dim=-1) for b in bases]
 
 
 def _with_flag(found: Tensor | None, shape: Sequence[int], like: Tensor) -> Tensor:

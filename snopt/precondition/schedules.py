@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from snopt.errors import SolverError
@@ -33,20 +32,13 @@ class DenseThenSparse:
             check_count(name, getattr(self, name))
 
     def due(self, step: int, since: int) -> bool:
-        """Return whether the step is one with a refresh.
-
-        Args:
-            step: steps taken so far.
-            since: steps since the last refresh.
-        """
+        """Return whether to refresh after so many steps, and so many since the last refresh."""
         return step == 0 or since >= (self.early if step < self.steps else self.late)
 
 
 @dataclass(frozen=True)
 class TrustRegion:
     """Damping that follows how well the quadratic model predicts the loss (Levenberg, Marquardt).
-
-    Every few steps the actual change of the loss is compared with the predicted one.
 
     With δ the change of the parameters in a step, momentum included, the model predicts
     m(δ) = gᵀδ + ½ δᵀQδ. The reduction ratio ρ = (L(θ + δ) - L(θ)) / m(δ), both losses on the step's
@@ -55,7 +47,7 @@ class TrustRegion:
     step after which the loss is not finite or has risen by more than ``accept`` - 1 times its size
     is taken back.
 
-    Each comparison costs two evaluations of the loss, without gradients.
+    Every comparison costs two evaluations of the loss, without gradients.
 
     Args:
         every: steps between two comparisons.
@@ -96,12 +88,7 @@ class TrustRegion:
             )
 
     def adapted(self, damping: float, ratio: float) -> float:
-        """Return the damping after a comparison.
-
-        Args:
-            damping: what it was.
-            ratio: the reduction ratio ρ; one that is not finite counts as bad.
-        """
+        """Return the damping after a comparison; a ratio ρ that is not finite counts as bad."""
         if not math.isfinite(ratio) or ratio < self.low:
             damping /= self.decay**self.every
         elif ratio > self.high:
@@ -122,32 +109,19 @@ class TrustRegion:
 
 
 class Comparison:
-    """One step seen from both sides: parameters, gradients and loss before, change after.
-
-    Args:
-        parameters: what the step changes.
-        evaluate: returns the loss on the step's batch, without gradients.
-    """
+    """One step seen from both sides, in a ``no_grad`` context: all before, the change after."""
 
     def __init__(self, parameters: Iterable[Tensor], evaluate: Callable[[], Tensor]) -> None:
         """Remember parameters, raw gradients and the loss."""
         self.evaluate = evaluate
         self.before = {p: p.detach().clone() for p in parameters if p.grad is not None}
         self.gradients = {p: p.grad.clone() for p in self.before if p.grad is not None}
-        self.loss_before = self._loss()
-
-    def _loss(self) -> float:
-        with torch.no_grad():
-            return float(self.evaluate())
+        self.loss_before = float(evaluate())
 
     def ratio(self, quadratic: Callable[[dict[Tensor, Tensor]], Tensor]) -> float:
-        """Return the reduction ratio ρ of the step taken since; evaluates the loss.
-
-        Args:
-            quadratic: returns δᵀQδ for changes by parameter.
-        """
+        """Return the reduction ratio ρ of the step taken since, by δᵀQδ of changes by parameter."""
         try:
-            self.loss_after = self._loss()
+            self.loss_after = float(self.evaluate())
         except SolverError:  # the ODE cannot be solved any more
             self.loss_after = math.inf
         changes = {p: p.detach() - old for p, old in self.before.items()}
@@ -158,6 +132,5 @@ class Comparison:
 
     def undo(self) -> None:
         """Put the parameters back."""
-        with torch.no_grad():
-            for p, old in self.before.items():
-                p.copy_(old)
+        for p, old in self.before.items():
+            p.copy_(old)

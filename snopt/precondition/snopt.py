@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from snopt.curvature.factors import Accumulator, ThinSums, bases_of
-from snopt.curvature.quadrature import Quadrature
 from snopt.linalg import eigenbases
 from snopt.precondition.base import (
     Layerwise,
@@ -20,6 +19,7 @@ from snopt.precondition.base import (
     as_groups,
     base_step,
     members,
+    split_options,
 )
 from snopt.precondition.kronecker import KroneckerPair, Workspace
 from snopt.precondition.schedules import Comparison, DenseThenSparse, TrustRegion
@@ -46,17 +46,16 @@ class Preconditioner(Layerwise[KroneckerPair]):
         update_freq: steps between two refreshes of the factors and their bases, at least 1; or a
             rule, :class:`snopt.DenseThenSparse`.
         alpha: decay of the running second moment, in [0, 1].
-        quadrature: rule for the nodes on each smooth piece of a solve; None means
-            ``gauss_legendre(4)``.
-        scope: ``"all"``, or ``"ode"`` for layers inside an ODE solve only.
-        curvature_batch: rows of the batch from which the factors are made, evenly spaced; None
-            means all of them.
-        params: the parameters that may be preconditioned; None means all of the model.
         factor_decay: weight in [0, 1) of the old factors in the new ones at a refresh.
         carry_moment: whether S is turned into the new bases at a refresh instead of starting anew.
         exponent: p in (0, 1] of the step R / (S + ε)ᵖ.
         relative_damping: whether ε is in units of the mean of each layer's S.
         momentum: μ in [0, 1) of momentum on the gradient, before it is preconditioned.
+        layerwise: ``quadrature``, nodes on each smooth piece of a solve (default
+            ``gauss_legendre(4)``; the paper's is ``uniform(0.01)``); ``scope``, ``"all"``, or
+            ``"ode"`` for layers inside an ODE solve only; ``curvature_batch``, rows of the batch
+            from which the factors are made, evenly spaced (default all); ``params``, the parameters
+            that may be preconditioned (default all of the model).
 
     Raises:
         TypeError: if ``model`` is no module.
@@ -70,15 +69,12 @@ class Preconditioner(Layerwise[KroneckerPair]):
         eps: float = 0.05,
         update_freq: int | DenseThenSparse = 100,
         alpha: float = 0.75,
-        quadrature: Quadrature | None = None,
-        scope: str = "all",
-        curvature_batch: int | None = None,
-        params: Iterable[Tensor] | None = None,
         factor_decay: float = 0.0,
         carry_moment: bool = False,
         exponent: float = 1.0,
         relative_damping: bool = False,
         momentum: float = 0.0,
+        **layerwise: Any,
     ) -> None:
         """Find the layers and wait for the first backward pass."""
         self.eps, self.alpha = eps, alpha
@@ -88,25 +84,20 @@ class Preconditioner(Layerwise[KroneckerPair]):
         check_number("exponent", exponent, "(0, 1]")
         check_flag("relative_damping", relative_damping)
         check_number("momentum", momentum, "[0, 1)")
-        rule = update_freq if isinstance(update_freq, DenseThenSparse) else None
+        self.rule = update_freq if isinstance(update_freq, DenseThenSparse) else None
+        self.factor_decay, self.carry_moment = factor_decay, carry_moment
+        self.exponent, self.relative_damping = exponent, relative_damping
+        self.momentum = momentum
+        self.since_refresh = self.refreshes = 0
+        self._requested = False
         super().__init__(
             model,
             partial(KroneckerPair, Workspace()),
             update_freq=1 if isinstance(update_freq, DenseThenSparse) else update_freq,
-            quadrature=quadrature,
-            scope=scope,
-            curvature_batch=curvature_batch,
-            params=params,
             # An average of old and new factors has no few columns.
             accumulator=ThinSums if factor_decay == 0 else Accumulator,
+            **layerwise,
         )
-        self.factor_decay, self.carry_moment = factor_decay, carry_moment
-        self.exponent, self.relative_damping = exponent, relative_damping
-        self.momentum = momentum
-        self.rule = rule
-        self.since_refresh = 0
-        self.refreshes = 0
-        self._requested = False
 
     @torch.no_grad()
     def step(
@@ -224,15 +215,13 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
     The loss must be the mean over the batch: per-sample gradients are recovered by multiplying with
     the batch size. After :meth:`step`, ``.grad`` holds the preconditioned gradient.
 
-    With loss scaling call ``scaler.step(optimizer)`` as usual; after an ``unscale_`` of your own
-    (for clipping) the scale is no longer known, so set ``optimizer.loss_scale =
-    scaler.get_scale()`` before ``scaler.step``. An SNOpt cannot be copied or pickled, since it
-    holds hooks on its model: make a new one and load its ``state_dict``.
+    With loss scaling call ``scaler.step(optimizer)`` as usual. If you call ``unscale_`` yourself
+    (for clipping), the scale is no longer known: set ``optimizer.loss_scale = scaler.get_scale()``
+    before ``scaler.step``. An SNOpt cannot be copied or pickled, since it holds hooks on its model:
+    make a new one and load its ``state_dict``.
 
     ``param_groups`` hold the base optimizer's settings and, per group, ``damping`` (the argument
-    ``eps``; another name because Adam's groups have an ``eps`` of their own) and ``alpha``.
-
-    The options from ``curvature`` on go beyond the paper; their defaults are the paper's method.
+    ``eps``; another name because Adam's groups have an ``eps``) and ``alpha``.
 
     Args:
         model: the model whose parameters are trained.
@@ -244,22 +233,17 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
         update_freq: steps between two refreshes of factors and bases (paper: 100 to 250), or a rule
             (:class:`snopt.DenseThenSparse`).
         alpha: decay of the second moment in the eigenbasis, in [0, 1] (paper: 0.75).
-        quadrature: nodes on each smooth piece of a solve; None means ``gauss_legendre(4)``; the
-            paper's is ``uniform(0.01)``.
-        scope: ``"all"``, or ``"ode"`` to precondition only layers inside an ODE.
-        curvature_batch: rows of the batch used for the factors; None means all.
         base: optimizer class for the step itself; None means SGD.
         params: parameters or parameter groups to train; None means all of the model.
         curvature: ``"empirical"``; ``"mc"`` (labels drawn from the model) or ``"ggn"`` (exact loss
-            Hessian, one backward pass for each output) need :meth:`backward`.
+            Hessian, one backward pass for each output) go beyond the paper and need
+            :meth:`backward`.
         samples: labels drawn for each row, with ``mc``.
         momentum_on: ``"step"``, or ``"gradient"`` to average before preconditioning.
         trust_region: adapts the damping; needs ``step(evaluate=...)``.
-        factor_decay: see :class:`snopt.Preconditioner`, as for the next three.
-        carry_moment: whether S is turned into the new bases at a refresh.
-        exponent: p of the step R / (S + ε)ᵖ.
-        relative_damping: whether ε is in units of the mean of each layer's S.
-        base_options: further arguments of the base optimizer, such as ``nesterov`` or ``betas``.
+        options: ``quadrature``, ``scope``, ``curvature_batch``, ``factor_decay``, ``carry_moment``,
+            ``exponent``, ``relative_damping`` as for :class:`snopt.Preconditioner`; all others are
+            the base optimizer's, such as ``nesterov`` or ``betas``.
 
     Raises:
         TypeError: if ``model`` is no module, or the base optimizer does not know an option.
@@ -275,20 +259,13 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
         eps: float | Callable[[int], float] = 0.05,
         update_freq: int | DenseThenSparse = 100,
         alpha: float = 0.75,
-        quadrature: Quadrature | None = None,
-        scope: str = "all",
-        curvature_batch: int | None = None,
         base: Callable[..., Optimizer] | None = None,
         params: Iterable[Any] | None = None,
         curvature: str = "empirical",
         samples: int = 1,
         momentum_on: str = "step",
         trust_region: TrustRegion | None = None,
-        factor_decay: float = 0.0,
-        carry_moment: bool = False,
-        exponent: float = 1.0,
-        relative_damping: bool = False,
-        **base_options: Any,
+        **options: Any,
     ) -> None:
         """Set up the base optimizer and the preconditioner on shared parameter groups."""
         check_choice("momentum_on", momentum_on, MOMENTUM_ON)
@@ -298,40 +275,22 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
         first = eps(0) if callable(eps) else eps
         before = momentum if momentum_on == "gradient" else 0.0
         groups = as_groups(model, params)
+        own, rest = split_options(Preconditioner, options)
         preconditioner = Preconditioner(
             model,
             eps=first,
             update_freq=update_freq,
             alpha=alpha,
-            quadrature=quadrature,
-            scope=scope,
-            curvature_batch=curvature_batch,
-            params=members(groups),
-            factor_decay=factor_decay,
-            carry_moment=carry_moment,
-            exponent=exponent,
-            relative_damping=relative_damping,
             momentum=before,
+            params=members(groups),
+            **own,
         )
-        step = base_step(
-            groups,
-            base,
-            lr=lr,
-            momentum=momentum - before,
-            weight_decay=weight_decay,
-            options=base_options,
-        )
-        super().__init__(
-            preconditioner,
-            step,
-            {"damping": first, "alpha": alpha},
-            curvature=curvature,
-            samples=samples,
-        )
+        step = base_step(groups, base, lr, momentum - before, weight_decay, rest)
+        defaults = {"damping": first, "alpha": alpha}
+        super().__init__(preconditioner, step, defaults, curvature=curvature, samples=samples)
         self.trust_region = trust_region
         self.rejected = 0
         self.ratio: float | None = None
-        self._momentum = before
 
     @property
     def wants_evaluation(self) -> bool:
@@ -375,11 +334,11 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
         if compare and evaluate is not None:
             comparison = Comparison(members(self.param_groups), evaluate)
         self.preconditioner.step(self.param_groups, loss_scale=scale)
-        if self._momentum:
+        if self.preconditioner.momentum:
             self._average_the_rest()
         self.base.step()
-        if comparison is not None:
-            self._follow(comparison)
+        if comparison is not None and self.trust_region is not None:
+            self._follow(self.trust_region, comparison)
         return loss
 
     def _average_the_rest(self) -> None:
@@ -388,24 +347,20 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
         for p in members(self.param_groups):
             if p.grad is not None and p not in treated:
                 buffer = self.state[p].setdefault("gradient_momentum", torch.zeros_like(p))
-                p.grad.copy_(buffer.mul_(self._momentum).add_(p.grad))
+                p.grad.copy_(buffer.mul_(self.preconditioner.momentum).add_(p.grad))
 
-    def _follow(self, comparison: Comparison) -> None:
+    def _follow(self, region: TrustRegion, comparison: Comparison) -> None:
         """Adapt the damping to how well the model predicted; take a bad step back."""
-        region = self.trust_region
-        assert region is not None  # noqa: S101 - a comparison is made for it alone
         self.ratio = comparison.ratio(self.preconditioner.quadratic)
         for group in self.param_groups:
             group["damping"] = region.adapted(group["damping"], self.ratio)
         if region.is_stale(self.ratio):
             self.preconditioner.refresh_soon()
-        if not region.accepts(comparison.loss_before, comparison.loss_after):
-            comparison.undo()
-            self._forget_momentum()
-            self.rejected += 1
-
-    def _forget_momentum(self) -> None:
-        """Let the next step start from rest: the momentum led to a step that was taken back."""
+        if region.accepts(comparison.loss_before, comparison.loss_after):
+            return
+        comparison.undo()
+        self.rejected += 1
+        # The momentum led to the step that was taken back: the next one starts from rest.
         for state in self.state.values():
             for name in ("momentum_buffer", "gradient_momentum"):
                 if isinstance(state.get(name), Tensor):
@@ -414,10 +369,7 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
 
     def metrics(self) -> dict[str, float]:
         """Return what a log may want to show: refreshes, failures, steps taken back, damping."""
-        found = {
-            "refreshes": float(self.preconditioner.refreshes),
-            "failures": float(self.preconditioner.failures),
-        }
+        found = {"refreshes": float(self.preconditioner.refreshes), **super().metrics()}
         if self.eps_schedule is not None or self.trust_region is not None:
             found["damping"] = float(self.param_groups[0]["damping"])
         if self.trust_region is not None:
@@ -428,7 +380,7 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the base optimizer's state with one more entry, ``"preconditioner"``."""
+        """Return the base's state with the entries ``"preconditioner"`` and ``"rejected"``."""
         return {**super().state_dict(), "rejected": self.rejected}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -437,6 +389,5 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
         Raises:
             ValueError: if the state is another optimizer's or another model's.
         """
-        own = {k: v for k, v in state_dict.items() if k != "rejected"}
-        super().load_state_dict(own)
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "rejected"})
         self.rejected = int(state_dict["rejected"])

@@ -41,7 +41,7 @@ class Block(Generic[State]):
 
         Args:
             values: returns a tensor like a parameter; None stands for zeros.
-            columns: columns of the block's matrix; one more than the weight's if it has the bias's.
+            columns: one more than the weight's if the matrix has the bias's.
             out: where to write it, or None.
         """
 
@@ -100,21 +100,16 @@ def check_model(model: object) -> None:
 
 
 def find_blocks(
-    model: nn.Module, params: Iterable[Tensor] | None, make: Callable[[], State]
+    model: nn.Module, params: Iterable[Tensor], make: Callable[[], State]
 ) -> tuple[dict[str, Block[State]], dict[nn.Module, str]]:
     """Return blocks by name, and the block's name for each layer; layers may share a weight.
 
-    Args:
-        model: the model.
-        params: the parameters that may be preconditioned; None means all of the model.
-        make: makes a block's state.
+    Only weights among ``params`` have a block; ``make`` makes its state.
 
     Raises:
-        TypeError: if ``model`` is no module.
         ValueError: if a layer is lazy, or the model has no layer to precondition.
     """
-    check_model(model)
-    allowed = None if params is None else {id(p) for p in params}
+    allowed = {id(p) for p in params}
     blocks: dict[str, Block[State]] = {}
     owner: dict[int, str] = {}
     keys: dict[nn.Module, str] = {}
@@ -126,10 +121,9 @@ def find_blocks(
             raise ValueError(
                 f"layer {name!r} is lazy: run one forward pass before making the optimizer"
             )
-        # A parametrized weight is computed, no parameter: it has no gradient of its own to replace.
-        if not isinstance(weight, nn.Parameter) or not weight.requires_grad:
-            continue
-        if allowed is not None and id(weight) not in allowed:
+        # A parametrized weight is computed, no parameter: it has no gradient to replace.
+        trained = isinstance(weight, nn.Parameter) and weight.requires_grad
+        if not trained or id(weight) not in allowed:
             continue
         name = name or type(layer).__name__
         first = owner.setdefault(id(weight), name)
@@ -155,34 +149,24 @@ def find_blocks(
 
 
 def untreated(
-    model: nn.Module, params: Iterable[Tensor] | None, blocks: Iterable[Block[State]]
+    model: nn.Module, params: Iterable[Tensor], blocks: Iterable[Block[State]]
 ) -> list[str]:
     """Return the names of parameters that are trained but belong to no block.
 
     Scalars, embeddings, normalisations, recurrent cells, weights that are computed or frozen while
     their bias is not.
-
-    Args:
-        model: the model.
-        params: the parameters that are trained; None means all of the model.
-        blocks: its blocks.
     """
-    allowed = None if params is None else {id(p) for p in params}
+    allowed = {id(p) for p in params}
     treated = {id(p) for b in blocks for p in (b.layer.weight, b.layer.bias) if p is not None}
     return [
         name
         for name, p in model.named_parameters()
-        if p.requires_grad and id(p) not in treated and (allowed is None or id(p) in allowed)
+        if p.requires_grad and id(p) in allowed and id(p) not in treated
     ]
 
 
 def warn_of_missing(blocks: Iterable[Block[State]], present: Container[str]) -> None:
-    """Name the layers that received no data, once each.
-
-    Args:
-        blocks: all blocks.
-        present: names of those with data.
-    """
+    """Warn of the blocks whose names are not in ``present``, once each."""
     missing = [block for block in blocks if block.name not in present and not block.warned]
     for block in missing:
         block.warned = True

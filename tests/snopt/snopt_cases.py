@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from snopt.curvature.collector import Collector
+from snopt.curvature.factors import Accumulator
+from snopt.curvature.layers import SUPPORTED
+
 
 class TanhField(nn.Module):
     """A smooth, time-dependent field of two linear layers."""
@@ -76,3 +80,11 @@ def assert_close(actual: Tensor, expected: Tensor, *, rtol: float, atol: float =
         f"entry {worst}: {actual.flatten()[worst]:.10g} instead of"
         f" {expected.flatten()[worst]:.10g} (largest {scale:.3g})"
     )
+
+
+def watch(model, quadrature, scope="all", accumulator=Accumulator):
+    """Return an armed collector over all linear layers and convolutions of ``model``."""
+    layers = {m: name for name, m in model.named_modules() if isinstance(m, SUPPORTED)}
+    collector = Collector(layers, quadrature, accumulator, scope)
+    collector.arm()
+    return collector

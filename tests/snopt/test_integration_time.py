@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from optimizer_cases import batch, weights
 from snopt_cases import TanhField, initial_state, make_field, parts_of
 from torch import nn
 
@@ -42,12 +43,6 @@ def make(seed=0, **kwargs):
     return Net(**kwargs).double()
 
 
-def batch(seed=1, n=16):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, 2, generator=generator, dtype=torch.float64)
-    return x, (x[:, 0] * x[:, 1] > 0).long()
-
-
 def loss_of(model, data):
     return nn.functional.cross_entropy(model(data[0]), data[1])
 
@@ -59,8 +54,10 @@ def train(model, optimizer, steps, start=0):
         optimizer.step()
 
 
-def weights(model):
-    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+def timed(model, rate, **settings):
+    """Return a model, SGD for it, and the integration time that follows."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    return model, optimizer, IntegrationTime(model.ode, optimizer, **settings)
 
 
 def second_difference(f, h):
@@ -174,9 +171,7 @@ def test_feedback_is_the_gauss_newton_term_of_the_optimizers_own_step(name, grad
 def test_the_scale_does_not_depend_on_the_size_of_the_batch():
     found = []
     for copies in (1, 5):
-        model = make()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        horizon = IntegrationTime(model.ode, optimizer, every=1)
+        model, optimizer, horizon = timed(make(), 0.1, every=1)
         x, y = batch()
         loss_of(model, (x.repeat(copies, 1), y.repeat(copies))).backward()
         optimizer.step()
@@ -296,9 +291,7 @@ def test_other_steps_cost_no_evaluation():
     [("fixed", set()), ("baseline", {"Q_T"}), ("feedback", {"Q_T", "Q_TT", "feedback"})],
 )
 def test_metrics_name_what_the_mode_has(mode, names):
-    model = make(t=(0.0, 0.7))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    horizon = IntegrationTime(model.ode, optimizer, mode=mode, every=2)
+    model, optimizer, horizon = timed(make(t=(0.0, 0.7)), 0.1, mode=mode, every=2)
     train(model, optimizer, 1)
     assert horizon.metrics == {"horizon/t1": 0.7}
     assert horizon.due == (mode != "fixed")
@@ -313,9 +306,7 @@ def test_accumulated_gradients_are_one_and_zeroed_ones_are_none(set_to_none):
     found = []
     x, y = batch(n=8)
     for pieces in ([slice(0, 8)], [slice(0, 4), slice(4, 8)]):
-        model = make(**TIGHT)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        horizon = IntegrationTime(model.ode, optimizer, every=1)
+        model, optimizer, horizon = timed(make(**TIGHT), 0.1, every=1)
         loss_of(model, batch(seed=9)).backward()
         optimizer.zero_grad(set_to_none=set_to_none)
         for piece in pieces:
@@ -423,9 +414,7 @@ def test_a_copied_model_is_not_followed():
 
 
 def test_it_lives_as_long_as_the_optimizer_and_no_longer():
-    model = make()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    IntegrationTime(model.ode, optimizer, every=1)
+    model, optimizer = timed(make(), 0.1, every=1)[:2]
     train(model, optimizer, 1)
     moved = float(model.ode.t[-1])
     assert moved != 1.0
@@ -435,9 +424,7 @@ def test_it_lives_as_long_as_the_optimizer_and_no_longer():
 
 
 def test_half_precision_parameters():
-    model = make().to(torch.bfloat16)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    horizon = IntegrationTime(model.ode, optimizer, every=1, lr=1e-3)
+    model, optimizer, horizon = timed(make().to(torch.bfloat16), 0.1, every=1, lr=1e-3)
     x, y = batch()
     loss_of(model, (x.bfloat16(), y)).backward()
     optimizer.step()
@@ -463,9 +450,7 @@ def test_the_lower_bound_holds_and_is_reported_once():
 
 
 def test_a_start_below_the_bound_is_lifted_to_it():
-    model = make(t=(0.0, 0.05))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    horizon = IntegrationTime(model.ode, optimizer, mode="baseline", every=2, lr=1e-9)
+    model, optimizer, horizon = timed(make(t=(0.0, 0.05)), 0.01, mode="baseline", every=2, lr=1e-9)
     train(model, optimizer, 1)
     assert horizon.t1 == 0.05
     with pytest.warns(RuntimeWarning, match="lower bound"):
@@ -475,9 +460,7 @@ def test_a_start_below_the_bound_is_lifted_to_it():
 
 @pytest.mark.filterwarnings("error")
 def test_no_gradient_is_reported_once_and_the_update_made_up_for():
-    model = make()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    horizon = IntegrationTime(model.ode, optimizer, every=2)
+    model, optimizer, horizon = timed(make(), 0.1, every=2)
     model.head(torch.ones(1, 3, dtype=torch.float64)).sum().backward()
     optimizer.step()
     with pytest.warns(RuntimeWarning, match="no gradient has arrived"):
@@ -488,9 +471,8 @@ def test_no_gradient_is_reported_once_and_the_update_made_up_for():
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing():
-    model = make(gradient="direct")  # a backward solve would refuse it first
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    horizon = IntegrationTime(model.ode, optimizer, every=1)
+    # A backward solve would refuse it first.
+    model, optimizer, horizon = timed(make(gradient="direct"), 0.1, every=1)
     (loss_of(model, batch()) * math.inf).backward()
     optimizer.step()
     assert horizon.t1 == 1.0
@@ -563,8 +545,6 @@ def test_wrong_settings_are_named(settings, message):
 
 
 def test_a_state_of_another_mode_is_refused():
-    model = make()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    baseline = IntegrationTime(model.ode, optimizer, mode="baseline")
+    model, optimizer, baseline = timed(make(), 0.1, mode="baseline")
     with pytest.raises(ValueError, match="'baseline', this is 'feedback'"):
         IntegrationTime(model.ode, optimizer).load_state_dict(baseline.state_dict())

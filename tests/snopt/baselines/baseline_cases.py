@@ -131,16 +131,17 @@ def gradient_matrix(layer):
     return to_matrix(layer, layer.weight.grad, layer.bias.grad)[0]
 
 
-def weights(model):
-    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
-
-
 def train(model, optimizer, steps, seed=1, scheduler=None):
-    losses = []
     for k in range(steps):
-        optimizer.zero_grad()
-        losses.append(backward(model, data_for(model, seed=seed + k)).item())
-        optimizer.step()
+
+        def closure(seed=seed + k):
+            optimizer.zero_grad()
+            return backward(model, data_for(model, seed=seed))
+
+        if getattr(optimizer, "needs_closure", False):
+            optimizer.step(closure)
+        else:
+            closure()
+            optimizer.step()
         if scheduler is not None:
             scheduler.step()
-    return losses

@@ -1,4 +1,4 @@
-"""What K-FAC and EKFAC share as optimizers: state, groups, accumulation, frozen layers, scaling."""
+"""What all preconditioned optimizers do: state, groups, accumulation, frozen layers, scaling."""
 
 from __future__ import annotations
 
@@ -7,38 +7,49 @@ import warnings
 
 import pytest
 import torch
-from baseline_cases import backward, convolutional, data_for, shared, staged, train, weights
+from baseline_cases import backward, convolutional, data_for, shared, staged, train
+from optimizer_cases import weights
 from snopt_cases import assert_close
 from torch import nn
 
-from snopt import SNOpt
-from snopt.baselines import EKFAC, KFAC
+from snopt import Preconditioner, SNOpt, evaluations
+from snopt.baselines import EKFAC, KBFGS, KBFGSL, KFAC, KFACPreconditioner
 
 METHODS = {
+    "snopt": (SNOpt, {}),
     "kfac": (KFAC, {}),
     "ekfac": (EKFAC, {}),
     "ekfac_ra": (EKFAC, {"moment": "running"}),
 }
-SETTINGS = {"lr": 0.02, "damping": 0.01, "update_freq": 2, "inverse_freq": 4}
+WITH_CLOSURE = {"kbfgs": (KBFGS, {}), "kbfgs_l": (KBFGSL, {"memory": 5})}
+SETTINGS = {"lr": 0.02, "damping": 0.01, "update_freq": 2, "quadrature": evaluations()}
 
 
 def make(name, model, **options):
-    kind, own = METHODS[name]
-    return kind(model, **{**SETTINGS, **own, **options})
+    kind, own = {**METHODS, **WITH_CLOSURE}[name]
+    options = {**SETTINGS, **own, **options}
+    if name == "snopt":
+        options["eps"] = options.pop("damping")
+    elif name in METHODS:
+        options = {"inverse_freq": 4, **options}
+    return kind(model, **options)
 
 
 methods = pytest.mark.parametrize("name", METHODS)
+all_methods = pytest.mark.parametrize("name", [*METHODS, *WITH_CLOSURE])
+ADAM = {"base": torch.optim.Adam, "momentum": 0.0}
 
 
-@methods
-@pytest.mark.parametrize("base", [None, torch.optim.Adam])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, {}) for name in (*METHODS, *WITH_CLOSURE)] + [(name, ADAM) for name in METHODS],
+)
 @pytest.mark.parametrize("stop", [3, 4, 5])
-def test_state_round_trip_continues_bit_for_bit(name, base, stop):
-    """Stopped before an inversion, after it, and between it and the next update."""
-    options = {"base": base} if base is None else {"base": base, "momentum": 0.0}
+def test_state_round_trip_continues_bit_for_bit(name, options, stop):
+    """Stopped before a refresh or an inversion, after it, and between it and the next update."""
     unbroken, first, second = shared(), shared(), shared(seed=99)
-    train(unbroken, make(name, unbroken, **options), 11)
-    optimizer = make(name, first, **options)
+    train(unbroken, make(name, unbroken, weight_decay=0.01, **options), 11)
+    optimizer = make(name, first, weight_decay=0.01, **options)
     train(first, optimizer, stop)
     buffer = io.BytesIO()
     torch.save({"model": first.state_dict(), "optimizer": optimizer.state_dict()}, buffer)
@@ -52,7 +63,7 @@ def test_state_round_trip_continues_bit_for_bit(name, base, stop):
     assert torch.equal(weights(unbroken), weights(second))
 
 
-@methods
+@all_methods
 def test_state_of_another_optimizer_or_model_is_refused(name):
     model = staged()
     optimizer = make(name, model)
@@ -79,22 +90,22 @@ def test_gradient_accumulation_equals_the_whole_batch(name, net):
     assert_close(weights(parts), weights(whole), rtol=1e-9)
 
 
-@methods
+@all_methods
 def test_param_groups_with_their_own_damping_and_rate(name):
     model, reference = staged(), staged()
     groups = [
         {"params": model[1].parameters(), "damping": 0.5},
         {"params": [*model[0].parameters(), *model[2].parameters()], "lr": 0.0},
     ]
-    optimizer = make(name, model, params=groups, kl_clip=None)
-    train(model, optimizer, 1)
-    train(reference, make(name, reference, damping=0.5, kl_clip=None), 1)
+    free = {"kl_clip": None} if "fac" in name else {}
+    train(model, make(name, model, params=groups, **free), 1)
+    train(reference, make(name, reference, damping=0.5, **free), 1)
     assert torch.equal(weights(model[1]), weights(reference[1]))
     for part in (0, 2):
         assert torch.equal(weights(model[part]), weights(staged()[part]))
 
 
-@methods
+@all_methods
 def test_frozen_layers_and_biases_and_scope(name):
     model = staged()
     model[0].requires_grad_(False)
@@ -105,7 +116,7 @@ def test_frozen_layers_and_biases_and_scope(name):
     train(model, optimizer, 2)
     assert torch.equal(weights(model[0]), stem)
     assert torch.equal(model[2].bias, bias)
-    assert optimizer.curvature[model[2]].average.A.shape == (1, 3, 3)
+    assert optimizer.curvature[model[2]].shape == (1, 3, 3)
     model[1].func.layers[0].bias.requires_grad_(False)  # in training: factors of another shape
     train(model, optimizer, 2)
     assert optimizer.curvature[model[1].func.layers[0]].shape == (1, 3, 3)
@@ -118,7 +129,7 @@ def test_frozen_layers_and_biases_and_scope(name):
     assert set(optimizer.curvature) == set(model[1].func.layers)
 
 
-@methods
+@all_methods
 def test_schedulers_drive_the_base_optimizer(name):
     model = staged()
     optimizer = make(name, model, lr=0.1)
@@ -129,7 +140,7 @@ def test_schedulers_drive_the_base_optimizer(name):
     assert optimizer.base.param_groups[0]["lr"] == pytest.approx(0.025)
 
 
-def scaled_training(name, scale):
+def scaled_training(name, scale, unscale_first=False):
     model = staged()
     optimizer = make(name, model)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
@@ -137,14 +148,36 @@ def scaled_training(name, scale):
         optimizer.zero_grad()
         x, y = data_for(model, seed=k)
         scaler.scale(nn.functional.cross_entropy(model(x), y)).backward()
+        if unscale_first:
+            scaler.unscale_(optimizer)
+            optimizer.loss_scale = scaler.get_scale()
         scaler.step(optimizer)
         scaler.update()
     return weights(model)
 
 
 @methods
-def test_loss_scaling_changes_nothing(name):
-    assert_close(scaled_training(name, 2.0**16), scaled_training(name, 1.0), rtol=1e-10)
+@pytest.mark.parametrize("unscale_first", [False, True])
+def test_loss_scaling_changes_nothing(name, unscale_first):
+    scaled = scaled_training(name, 2.0**16, unscale_first)
+    assert_close(scaled, scaled_training(name, 1.0), rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("whole", "part", "options"),
+    [(SNOpt, Preconditioner, {}), (KFAC, KFACPreconditioner, {"kl_clip": None})],
+)
+def test_the_preconditioner_before_an_optimizer_made_by_hand(whole, part, options):
+    one, two = staged(), staged()
+    preconditioner = part(two, update_freq=2, **options)
+    base = torch.optim.SGD(two.parameters(), lr=0.02, momentum=0.9)
+    train(one, whole(one, lr=0.02, momentum=0.9, update_freq=2, **options), 5)
+    for k in range(5):
+        base.zero_grad()
+        backward(two, data_for(two, seed=1 + k))
+        preconditioner.step()
+        base.step()
+    assert torch.equal(weights(one), weights(two))
 
 
 @methods
@@ -177,7 +210,7 @@ def test_several_vectors_are_no_more_rows_for_any_method():
 OUT_OF_RANGE = [
     ({"lr": -0.1}, "lr must be at least 0"),
     ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
-    ({"damping": 0.0}, "damping must be greater than 0"),
+    ({"damping": 0.0}, r"damping must (be greater than 0|lie in \(0, 1\))"),
     ({"kl_clip": 0.0}, "kl_clip must be greater than 0 or None"),
     ({"decay": 1.0}, r"decay .* must lie in \[0, 1\)"),
     ({"update_freq": 0}, "update_freq must be an integer of at least 1"),
@@ -185,6 +218,14 @@ OUT_OF_RANGE = [
     ({"update_freq": 10, "inverse_freq": 25}, "inverse_freq must be a multiple of update_freq"),
     ({"curvature": "exact"}, "curvature must be one of"),
     ({"momentum": 0.9, "base": torch.optim.Adam}, "momentum is SGD's"),
+]
+OF_KBFGS = [
+    *OUT_OF_RANGE[:3],
+    ({"damping": 1.0}, r"damping must lie in \(0, 1\)"),
+    ({"decay": 1.0}, r"decay .* must lie in \[0, 1\)"),
+    ({"update_freq": 0}, "update_freq must be an integer of at least 1"),
+    ({"memory": 0}, "memory must be an integer of at least 1"),
+    ({"scope": "some"}, "scope must be one of all, ode"),
 ]
 OF_EKFAC = [
     ({"alpha": 1.0}, r"alpha .* must lie in \[0, 1\)"),
@@ -195,7 +236,8 @@ OF_EKFAC = [
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [(kind, *case) for kind in (KFAC, EKFAC) for case in OUT_OF_RANGE]
-    + [(EKFAC, *case) for case in OF_EKFAC],
+    + [(EKFAC, *case) for case in OF_EKFAC]
+    + [(KBFGSL, *case) for case in OF_KBFGS],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_values_out_of_range(kind, options, message):

@@ -17,15 +17,15 @@ from baseline_cases import (
     staged,
     train,
     watched,
-    weights,
 )
 from curvlinops import KFACInverseLinearOperator
+from optimizer_cases import weights
 from snopt_cases import assert_close
 from torch import nn
 
 from snopt import SNOpt, evaluations, gauss_legendre
 from snopt.baselines import EKFAC
-from snopt.baselines.ekfac import PerSampleSums
+from snopt.baselines.kfac import PerSampleSums
 from snopt.solve.solver import Solver
 
 PLAIN = {"momentum": 0.0, "kl_clip": None}

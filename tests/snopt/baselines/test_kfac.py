@@ -21,14 +21,14 @@ from baseline_cases import (
     staged,
     train,
     watched,
-    weights,
 )
 from curvlinops import KFACInverseLinearOperator
+from optimizer_cases import weights
 from snopt_cases import assert_close
 from torch import nn
 
 from snopt import ODEBlock, gauss_legendre
-from snopt.baselines import KFAC, KFACPreconditioner
+from snopt.baselines import KFAC
 from snopt.baselines.kfac import tikhonov_ratio
 from snopt.baselines.shared import FactorAverage
 from snopt.curvature.collector import Collector
@@ -239,17 +239,3 @@ def test_path_integrals_in_place_of_uses():
     A, B = optimizer.curvature[field.layers[0]].average.both()
     assert_close(A, factors.A / 2, rtol=1e-12)
     assert_close(B, factors.B, rtol=1e-12)
-
-
-def test_preconditioner_before_an_optimizer_of_ones_own():
-    one, two = staged(), staged()
-    optimizer = KFAC(one, lr=0.02, momentum=0.9, kl_clip=None)
-    preconditioner = KFACPreconditioner(two, kl_clip=None)
-    base = torch.optim.SGD(two.parameters(), lr=0.02, momentum=0.9)
-    train(one, optimizer, 3)
-    for k in range(3):
-        base.zero_grad()
-        backward(two, data_for(two, seed=1 + k))
-        preconditioner.step()
-        base.step()
-    assert torch.equal(weights(one), weights(two))

@@ -8,6 +8,7 @@ import io
 import weakref
 
 import pytest
+import snopt_cases
 import torch
 import torchdiffeq
 from snopt_cases import (
@@ -23,18 +24,13 @@ from torch import nn
 
 import snopt
 from snopt import NFE, gauss_legendre, uniform
-from snopt.curvature.collector import Collector, armed_collectors
-from snopt.curvature.factors import Accumulator
+from snopt.curvature.collector import armed_collectors
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-10}
 
 
-def watch(model, quadrature=None, scope="all"):
-    """Return an armed collector over all linear layers and convolutions of ``model``."""
-    layers = {m: name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
-    collector = Collector(layers, quadrature or gauss_legendre(6), Accumulator, scope)
-    collector.arm()
-    return collector
+def watch(model, quadrature=None):
+    return snopt_cases.watch(model, quadrature or gauss_legendre(6))
 
 
 class Recorder:
@@ -56,7 +52,7 @@ class Recorder:
         self.handle.remove()
 
 
-def dense_factors(field, layer, y0, t, loss, cells=400):
+def dense_factors(field, layer, y0, t, loss, cells=40):
     """Integrate A and B with the trapezoid rule on a fine grid of a(t) from autograd.
 
     a(s) is the gradient of the loss with respect to the state at s, taken by restarting the solve
@@ -73,18 +69,13 @@ def dense_factors(field, layer, y0, t, loss, cells=400):
             z = tuple(p[k].clone().requires_grad_() for p in parts_of(path))
             state = z if isinstance(y0, tuple) else z[0]
             rest = torch.cat([fine[k : k + 1], t[i + 1 :]])
-            if k == cells:  # the integrand from the left of the jump: t[i + 1] counts at z itself
-                ahead = [p.unsqueeze(0) for p in z]
-                if len(t) > i + 2:
-                    later = torchdiffeq.odeint(field, state, t[i + 1 :], **TIGHT)
-                    ahead = [
-                        torch.cat([own, part[1:]])
-                        for own, part in zip(ahead, parts_of(later), strict=True)
-                    ]
-                values = ahead
-            else:
+            if k < cells:
                 later = torchdiffeq.odeint(field, state, rest, **TIGHT)
                 values = [p[1:] for p in parts_of(later)]
+            elif len(t) > i + 2:  # from the left of the jump: t[i + 1] counts at z itself
+                values = parts_of(torchdiffeq.odeint(field, state, t[i + 1 :], **TIGHT))
+            else:
+                values = [p.unsqueeze(0) for p in z]
             a = torch.autograd.grad(loss(values, i), z)
             with Recorder(layer) as record:
                 out = field(fine[k], tuple(p.detach() for p in z) if len(z) > 1 else z[0].detach())
@@ -117,10 +108,9 @@ def test_factors_equal_dense_time_integration(odeint, kind, direction, count):
     collector = watch(field, gauss_legendre(8))
     scalar_loss(odeint(field, y0, t, **TIGHT)).backward()
     collector.disarm()
-    for name, layer in [(n, m) for m, n in collector.layers.items()]:
-        y0 = initial_state(kind)
-        y0 = tuple(p.detach() for p in y0) if isinstance(y0, tuple) else y0.detach()
-        A, B = dense_factors(field, layer, y0, t, lambda values, i: loss_from(i, values), cells=40)
+    y0 = tuple(p.detach() for p in y0) if kind == "tuple" else y0.detach()
+    for layer, name in collector.layers.items():
+        A, B = dense_factors(field, layer, y0, t, lambda values, i: loss_from(i, values))
         factors = collector.sums[name].factors()
         # 40 trapezoid cells are second-order accurate: about 1e-4 here.
         assert_close(factors.A[0], A, rtol=1e-3)
@@ -395,7 +385,7 @@ def test_flow_with_a_trace_collects_the_total_derivative():
         return (0.5 * values[0][-1].square().sum(-1) + values[1][-1]).mean()
 
     for name, layer in (("net.first", field.net.first), ("net.second", field.net.second)):
-        A, B = dense_factors(field, layer, y0, t, loss, cells=40)
+        A, B = dense_factors(field, layer, y0, t, loss)
         assert_close(collector.sums[name].A[0], A, rtol=1e-3)
         assert_close(collector.sums[name].B[0], B, rtol=1e-3)
         # One use a node: the trace's passes through the layer are not counted.

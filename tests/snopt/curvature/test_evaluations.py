@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import snopt_cases
 import torch
 import torchdiffeq
 from snopt_cases import assert_close, initial_state, make_field, parts_of, scalar_loss, times_for
@@ -10,7 +11,6 @@ from torch import nn
 
 import snopt
 from snopt import NFE, ODEBlock
-from snopt.curvature.collector import Collector
 from snopt.curvature.factors import Accumulator
 from snopt.curvature.layers import input_rows, output_rows
 from snopt.curvature.quadrature import evaluations
@@ -29,10 +29,7 @@ class Kept(Accumulator):
 
 
 def watch(model, scope="all"):
-    layers = {m: name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
-    collector = Collector(layers, evaluations(), Kept, scope)
-    collector.arm()
-    return collector
+    return snopt_cases.watch(model, evaluations(), scope, Kept)
 
 
 SOLVES = {

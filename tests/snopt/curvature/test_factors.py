@@ -234,20 +234,6 @@ def test_options_of_snopt_plus_and_the_trust_region_run_thin_or_dense():
     assert optimizer.curvature[model[0].func.gate].state_dict()["U_B"].shape == (1, OUT, OUT)
 
 
-def test_training_goes_on_from_a_checkpoint_to_the_last_bit():
-    model, optimizer = train(steps=3)
-    twin = make_net()
-    other = SNOpt(twin, lr=0.1, update_freq=2)
-    twin.load_state_dict(model.state_dict())
-    other.load_state_dict(optimizer.state_dict())
-    for net, method in ((model, optimizer), (twin, other)):
-        for k in range(3):
-            method.zero_grad()
-            nn.functional.cross_entropy(net(data(k)[0]), data(k)[1]).backward()
-            method.step()
-    assert all(map(torch.equal, model.parameters(), twin.parameters()))
-
-
 @pytest.mark.parametrize("make", [KFAC, EKFAC])
 def test_other_methods_sum_up(make):
     model, optimizer = train(make, steps=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import itertools
 import pickle
 import warnings
@@ -16,7 +15,7 @@ from optimizer_cases import backward, batch, make, train, weights
 from snopt_cases import TanhField, assert_close
 from torch import nn
 
-from snopt import ODEBlock, Preconditioner, SNOpt, gauss_legendre, uniform
+from snopt import ODEBlock, SNOpt, gauss_legendre, uniform
 from snopt.curvature.collector import Collector
 from snopt.curvature.factors import Accumulator
 from snopt.curvature.layers import to_matrix
@@ -86,30 +85,6 @@ def test_identity_factors_give_the_base_optimizer(base, options):
         assert torch.equal(weights(ours), weights(reference))
 
 
-@pytest.mark.parametrize("base", [None, torch.optim.Adam])
-@pytest.mark.parametrize("stop", [4, 5, 6])
-def test_state_round_trip_continues_bit_for_bit(base, stop):
-    """Stopped in the middle of a refresh period, just before a refresh, and just after."""
-    unbroken = make()
-    optimizer = SNOpt(unbroken, lr=0.01, update_freq=5, base=base)
-    train(unbroken, optimizer, 12)
-
-    first = make()
-    optimizer = SNOpt(first, lr=0.01, update_freq=5, base=base)
-    train(first, optimizer, stop)
-    buffer = io.BytesIO()
-    torch.save({"model": first.state_dict(), "optimizer": optimizer.state_dict()}, buffer)
-    buffer.seek(0)
-    saved = torch.load(buffer, weights_only=True)
-    second = make(seed=99)
-    second.load_state_dict(saved["model"])
-    optimizer = SNOpt(second, lr=0.5, update_freq=5, base=base)
-    optimizer.load_state_dict(saved["optimizer"])
-    assert optimizer.param_groups[0]["lr"] == 0.01
-    train(second, optimizer, 12 - stop, seed=1 + stop)
-    assert torch.equal(weights(unbroken), weights(second))
-
-
 def test_state_of_another_optimizer_model_or_width_is_refused():
     optimizer = SNOpt(make(), lr=0.01)
     with pytest.raises(ValueError, match="not SNOpt's"):
@@ -139,21 +114,6 @@ def test_refresh_happens_every_update_freq_steps():
     assert model.ode.nfe.curvature == 12
 
 
-def test_gradient_accumulation_equals_the_whole_batch():
-    whole, parts = make(), make()
-    x, y = batch(n=12)
-    optimizer = SNOpt(whole, lr=0.1)
-    backward(whole, (x, y))
-    optimizer.step()
-    optimizer = SNOpt(parts, lr=0.1)
-    optimizer.zero_grad()
-    for piece in range(3):
-        rows = slice(4 * piece, 4 * piece + 4)
-        (nn.functional.cross_entropy(parts(x[rows]), y[rows]) / 3).backward()
-    optimizer.step()
-    assert_close(weights(parts), weights(whole), rtol=1e-5)
-
-
 def test_curvature_of_a_discarded_backward_pass_is_forgotten():
     """Whether the gradients are reset after it or between the next forward and backward pass."""
     model, twin = make(), make()
@@ -169,46 +129,7 @@ def test_curvature_of_a_discarded_backward_pass_is_forgotten():
     assert torch.equal(weights(model), weights(twin))
 
 
-def test_schedulers_drive_the_base_optimizer():
-    model = make()
-    optimizer = SNOpt(model, lr=0.1, momentum=0.9)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        train(model, optimizer, 2, scheduler)
-    assert optimizer.base.param_groups[0]["lr"] == pytest.approx(0.025)
-    before = weights(model)
-    optimizer.param_groups[0]["lr"] = 0.0
-    train(model, optimizer, 1)
-    assert torch.equal(weights(model), before)
-
-
-def test_param_groups_with_their_own_damping_and_rate():
-    model, reference = make(), make()
-    groups = [
-        {"params": model.ode.parameters(), "damping": 0.5},
-        {"params": [*model.stem.parameters(), *model.head.parameters()], "lr": 0.0},
-    ]
-    optimizer = SNOpt(model, lr=0.1, eps=0.05, params=groups)
-    start = weights(model)
-    train(model, optimizer, 1)
-    damped = SNOpt(reference, lr=0.1, eps=0.5)
-    train(reference, damped, 1)
-    assert torch.equal(model.ode.func.first.weight, reference.ode.func.first.weight)
-    fresh = make()
-    for part in ("stem", "head", "norm"):
-        assert torch.equal(weights(getattr(model, part)), weights(getattr(fresh, part)))
-    assert not torch.equal(weights(model), start)
-    assert optimizer.param_groups[0]["alpha"] == 0.75
-
-
-def test_layers_outside_the_scope_or_the_given_parameters_keep_their_gradient():
-    model = make()
-    optimizer = SNOpt(model, lr=0.1, scope="ode")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        train(model, optimizer, 1)
-    assert set(optimizer.curvature) == {model.ode.func.first, model.ode.func.second}
+def test_layers_outside_the_given_parameters_keep_their_gradient():
     model = make()
     optimizer = SNOpt(model, lr=0.1, params=model.ode.parameters())
     backward(model, batch())
@@ -216,19 +137,6 @@ def test_layers_outside_the_scope_or_the_given_parameters_keep_their_gradient():
     optimizer.step()
     assert torch.equal(model.head.weight.grad, gradient)
     assert set(optimizer.curvature) == {model.ode.func.first, model.ode.func.second}
-
-
-def test_frozen_layers_and_frozen_biases():
-    model = make()
-    model.stem.requires_grad_(False)
-    model.head.bias.requires_grad_(False)
-    optimizer = SNOpt(model, lr=0.1)
-    stem, bias = weights(model.stem).clone(), model.head.bias.detach().clone()
-    train(model, optimizer, 2)
-    assert torch.equal(weights(model.stem), stem)
-    assert torch.equal(model.head.bias, bias)
-    assert optimizer.curvature[model.head].A.shape == (3, 3)
-    assert optimizer.curvature[model.ode.func.second].A.shape == (7, 7)
 
 
 def test_curvature_shows_factors_by_layer():
@@ -286,20 +194,6 @@ def test_convolutions_train_in_and_outside_an_ode():
     assert len(optimizer.curvature) == 3
 
 
-def test_wrapping_by_hand_equals_snopt():
-    one, two = make(), make()
-    optimizer = SNOpt(one, lr=0.02, momentum=0.9, update_freq=3)
-    preconditioner = Preconditioner(two, update_freq=3)
-    base = torch.optim.SGD(two.parameters(), lr=0.02, momentum=0.9)
-    train(one, optimizer, 5)
-    for k in range(5):
-        base.zero_grad()
-        backward(two, batch(1 + k))
-        preconditioner.step()
-        base.step()
-    assert torch.equal(weights(one), weights(two))
-
-
 def test_layer_that_never_received_data_is_named_once():
     class Foreign(nn.Module):
         def __init__(self):
@@ -324,30 +218,6 @@ def test_layer_that_never_received_data_is_named_once():
         optimizer.zero_grad()
         model(x).square().mean().backward()
         optimizer.step()
-
-
-def scaled_training(scale, *, unscale_first=False):
-    """Return the weights after three steps with the loss multiplied by ``scale``."""
-    model = make()
-    optimizer = SNOpt(model, lr=0.05, update_freq=2)
-    scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
-    for k in range(3):
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(batch(k)[0]), batch(k)[1])
-        scaler.scale(loss).backward()
-        if unscale_first:
-            scaler.unscale_(optimizer)
-            optimizer.loss_scale = scaler.get_scale()
-        scaler.step(optimizer)
-        scaler.update()
-    return weights(model)
-
-
-@pytest.mark.parametrize("unscale_first", [False, True])
-def test_loss_scaling_changes_nothing(unscale_first):
-    scaled = scaled_training(2.0**16, unscale_first=unscale_first)
-    # The adjoint's tolerance is absolute too, so a scaled adjoint takes other steps.
-    assert_close(scaled, scaled_training(1.0), rtol=1e-4)
 
 
 def test_unscaled_gradients_of_unknown_scale_are_refused():
