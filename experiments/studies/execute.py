@@ -74,15 +74,10 @@ def planned(
     overrides: Sequence[str],
     where: Sequence[str],
 ) -> list[PlannedRun]:
-    """Return the runs of one experiment for several seeds; it is composed only once.
+    """Return the runs of one experiment (empty: none), one a seed; it is composed only once.
 
-    Args:
-        experiment: its name; empty: none.
-        dataset: for messages.
-        optimizer: for messages.
-        seeds: one a run.
-        overrides: what to change in every run.
-        where: see :func:`experiments.run.config.places`.
+    Messages name ``dataset`` and ``optimizer``; ``overrides`` change every run; ``where`` is what
+    :func:`experiments.run.config.places` returns.
 
     Raises:
         ConfigError: an override is unknown or out of range, or parts do not fit.
@@ -288,18 +283,11 @@ def execute(
     *,
     consequence: str,
 ) -> None:
-    """Train the runs that are not finished.
+    """Train the runs that are not finished, in this order.
 
     A run that fails is tried once more, after all others; one that diverged is finished. Ctrl-C and
     SIGTERM are passed on to the runs, which write a checkpoint and stop; the same call resumes
-    them.
-
-    Args:
-        runs: what to run, in this order.
-        jobs: processes at a time.
-        say: prints one line.
-        train: the training command, to which overrides are appended.
-        consequence: what does not happen if runs fail, such as "figure-1 is not drawn".
+    them. ``consequence`` is what does not happen if runs fail, such as "figure-1 is not drawn".
 
     Raises:
         RecordError: runs failed; every one of them is named, with its reason.

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from experiments.base.environment import git_commit, git_dirty, versions
 from experiments.base.errors import ConfigError, RecordError
@@ -31,6 +30,7 @@ from experiments.run.config import (
     write_tuned,
 )
 from experiments.run.records import DIVERGED, DONE, Summary, summarise
+from experiments.studies.comparison.settings import read_description
 from experiments.studies.execute import PlannedRun, Say, interleave, planned
 from experiments.studies.study import Params, Point, Workplace, point_of, sample, train_points
 
@@ -53,16 +53,7 @@ class Protocol:
 
 def load_protocol(path: Path) -> Protocol:
     """Read a protocol; raise a ConfigError where its file is missing or has wrong keys."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        valid = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise ConfigError(f"{path} is missing; there are: {valid or 'none'}") from None
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict) or not content:
-        raise ConfigError(f"{path} is empty or no mapping")
-    content = {"optimizers": (), "final_seeds": (), **content}
+    content = {"optimizers": (), "final_seeds": (), **read_description(path)}
     try:
         tuples = {key: tuple(content[key]) for key in ("optimizers", "final_seeds")}
         protocol = Protocol(**{**content, **tuples})
@@ -227,11 +218,8 @@ def judge(
 ) -> dict[str, Any]:
     """Score finished trials and return the record of the search, ready for JSON.
 
-    Args:
-        trials: the trials of one optimizer on one data set.
-        protocol: what is equal for all.
-        finals: repetitions of the finalists with further seeds, by place; the finalist whose worst
-            seed is best is chosen, the first of equal ones. None: the best trial.
+    ``finals`` are repetitions of the finalists with further seeds, by place: the finalist whose
+    worst seed is best is chosen, the first of equal ones. None: the best trial.
 
     Raises:
         RecordError: a trial did not finish, or all diverged.

@@ -271,7 +271,7 @@ class Study:
         """Work off the trials, with everyone else who does, until all of them have ended.
 
         A trial that failed is tried once more, after all others; one that had failed before this
-        call has had its first try.
+        call has had its first try. Ctrl-C lets every run write its checkpoint.
 
         Args:
             plan: the points by key; every worker has the same ones.
@@ -286,10 +286,6 @@ class Study:
 
         Returns:
             Why, by name of the run, for each trial that failed.
-
-        Raises:
-            RecordError: the storage or the disk refuses.
-            KeyboardInterrupt: a signal came; every run has written its checkpoint.
         """
         owned: list[_Owned] = []
         look = 0.0
@@ -496,12 +492,9 @@ def _lost(trials: Sequence[FrozenTrial]) -> bool:
 
 
 class _KernelLock(BaseJournalFileLock):
-    """The lock of a file, which the kernel lets go of however the process ends.
+    """The lock of the journal; Optuna's own outlives a process that was killed.
 
-    Optuna's own lock of its journal outlives a process that was killed.
-
-    Args:
-        path: the file; a last line that was cut off, by a kill or a full disk, is removed from it.
+    A last line that was cut off, by a kill or a full disk, is removed.
     """
 
     def __init__(self, path: Path) -> None:

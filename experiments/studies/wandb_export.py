@@ -58,7 +58,11 @@ def export(folder: Path, *, method: str = "random", overrides: Sequence[str] = (
 def exported(name: str, space: Space, method: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Return the sweep file of an optimizer's space; see :func:`export`."""
     check_known("method", method, METHODS)
-    fixed = [f"optimizer={name}", *_task(space, overrides), *overrides]
+    task = task_of(overrides)
+    if not any(one.startswith(("task=", "experiment=", "dataset=")) for one in overrides):
+        two = any(key.startswith("ode.") for key in space)  # a space of two optimizers
+        task = ["task=time_series" if two else "task=image"]
+    fixed = [f"optimizer={name}", *task, *overrides]
     if not any(override.startswith("tracking.mode=") for override in overrides):
         fixed.append("tracking.mode=online")  # an agent talks to the server anyway
     config = resolve(load_config(fixed))
@@ -84,12 +88,3 @@ def _parameter(dimension: Mapping[str, Any]) -> dict[str, Any]:
         return {"values": list(dimension["choice"])}
     low, high = dimension["log_uniform"]
     return {"distribution": "log_uniform_values", "min": float(low), "max": float(high)}
-
-
-def _task(space: Space, overrides: Sequence[str]) -> list[str]:
-    """Return the task that a space of two optimizers is for, unless one is chosen."""
-    chosen = {override.partition("=")[0] for override in overrides}
-    if chosen & {"task", "experiment", "dataset"}:
-        return task_of(overrides)
-    inside = any(key.startswith("ode.") for key in space)
-    return ["task=time_series"] if inside else ["task=image"]

@@ -59,10 +59,7 @@ TITLES = {"seconds": "Training time", "steps": "Steps", "nfe": "Field evaluation
 def draw(folder: Path, command: str, say: Say) -> None:
     """Write :data:`FILES` beside ``runs.csv``, and say which best settings lie on a border.
 
-    Args:
-        folder: where ``runs.csv`` is.
-        command: the command that makes the comparison.
-        say: prints one line.
+    ``command`` is the one that makes the comparison.
 
     Raises:
         RecordError: ``runs.csv`` is missing, damaged or not of an equal search.
@@ -299,8 +296,7 @@ def _facts(rows: pd.DataFrame) -> dict[str, Any]:
 def draw_profile(rows: pd.DataFrame) -> Figure:
     """Return the performance profiles: a panel for each optimizer, the others thin behind it.
 
-    With few data sets, profiles lie on one another; panels keep each one readable. Call it within
-    ``matplotlib.rc_context(RC)``.
+    With few data sets, profiles lie on one another; panels keep each one readable.
     """
     found = studies_of(rows)
     taus = np.linspace(1.0, TAU_MAX, POINTS)
@@ -340,10 +336,7 @@ def draw_profile(rows: pd.DataFrame) -> Figure:
 
 
 def draw_speed_up(rows: pd.DataFrame) -> Figure:
-    """Return the speed-ups in training time, steps and evaluations of the field, side by side.
-
-    Call it within ``matplotlib.rc_context(RC)``.
-    """
+    """Return the speed-ups in training time, steps and evaluations of the field, side by side."""
     ups = speed_ups(studies_of(rows), rows)
     names = _fastest_first(ups)
     lines = _wrapped(
@@ -373,21 +366,10 @@ def draw_speed_up(rows: pd.DataFrame) -> Figure:
 
 def _mark(panel: Axes, place: int, up: SpeedUp) -> None:
     """Draw one speed-up with its interval."""
-    marker = {(False, False): "o", (True, False): "<", (False, True): ">"}.get(
-        (up.upper, up.lower), "D"
-    )
+    marker = {"": "o", "≤ ": "<", "≥ ": ">", "~ ": "D"}[up.sign]
+    face = OWN if marker == "o" else "white"
     panel.plot([up.low, up.high], [place, place], color="#555555", linewidth=1.4, zorder=2)
-    panel.plot(
-        [up.bounded],
-        [place],
-        marker=marker,
-        markersize=6,
-        color=OWN,
-        markerfacecolor=OWN if marker == "o" else "white",
-        markeredgewidth=1.3,
-        linestyle="none",
-        zorder=3,
-    )
+    panel.plot([up.bounded], [place], marker, color=OWN, ms=6, mfc=face, mew=1.3, zorder=3)
 
 
 def _ratio_axis(panel: Axes, ups: Sequence[SpeedUp]) -> None:

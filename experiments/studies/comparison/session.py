@@ -4,10 +4,9 @@ Everything is a run record, and the trials are those of a study
 (:mod:`experiments.studies.study`): a comparison that was stopped, however it was, goes on where it
 was. All other files are drawn from ``runs.csv`` alone.
 
-The targets are set once, by Adam and SGD and not by the methods under test (see
-:func:`experiments.studies.goals.target_of`), and frozen in ``targets.yaml``. The file says which
-records they came from: a change of network, solver, budget or tuned settings changes the hashes of
-these runs, and the targets are then refused as those of other settings.
+The targets are set once, by Adam and SGD and not by the methods under test, and frozen in
+``targets.yaml``. The file says which records they came from: after a change of network, solver,
+budget or tuned settings they are refused as those of other settings.
 """
 
 from __future__ import annotations
@@ -221,10 +220,7 @@ def load_targets(protocol: Protocol, setters: Setters) -> dict[str, Target]:
 
 
 def _entry(
-    protocol: Protocol,
-    workload: Workload,
-    runs: Mapping[str, Sequence[PlannedRun]],
-    jobs: int,
+    protocol: Protocol, workload: Workload, runs: Mapping[str, Sequence[PlannedRun]], jobs: int
 ) -> dict[str, Any]:
     """Return what the file keeps of a data set."""
     read = {name: [summarise(run.folder) for run in own] for name, own in runs.items()}

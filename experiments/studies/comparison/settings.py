@@ -94,7 +94,7 @@ def load(budget: str, folder: Path = FOLDER) -> Protocol:
         ConfigError: the file is missing, lacks a key, or has a value out of range.
     """
     path = folder / f"{budget}.yaml"
-    content = _read(path)
+    content = read_description(path, "budgets are")
     for key in content:
         if key not in (*_KEYS, *_OPTIONAL):
             raise ConfigError(f"{path}: {key} is unknown{suggestion(str(key), _KEYS)}")
@@ -119,7 +119,19 @@ def load(budget: str, folder: Path = FOLDER) -> Protocol:
         targets=TargetRule(tuple(rule["optimizers"]), rule["more_seconds"], tuple(rule["seeds"])),
         folder=folder,
     )
-    _check(path, protocol)
+    for key in ("studies", "trials"):
+        check_whole(f"{path}: {key}", getattr(protocol, key))
+    check_whole(f"{path}: search_seed", protocol.search_seed, least=0)
+    check_number("targets.more_seconds", protocol.targets.more_seconds, positive=True)
+    if len(set(protocol.optimizers)) < len(protocol.optimizers):
+        raise ConfigError(f"{path}: an optimizer is named twice")
+    search = range(protocol.search_seed, protocol.search_seed + protocol.studies)
+    seeds = (*search, *protocol.fresh_seeds, *protocol.targets.seeds)
+    if not protocol.fresh_seeds or not protocol.targets.seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(
+            f"{path}: studies ({list(search)}), fresh seeds {list(protocol.fresh_seeds)} and the"
+            f" targets' seeds {list(protocol.targets.seeds)} must all be different, and not empty"
+        )
     return protocol
 
 
@@ -146,31 +158,16 @@ def _workload(path: Path, dataset: str, changed: Mapping[str, Any]) -> Workload:
     return workload
 
 
-def _check(path: Path, protocol: Protocol) -> None:
-    for key in ("studies", "trials"):
-        check_whole(f"{path}: {key}", getattr(protocol, key))
-    check_whole(f"{path}: search_seed", protocol.search_seed, least=0)
-    check_number("targets.more_seconds", protocol.targets.more_seconds, positive=True)
-    if len(set(protocol.optimizers)) < len(protocol.optimizers):
-        raise ConfigError(f"{path}: an optimizer is named twice")
-    search = range(protocol.search_seed, protocol.search_seed + protocol.studies)
-    seeds = (*search, *protocol.fresh_seeds, *protocol.targets.seeds)
-    if not protocol.fresh_seeds or not protocol.targets.seeds or len(set(seeds)) < len(seeds):
-        raise ConfigError(
-            f"{path}: studies ({list(search)}), fresh seeds {list(protocol.fresh_seeds)} and the"
-            f" targets' seeds {list(protocol.targets.seeds)} must all be different, and not empty"
-        )
-
-
-def _read(path: Path) -> dict[str, Any]:
+def read_description(path: Path, called: str = "there are") -> dict[str, Any]:
+    """Return what a file says; raise a ConfigError where it cannot be read or says nothing."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         names = sorted(file.stem for file in path.parent.glob("*.yaml"))
         valid = [name for name in names if name != "targets"]
-        raise ConfigError(f"{path} is missing; budgets are: {', '.join(valid) or 'none'}") from None
+        raise ConfigError(f"{path} is missing; {called}: {', '.join(valid) or 'none'}") from None
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not content:
         raise ConfigError(f"{path} is empty or no mapping")
     return content

@@ -32,7 +32,7 @@ class Stub:
             value = values.get(f"r{number}", 0.5)
             order = {"do": list(do), "folder": str(self.record(number).folder), "value": value}
             (folder / "orders" / f"{number}.json").write_text(json.dumps(order))
-        self.train = [sys.executable, str(STUB), str(folder / "orders")]
+        self.train = [sys.executable, str(STUB), str(folder / "orders"), "run"]
         self.numbers = range(len(list((folder / "orders").glob("*.json"))))
         self.plan = {
             str(k): Point(str(k), self._runs(k), SPACE, self.params(k)) for k in self.numbers

@@ -1,8 +1,8 @@
 """Stands in for scripts/train.py in a study: keeps a record as it does, without training.
 
-Arguments: a folder with ``<run>.json``, what to do at each attempt, then ``run=<run>``. What can be
-done: done, diverged, failed, crash, kill, refuse, slow (until Ctrl-C) or a number of seconds, after
-which it is done.
+Arguments: a folder with ``<run>.json``, what to do at each attempt, the key by which runs are told
+apart, then ``<key>=<run>`` among others. What can be done: done, diverged, failed, crash, kill,
+refuse, slow (until Ctrl-C) or a number of seconds, after which it is done.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     orders = Path(sys.argv[1])
-    run = next(one for one in sys.argv[2:] if one.startswith("run=")).removeprefix("run=")
+    run = dict(one.partition("=")[::2] for one in sys.argv[3:])[sys.argv[2]]
     order = json.loads((orders / f"{run}.json").read_text())
     with (orders / f"{run}.attempts").open("a") as file:
         file.write("x")

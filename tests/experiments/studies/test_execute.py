@@ -57,24 +57,16 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
         run_all(stub)
 
 
-def test_a_run_that_another_process_trains_is_waited_for(tmp_path: Path) -> None:
-    stub = Stub(tmp_path, [["1.0"], ["done"]])
-    other = stub.by_hand(0)
-    assert held(stub.record(0).folder)
-    run_all(stub)
-    other.wait()
-    assert stub.attempts() == [1, 1]
-    assert stub.said[1] == "waiting for another process that trains point 0 · adam · seed 0"
-    assert not held(stub.record(0).folder)
-
-
 def test_a_run_whose_other_process_dies_is_taken_over(tmp_path: Path) -> None:
     stub = Stub(tmp_path, [["slow", "done"]])
     other = stub.by_hand(0)
+    assert held(stub.record(0).folder)
     threading.Timer(0.5, other.kill).start()
     run_all(stub)
     other.wait()
+    assert stub.said[1] == "waiting for another process that trains point 0 · adam · seed 0"
     assert stub.attempts() == [2]
+    assert not held(stub.record(0).folder)
 
 
 def test_who_comes_second_to_a_run_waits_and_reports_no_failure(tmp_path, monkeypatch) -> None:

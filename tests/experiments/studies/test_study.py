@@ -126,20 +126,17 @@ def test_a_worker_that_is_told_so_begins_nothing_more(tmp_path: Path) -> None:
     assert stub.states() == ["done", "waiting"]
 
 
-def test_a_record_that_was_lost_is_made_again(tmp_path: Path) -> None:
-    stub = Stub(tmp_path, [["done"], ["done"]])
-    stub.work()
-    shutil.rmtree(stub.record(1).folder)
-    stub.work()
-    assert stub.completed() == [1, 2]
-
-
-def test_records_that_are_there_are_not_trained(tmp_path: Path) -> None:
+def test_a_record_that_is_there_is_not_trained_and_one_that_was_lost_is_made_again(
+    tmp_path,
+) -> None:
     stub = Stub(tmp_path, [["done"], ["done"]])
     stub.by_hand(0).wait()
     stub.work()
     assert stub.completed() == [1, 1]
     assert stub.states() == ["done", "done"]
+    shutil.rmtree(stub.record(1).folder)
+    stub.work()
+    assert stub.completed() == [1, 2]
 
 
 def test_a_fixed_list_is_a_study_and_its_failures_are_named(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
+import json
+import runpy
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -129,15 +130,11 @@ def test_a_wrong_command_line_is_named(line: str, message: str) -> None:
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
     """Give a function that runs the command in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    spec = importlib.util.spec_from_file_location("sweep_command", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    main = runpy.run_path(str(SCRIPT))["main"]
 
     def call(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
-        status: int = script.main()
+        status: int = main()
         return status
 
     before = signal.getsignal(signal.SIGTERM)
@@ -153,26 +150,16 @@ def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
     """Give a function that says what the runs of points 0, 1, … of a sweep of Adam do."""
 
     def prepare(*orders: str, **values: float) -> None:
-        plan = Plan(parse([*ADAM, f"trials={len(orders)}"]))
-        text = ["import json, pathlib, runpy, sys"]
-        table = {}
-        for key, point in plan.items():
-            [run] = point.runs(point.params or {})
+        folder = tmp_path / "orders"
+        folder.mkdir()
+        for key, point in Plan(parse([*ADAM, f"trials={len(orders)}"])).items():
+            assert point.params is not None
+            [run] = point.runs(point.params)
             value = values.get(f"r{key}", 0.5)
             order = {"do": [orders[int(key)]], "folder": str(run.folder), "value": value}
-            table[f"optimizer.lr={point.params['lr']}"] = (key, order)  # type: ignore[index]
-        text.append(f"table = {table!r}")
-        text.append("[key] = [key for key in table if key in sys.argv]")
-        text.append("name, order = table[key]")
-        text.append(f"folder = pathlib.Path({str(tmp_path / 'orders')!r})")
-        text.append("folder.mkdir(exist_ok=True)")
-        text.append("(folder / f'{name}.json').write_text(json.dumps(order))")
-        text.append("sys.argv = [sys.argv[0], str(folder), f'run={name}']")
-        text.append(f"runpy.run_path({str(STUB)!r}, run_name='__main__')")
-        script = tmp_path / "stub.py"
-        script.write_text("\n".join(text))
+            (folder / f"{point.params['lr']}.json").write_text(json.dumps(order))
+        train = [sys.executable, str(STUB), str(folder), "optimizer.lr"]
         real = Study.work
-        train = [sys.executable, str(script)]
         monkeypatch.setattr(Study, "work", lambda *a, **k: real(*a, **{**k, "train": train}))
 
     return prepare

@@ -113,11 +113,8 @@ def test_profiles_by_hand():
     assert profile(found, "adam", taus) == [0.5] * 5  # ties on circle: both are best
     assert profile(found, "kfac", taus) == [0.25, 0.25, 0.75, 0.75, 0.75]
     assert profile(found, "sgd", taus) == [0.25, 0.25, 0.25, 0.5, 0.5]
-
-
-def test_who_misses_everything_stays_at_zero():
-    found = digits(adam=[[1.0]], sgd=[[MISS]])
-    assert profile(found, "sgd", [1.0, 4.0, 1e9]) == [0.0, 0.0, 0.0]
+    missed = digits(adam=[[1.0]], sgd=[[MISS]])
+    assert profile(missed, "sgd", [1.0, 4.0, 1e9]) == [0.0, 0.0, 0.0]
 
 
 def test_the_speed_up_is_a_geometric_mean():
@@ -173,7 +170,6 @@ def test_misses_of_both_on_different_data_sets_bound_nothing():
 
 def test_a_strict_speed_up_leaves_out_what_both_missed():
     found = studies_of(search(COMPARISON))
-    assert speed_up(found, "sgd", "adam").strict != 0.5
     assert math.isnan(speed_up(found, "sgd", "adam").strict)  # 0 on circle, infinite on gas
     up = speed_up(found, "kfac", "adam")
     assert up.strict == math.inf

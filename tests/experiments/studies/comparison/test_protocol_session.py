@@ -73,6 +73,13 @@ def test_a_comparison_is_trained_once_and_summarised(tmp_path, training):
     compare(request, quiet)
     assert len(training.trained) == 13
     assert path.read_bytes() == before
+    # a run that fails is named, and nothing is summarised
+    shutil.rmtree(lost)
+    training.state = "failed"
+    said = r"nothing is compared, 1 of 4 runs failed:\n.*seed 400: no"
+    with pytest.raises(RecordError, match=said):
+        compare(request, quiet)
+    assert path.read_bytes() == before
 
 
 def test_data_sets_can_be_chosen_and_wrong_requests_are_named(tmp_path, training):
@@ -174,17 +181,3 @@ def test_a_killed_comparison_goes_on_where_it_was(tmp_path):
     again = run_script(["run", *arguments])
     assert "4 of 4 trials are done already" in again.stdout
     assert again.returncode == 0
-
-
-def test_a_failed_run_is_named_and_nothing_is_summarised(tmp_path, training):
-    request = tiny_request(tmp_path)
-    set_targets(request, quiet)
-    compare(request, quiet)
-    before = (request.folder / "runs.csv").read_bytes()
-    lost = next(request.output_dir.glob("*/*/sgd/*/seed-401"))
-    shutil.rmtree(lost)
-    training.state = "failed"
-    said = r"nothing is compared, 1 of 4 runs failed:\n.*seed 401: no"
-    with pytest.raises(RecordError, match=said):
-        compare(request, quiet)
-    assert (request.folder / "runs.csv").read_bytes() == before
