@@ -141,7 +141,7 @@ def chart(path: Path, points: int = 220) -> dict[str, Any] | None:
     axes = [name for name in _AXES if name in cells]
     if not axes or cells.empty:
         return None
-    table = cells.apply(lambda column: column.map(_float))
+    table = cells.apply(pd.to_numeric, errors="coerce")
     # A column of words has a cell that is neither empty nor a number.
     text = (table.isna() & ~cells.isin(["", "nan"])).any()
     words = [name for name in cells if text[name] and name not in axes]
@@ -171,14 +171,6 @@ def chart(path: Path, points: int = 220) -> dict[str, Any] | None:
         "values": [[n, _LABELS.get(n, n.replace("_", " "))] for n in numbers if n in shown],
         "panels": panels,
     }
-
-
-def _float(cell: str) -> float:
-    """Return a cell as a number; NaN if it is none."""
-    try:
-        return float(cell)
-    except ValueError:
-        return math.nan
 
 
 def _number(value: float) -> float | None:
