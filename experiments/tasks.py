@@ -1,8 +1,4 @@
-"""The three tasks, each with its loss and its metric, and the evaluation loop that they share.
-
-Image classification, classification of time series of unequal length, and density estimation with a
-continuous normalizing flow.
-"""
+"""The three tasks, each with its loss and its metric, and the evaluation loop that they share."""
 
 from __future__ import annotations
 
@@ -64,7 +60,7 @@ def mean_statistics(
     """Average per-example statistics over a split, without gradients and in evaluation mode.
 
     Args:
-        model: put into evaluation mode for the duration; mode and NFE counters are restored.
+        model: its mode and NFE counters are restored.
         tensors: the split, tensors with the examples along their first axis.
         batch_size: examples at a time; the last batch may be smaller.
         statistics: maps a batch to per-example values, each of shape (batch,).
@@ -141,14 +137,9 @@ class TimeSeriesTask(_Classification):
 class CNFTask:
     """Negative log-likelihood in nats, loss and metric in one; a batch is (x,).
 
-    Training uses the model's own trace. An evaluation has to be reproducible: it uses the exact
-    trace up to ``exact_trace_max_dim`` dimensions (it costs one backward pass a dimension), and
-    beyond that the model's estimate with noise from a generator of its own, the same every time.
-
-    Attributes:
-        name: ``"cnf"``.
-        exact_trace_max_dim: largest dimension that is evaluated with the exact trace.
-        evaluation_seed: seed of the evaluation's noise.
+    Training uses the model's trace. An evaluation has to be reproducible: it uses the exact trace
+    up to ``exact_trace_max_dim`` dimensions (it costs one backward pass a dimension), and beyond
+    that the model's estimate with the same noise every time, of ``evaluation_seed``.
     """
 
     name: str = "cnf"
@@ -159,12 +150,7 @@ class CNFTask:
     likelihood: None = field(default=None, init=False)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the mean of -log p(x) in nats.
-
-        Args:
-            model: a ``CNF``.
-            batch: points (batch, dim), in a tuple of one.
-        """
+        """Return the mean of -log p(x) in nats; a batch is a tuple of points (batch, dim)."""
         return -cast("CNF", model).log_prob(batch[0]).mean()
 
     def evaluate(self, model: nn.Module, tensors: Batch, batch_size: int) -> dict[str, float]:

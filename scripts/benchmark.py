@@ -18,16 +18,8 @@ import torch
 
 from experiments.base.device import choose_device
 from experiments.base.errors import UserError
-from experiments.measure.run import (
-    ALL,
-    BENCHMARKS,
-    MAX_SECONDS,
-    PROCESSES,
-    REPEATS,
-    Plan,
-    measurements,
-    run,
-)
+from experiments.measure.harness import Effort
+from experiments.measure.run import ALL, BENCHMARKS, chosen, run
 
 SCALING_REPEATS = 15
 
@@ -46,13 +38,16 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--repeats",
         type=_positive,
-        help=f"rounds of every timing; {REPEATS} if not given, {SCALING_REPEATS} of scaling",
+        help=f"rounds of every timing; {Effort.repeats} if not given, {SCALING_REPEATS} of scaling",
     )
     made.add_argument(
-        "--processes", type=_positive, default=PROCESSES, help="processes for each memory value"
+        "--processes",
+        type=_positive,
+        default=Effort.processes,
+        help="processes for each memory value",
     )
     made.add_argument(
-        "--max-seconds", type=float, default=MAX_SECONDS, help="of rounds for each workload"
+        "--max-seconds", type=float, default=Effort.max_seconds, help="of rounds for each workload"
     )
     made.add_argument("--output", type=Path, default=Path("results/benchmarks"), help="folder")
     made.add_argument("--draw", action="store_true", help="only draw again from what is there")
@@ -74,21 +69,18 @@ def main() -> int:
     if options.threads or scaling:
         torch.set_num_threads(1 if scaling else options.threads)
     try:
-        plan = Plan(
-            benchmarks=benchmarks,
-            only=options.only,
-            device=choose_device("cpu" if scaling else options.device),
-            repeats=options.repeats or (SCALING_REPEATS if scaling else REPEATS),
-            processes=options.processes,
-            max_seconds=options.max_seconds,
-            folder=options.output,
-        )
+        planned = chosen(benchmarks, options.only)
         if options.draw:
-            measurements(plan)
             for benchmark in benchmarks:
                 BENCHMARKS[benchmark].draw(options.output)
             return 0
-        for path in run(plan, lambda line: print(line, flush=True)):
+        effort = Effort(
+            device=choose_device("cpu" if scaling else options.device),
+            repeats=options.repeats or (SCALING_REPEATS if scaling else Effort.repeats),
+            processes=options.processes,
+            max_seconds=options.max_seconds,
+        )
+        for path in run(planned, effort, options.output, lambda line: print(line, flush=True)):
             print(path)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from experiments.base.errors import resumable
@@ -37,19 +38,17 @@ def parse(arguments: list[str] | None = None) -> tuple[str, Request]:
     return action, Request(**{**given, "datasets": tuple(given["datasets"])})
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _work() -> str:
+def work() -> str:
+    """Do what the command line asks for and return the closing line."""
     action, request = parse()
+    say = partial(print, flush=True)
     if action == "targets":
-        return f"the targets are in {set_targets(request, _say)}"
+        return f"the targets are in {set_targets(request, say)}"
     if action == "run":
-        compare(request, _say)
-    draw(request.folder, request.command, _say)
+        compare(request, say)
+    draw(request.folder, request.command, say)
     return f"{request.folder}: {', '.join(FILES)}"
 
 
 if __name__ == "__main__":
-    sys.exit(resumable(_work))
+    sys.exit(resumable(work))

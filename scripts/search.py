@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from experiments.base.errors import resumable
@@ -31,16 +32,11 @@ def parse(arguments: list[str] | None = None) -> Request:
     return Request(**vars(parser.parse_intermixed_args(arguments)))
 
 
-def main() -> int:
-    """Run the command line and return its exit status."""
-    request = parse()
-
-    def work() -> str:
-        written = search(request, lambda line: print(line, flush=True))
-        return f"{len(written)} searches recorded; the winners are in configs/tuned/"
-
-    return resumable(work)
+def work() -> str:
+    """Search and return the closing line."""
+    written = search(parse(), partial(print, flush=True))
+    return f"{len(written)} searches recorded; the winners are in configs/tuned/"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(resumable(work))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 
 class SolverError(RuntimeError):
     """An ODE solve failed; the message says where, how and what to try.
@@ -48,12 +50,7 @@ class SolverError(RuntimeError):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle by facts: worker processes send errors to their parent."""
-        facts = {k: v for k, v in self.__dict__.items() if k != "reason"}
-        return (_rebuild, (self.reason, facts))
-
-
-def _rebuild(reason: str, facts: dict[str, object]) -> SolverError:
-    return SolverError(reason, **facts)  # type: ignore[arg-type]
+        return partial(SolverError, **vars(self)), ()
 
 
 # Reasons with advice, the same whichever engine notices.

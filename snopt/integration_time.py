@@ -1,42 +1,35 @@
 """The integration time of an ODE block as a parameter.
 
 Liu, Chen, Theodorou (NeurIPS 2021), on optimising the integration time. A block integrates from t0
-to t1. Write T = |t1 - t0| for its horizon, z(T) for the state at its end, F for the velocity there
-in the direction of integration (dz/dt where t1 > t0, -dz/dt where t1 < t0), Φ for the loss as a
-function of z(T), and let a horizon cost make time expensive:
+to t1. T = |t1 - t0| is its horizon, z(T) the state at its end, F the velocity there in the
+direction of integration (-dz/dt where t1 < t0), Φ the loss as a function of z(T). A horizon cost
+makes time expensive:
 
     J(T, θ) = c/2 T² + Φ(z(T; θ))                                                            (H1)
 
-**First order.** ∂z(T)/∂T = F, so with the scale s
+First order, exact in either direction of time: ∂z(T)/∂T = F, so
 
     s = Fᵀ Φ_z,        Q_T = ∂J/∂T = c T + s                                                 (H2)
 
-exactly, in either direction of time, for any solver that is accurate at its end.
-
-**Second order.** Keeping the first derivatives of z(T; θ) alone (Gauss-Newton, as in Theorem 1;
-the second ones, z_TT = F_t + F_z F and z_Tθ = F_θ + F_z z_θ, are dropped) and replacing Φ_zz by the
-outer product Φ_z Φ_zᵀ (the *empirical* curvature of Proposition 2, R = 1),
+Second order: Gauss-Newton as in Theorem 1 (z_TT and z_Tθ are dropped) with the empirical curvature
+of Proposition 2, R = 1 (Φ_z Φ_zᵀ for Φ_zz). With Q_u = ∂Φ/∂θ, what backpropagation leaves in
+``.grad`` of the field's parameters,
 
     Q_TT = c + Fᵀ Φ_zz F       = c + s²                                                      (H3)
     Q_Tθ = Fᵀ Φ_zz ∂z(T)/∂θ    = s (∂z(T)/∂θ)ᵀ Φ_z = s Q_u                                   (H4)
 
-with Q_u = ∂Φ/∂θ for the parameters θ of the field: what backpropagation leaves in ``.grad``. Both
-are exact where Φ is the negative logarithm of a linear function of z(T) and z is linear in (T, θ).
+Both are exact where Φ is the negative logarithm of a linear function of z(T) and z is linear in
+(T, θ). The loss is the mean over a batch, so s, summed over the batch, is the batch mean already,
+and (H3) squares this mean: the batch is one state with one terminal loss.
 
-**Scale.** The loss is the mean over a batch, so autograd's gradient at the block's output, summed
-against F over the whole batch, is the batch mean already: s = Σ_b F_bᵀ ∂Φ/∂z_b = E[F_bᵀ ∂φ_b/∂z_b]
-for Φ = E[φ_b]; nothing is multiplied by the batch size. (H3) squares this mean: the batch is one
-state with one terminal loss. The mean of the squares E[(F_bᵀ ∂φ_b/∂z_b)²] would be larger by their
-variance between samples, and the steps shorter.
-
-**Steps.** The quadratic model of J around the present (T, θ), minimised over δT *given* the step δθ
-that an optimizer has just taken, is the **feedback** step; the **baseline** is gradient descent:
+The quadratic model of J, minimised over δT *given* the step δθ that an optimizer has just taken, is
+the **feedback** step; the **baseline** is gradient descent:
 
     feedback:  δT = -η (Q_T + Q_Tθ·δθ) / Q_TT        baseline:  δT = -η Q_T                  (H5)
 
-Q_Tθ·δθ = s (Q_u·δθ), so it takes the gradient *before* any preconditioning, momentum or weight
-decay, and the difference of the parameters across the optimizer's step. Q_u·δθ is the change of the
-loss that this step brings to first order, and (H5) counts it as progress that T need not make.
+Q_Tθ·δθ = s (Q_u·δθ) takes the gradient *before* any preconditioning, momentum or weight decay, and
+the difference of the parameters across the optimizer's step. Q_u·δθ is the change of the loss that
+this step brings to first order: progress that T need not make.
 """
 
 from __future__ import annotations
@@ -45,7 +38,7 @@ import math
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -54,7 +47,9 @@ from torch.optim import Optimizer
 
 from snopt.curvature.collector import WeakHook, backward_pass
 from snopt.linalg import at_least_float32
+from snopt.solve.field import parts_of
 from snopt.solve.ode_block import ODEBlock
+from snopt.validate import check_choice, check_count, check_number
 
 MODES = ("fixed", "baseline", "feedback")
 
@@ -82,23 +77,15 @@ class HorizonModel:
         """Return the exponential average, ``decay`` times the past and the rest this; or this."""
         if past is None:
             return self
-        mine, theirs = (self.s, self.Q_T, self.Q_TT), (past.s, past.Q_T, past.Q_TT)
-        return HorizonModel(
-            *(decay * old + (1.0 - decay) * new for old, new in zip(theirs, mine, strict=True))
-        )
+        pairs = zip(astuple(past), astuple(self), strict=True)
+        return HorizonModel(*(decay * old + (1.0 - decay) * new for old, new in pairs))
 
     def feedback(self, predicted: float) -> float:
         """Return Q_Tθ·δθ by (H4), where ``predicted`` is Q_u·δθ."""
         return self.s * predicted
 
     def step(self, mode: str, lr: float, predicted: float) -> float:
-        """Return δT by (H5).
-
-        Args:
-            mode: ``"baseline"`` or ``"feedback"``.
-            lr: η.
-            predicted: Q_u·δθ; the baseline does not look at it.
-        """
+        """Return δT by (H5), where ``lr`` is η and ``predicted`` is Q_u·δθ."""
         if mode == "baseline":
             return -lr * self.Q_T
         return -lr * (self.Q_T + self.feedback(predicted)) / self.Q_TT
@@ -144,7 +131,7 @@ class IntegrationTime:
     Raises:
         TypeError: if ``block`` is no ODEBlock or ``optimizer`` no optimizer.
         ValueError: if an argument is out of range, or the end of the block cannot be moved: it has
-            more than two times, returns all states, or its times have a gradient of their own.
+            more than two times, returns all states, or its times have a gradient.
     """
 
     def __init__(
@@ -165,7 +152,14 @@ class IntegrationTime:
             raise TypeError(
                 f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
             )
-        _check_settings(mode, lr, cost, every, minimum, decay)
+        check_choice("mode", mode, MODES)
+        check_number("lr (η)", lr, "(0, inf)")
+        check_number("cost (c of the horizon cost)", cost, "[0, inf)")
+        if mode == "feedback" and cost == 0:
+            raise ValueError("cost must be above 0 for feedback, which divides by it, got 0")
+        check_count("every", every)
+        check_number("minimum (the smallest horizon)", minimum, "(0, inf)")
+        check_number("decay", decay, "[0, 1)")
         self.block, self.mode = block, mode
         self.lr, self.cost, self.every = lr, cost, every
         self.minimum, self.decay = minimum, decay
@@ -209,13 +203,12 @@ class IntegrationTime:
 
     def state_dict(self) -> dict[str, Any]:
         """Return counters and averages: numbers and text only; t1 is in the model's state."""
-        model = self._model
         return {
             "mode": self.mode,
             "steps": self.steps,
             "updates": self.updates,
             "since": self._since,
-            "averages": None if model is None else [model.s, model.Q_T, model.Q_TT],
+            "averages": None if self._model is None else list(astuple(self._model)),
             "feedback": self._feedback,
             "warned": sorted(self._warned),
         }
@@ -249,7 +242,7 @@ class IntegrationTime:
         # A forward pass inside a backward pass repeats one that was seen already.
         if not self.due or not torch.is_grad_enabled() or backward_pass() != -1:
             return
-        parts = output if isinstance(output, tuple) else (output,)
+        parts = parts_of(output)
         if not any(part.requires_grad for part in parts):
             return
         if t is not None:
@@ -259,8 +252,7 @@ class IntegrationTime:
             )
         if self._gradients_are_zero():
             self._s = None  # what arrived before went into gradients that were thrown away
-        velocity = self.block.velocity(self.t1, output)
-        F = velocity if isinstance(velocity, tuple) else (velocity,)
+        F = parts_of(self.block.velocity(self.t1, output))
         for part, rate in zip(parts, F, strict=True):
             if part.requires_grad:
                 part.register_hook(self._on_gradient(rate))
@@ -280,8 +272,8 @@ class IntegrationTime:
     def _gradients_are_zero(self) -> bool:
         optimizer = self._optimizer()
         groups = [] if optimizer is None else optimizer.param_groups
-        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-        return not any(bool(gradient.any()) for gradient in gradients)
+        gradients = (p.grad for group in groups for p in group["params"])
+        return not any(g is not None and bool(g.any()) for g in gradients)
 
     @torch.no_grad()
     def _before_step(
@@ -365,21 +357,3 @@ def _check_block(block: object) -> None:
         )
     if block.t.requires_grad:
         raise ValueError("the times of this block have a gradient of their own: detach block.t")
-
-
-def _check_settings(
-    mode: str, lr: float, cost: float, every: int, minimum: float, decay: float
-) -> None:
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    if not 0 < lr < math.inf:
-        raise ValueError(f"lr (η) must be above 0, got {lr!r}")
-    if not 0 <= cost < math.inf or (mode == "feedback" and cost == 0):
-        least = "above 0 for feedback, which divides by it" if cost == 0 else "at least 0"
-        raise ValueError(f"cost (c of the horizon cost) must be {least}, got {cost!r}")
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(f"every must be a whole number of at least 1, got {every!r}")
-    if not 0 < minimum < math.inf:
-        raise ValueError(f"minimum (the smallest horizon) must be above 0, got {minimum!r}")
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay must lie in [0, 1), got {decay!r}")

@@ -35,6 +35,7 @@ def copy(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", SECTIONS)
 def test_a_section_does_what_it_says(copy, title):
     commands = [text for language, text in SECTIONS[title] if language == "console"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def _facts(request: Request, settings: Settings, made: Sequence[Made[Any]]) -> d
         "seeds": list(request.seeds),
         "experiment": EXPERIMENT,
         "overrides": list(request.overrides),
-        "settings": settings.facts(),
+        "settings": asdict(settings),
         "caption": (
             f"{device}. Digits, {settings.samples} images, SNOpt with tuned settings, empirical"
             f" curvature. Seeds {listed(request.seeds)}: medians and ranges. Distances and"

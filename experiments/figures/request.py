@@ -16,7 +16,7 @@ from experiments.base.errors import ConfigError
 from experiments.publish.provenance import of_runs, publish, run_entry
 from experiments.run.config import places
 from experiments.run.records import Summary, summarise
-from experiments.studies.execute import PlannedRun, Say, execute_all, interleave, planned
+from experiments.studies.execute import PlannedRun, Say, execute, interleave, planned
 
 SEEDS = (0, 1, 2)
 
@@ -171,7 +171,7 @@ def obtain(
         RecordError: runs failed; the message names all of them.
     """
     consequence = consequence or f"{request.target} is not drawn"
-    execute_all([run for _, run in wanted], jobs, say, request.train, consequence=consequence)
+    execute([run for _, run in wanted], jobs, say, request.train, consequence=consequence)
     return [Made(key, summarise(run.folder), run.command) for key, run in wanted]
 
 

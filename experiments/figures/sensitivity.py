@@ -36,7 +36,7 @@ from experiments.run.records import DIVERGED, DONE, Summary, summarise
 from experiments.studies import study
 from experiments.studies.execute import PlannedRun, Say, planned
 from experiments.studies.goals import best
-from experiments.studies.study import train_points
+from experiments.studies.study import Workplace, train_points
 
 NAME = "figure-8"
 CUT = "cut"
@@ -199,10 +199,8 @@ def reproduce(request: Request, say: Say) -> None:
         NAME,
         [sensitivity.trial(point, run) for point, run in wanted],
         lambda runs: -best(runs[0].metrics, "accuracy", greater=True),
-        output_dir=request.output_dir,
-        jobs=request.jobs,
-        say=say,
-        train=request.train,
+        Workplace(output_dir=request.output_dir, jobs=request.jobs, train=request.train),
+        say,
         consequence=f"{NAME} is not drawn",
     )
     made = [Made(point, summarise(run.folder), run.command) for point, run in wanted]

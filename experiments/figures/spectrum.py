@@ -8,6 +8,7 @@ the Hessian by stochastic Lanczos quadrature.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def reproduce(request: Request, say: Say, *, settings: Settings | None = None) -
         experiment=EXPERIMENT,
         curvlinops=metadata.version("curvlinops-for-pytorch"),
         overrides=list(request.overrides),
-        settings=chosen.facts(),
+        settings=asdict(chosen),
         damping=damping,
         caption=caption,
     )

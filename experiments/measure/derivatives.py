@@ -1,8 +1,7 @@
 """First and second derivatives of a loss in θ by each way: their errors, and their memory.
 
 Ways: exact by double backpropagation, the adjoint, the adjoint of the adjoint (recursion), Theorem
-1 and Proposition 2. Second derivatives are returned as products with the system's directions,
-(m, K).
+1 and Proposition 2. Second derivatives are products with the system's directions, (m, K).
 """
 
 from __future__ import annotations
@@ -31,17 +30,14 @@ from snopt import (
     odeint_adjoint,
     second_order_adjoint,
 )
-from snopt.theory.low_rank import LowRank
-from snopt.theory.second_order import SecondOrder
 
 # --- systems whose exact second derivatives are within reach -------------------------------------
 #
-# All in float64, so that the errors are those of the solver. The conv field of the digits net has
-# ReLUs: its flow has first derivatives everywhere, but crossing a kink contributes a jump to the
-# second derivatives that neither backpropagation through a solve nor any adjoint ODE contains. Its
-# Gauss-Newton matrix consists of first derivatives and has no such gap; for the full Hessian the
-# same net is taken with a softplus in place of the field's ReLU. The batch is small enough for the
-# dense matrices of Theorem 1.
+# All in float64, so that the errors are those of the solver. A kink of a ReLU adds a jump to the
+# second derivatives that neither backpropagation through a solve nor any adjoint ODE contains;
+# Gauss-Newton's matrix consists of first derivatives and has no such gap. For the full Hessian the
+# digits net therefore has a softplus in place of the field's ReLU. The batch is small enough for
+# the dense matrices of Theorem 1.
 
 SMALL = {"dim": 3, "layers": 2, "batch": 4, "classes": 3}
 
@@ -50,15 +46,10 @@ DIGITS = {"width": 4, "batch": 2, "steps": 100, "training_batch": 64, "direction
 
 @dataclass(frozen=True)
 class System:
-    """An initial value problem over [0, 1], what its loss is, and along which directions to look.
+    """An initial value problem over [0, 1], its loss, and the directions along which to look.
 
-    Attributes:
-        name: of the system, for tables.
-        field: the vector field.
-        z0: initial state.
-        terminal: maps the final state to the loss, a mean over the batch.
-        V: directions in θ, (m, K), orthonormal columns; all of them in the small system.
-        smooth: whether the field has second derivatives everywhere.
+    ``terminal`` maps the final state to the loss, a mean over the batch. ``V`` are directions in θ,
+    (m, K), orthonormal columns. ``smooth``: the field has second derivatives everywhere.
     """
 
     name: str
@@ -85,7 +76,10 @@ class System:
 
 
 def small(seed: int) -> System:
-    """Return two linear layers with tanh between, at three times the usual weights."""
+    """Return two linear layers with tanh between, at three times the usual weights.
+
+    The directions are all of θ.
+    """
     torch.manual_seed(seed)
     field = MLPField(SMALL["dim"], SMALL["layers"]).double()
     with torch.no_grad():
@@ -111,7 +105,14 @@ def digits_batch(seed: int) -> tuple[System, System]:
     torch.manual_seed(seed)
     solver = SolverSettings(gradient="direct", method="rk4", options={"step_size": 0.25})
     net = ConvODE(splits.info, solver, width=DIGITS["width"])
-    _train(net, *splits.train)
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    x, labels = splits.train
+    for _ in range(DIGITS["steps"]):
+        chosen = torch.randint(len(x), (DIGITS["training_batch"],))
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(x[chosen]), labels[chosen])
+        loss.backward()
+        optimizer.step()
     net = net.double()
     x, labels = (part[: DIGITS["batch"]] for part in splits.test)
     with torch.no_grad():
@@ -134,22 +135,11 @@ def digits_batch(seed: int) -> tuple[System, System]:
     )
 
 
-def _train(net: nn.Module, x: Tensor, y: Tensor) -> None:
-    """Take some steps of Adam: weights as they are met in training, not at the start."""
-    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
-    for _ in range(DIGITS["steps"]):
-        chosen = torch.randint(len(x), (DIGITS["training_batch"],))
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(net(x[chosen]), y[chosen])
-        loss.backward()
-        optimizer.step()
-
-
 # --- derivatives, way by way --------------------------------------------------------------------
 
 
 def tight(rtol: float) -> Mapping[str, Any]:
-    """Return the solver of a reference."""
+    """Return the arguments of a reference's solves."""
     return {"method": "dopri5", "rtol": rtol, "atol": rtol / 100}
 
 
@@ -186,10 +176,10 @@ class Exact:
 def reference(system: System, *, looser: bool = False) -> Exact:
     """Return the exact derivatives, from a tight solve.
 
-    Backpropagation through a solve whose steps were chosen for z alone errs at every kink of a ReLU
-    that a step crosses, whatever the tolerance. The adjoint's error control sees the kinks; where
-    the field has them the reference is the tight adjoint, and there is none for the Hessian.
-    ``looser`` takes ten times the tolerance, to see how good the reference is.
+    Backpropagation through a solve errs at every kink of a ReLU that a step crosses, whatever the
+    tolerance. The adjoint's error control sees the kinks; where the field has them the reference is
+    the tight adjoint, and there is none for the Hessian. ``looser`` takes ten times the tolerance,
+    to see how good the reference is.
     """
     if system.smooth:
         return exact(system, tight(1e-9 if looser else 1e-10))
@@ -224,9 +214,9 @@ def first_order(system: System, solver: Mapping[str, Any]) -> Tensor:
 def recursion(system: System, solver: Mapping[str, Any]) -> Tensor:
     """Return the Hessian's products by the adjoint of the adjoint.
 
-    The backward solve (z, a, Q_u) is itself an ODE with θ as parameters. Its solution's derivative
-    is taken by the adjoint method once more, and that of its starting point (z1, Φ_z(z1)) by the
-    adjoint of the forward solve: one row of the Hessian for each direction.
+    The backward solve (z, a, Q_u) is itself an ODE with θ as parameters. The adjoint method gives
+    the derivative of its solution, and the adjoint of the forward solve that of its starting point
+    (z1, Φ_z(z1)): one row of the Hessian for each direction.
     """
     params = system.params
     solve = {**solver, "adjoint_params": tuple(params)}
@@ -286,14 +276,11 @@ def _grad(
 # So |z| = 4 d and |θ| = 2 d² + 2 d.
 
 BATCH, CLASSES = 4, 10
-BYTES = 4
 
 DOPRI5: Mapping[str, Any] = {"method": "dopri5", "rtol": 1e-3, "atol": 1e-3}
 
 LIMIT_MB = 1024.0
 """A way whose theory alone is above this is not run."""
-
-RECURSION_ROWS = 2
 
 
 def sizes(d: int) -> tuple[int, int]:
@@ -317,24 +304,12 @@ def memory_system(d: int, seed: int) -> System:
 
 
 def run_recursion(system: System) -> Tensor:
-    """Hold the matrix and run the recursion for its first rows; the others need no more."""
+    """Hold the matrix and run the recursion for its first two rows; the others need no more."""
     m = system.sizes[1]
     matrix = torch.full((m, m), 1.0)
-    for i in range(min(RECURSION_ROWS, m)):
+    for i in range(2):
         matrix[i] = recursion(system, DOPRI5)[:, 0]
     return matrix
-
-
-def run_theorem_1(system: System) -> SecondOrder:
-    """Run Theorem 1, Gauss-Newton."""
-    start = (system.field, system.z0, system.t)
-    return second_order_adjoint(*start, system.terminal, max_mb=float("inf"), **DOPRI5)
-
-
-def run_proposition_2(system: System) -> LowRank:
-    """Run Proposition 2 with one row for each class."""
-    rows = torch.randn(CLASSES, *system.z0.shape)
-    return low_rank_adjoint(system.field, system.z0, system.t, rows, **DOPRI5)
 
 
 def run_kronecker(system: System) -> Preconditioner:
@@ -349,25 +324,20 @@ def run_kronecker(system: System) -> Preconditioner:
 
 @dataclass(frozen=True)
 class Way:
-    """A row of the table.
+    """A row of the table: ``formula`` are the entries that ``run`` must hold.
 
-    Attributes:
-        name: in ``data.csv``.
-        label: for a reader.
-        formula: entries that it must hold.
-        theory: the same as a number, of |z|, |θ| and the width.
-        run: does it.
+    ``theory`` is the same as a number, of |z|, |θ| and the width.
     """
 
     name: str
     label: str
     formula: str
     theory: Callable[[int, int, int], int]
-    run: Callable[[System], object]
+    run: Callable[[System], Any]
 
     def theory_mb(self, d: int) -> float:
         """Return the theory in MB of 2**20 bytes, in float32."""
-        return self.theory(*sizes(d), d) * BYTES / 2**20
+        return self.theory(*sizes(d), d) * 4 / 2**20
 
 
 WAYS = (
@@ -392,14 +362,16 @@ WAYS = (
         "Theorem 1",
         "2|z| + |θ| + |z|² + |z||θ| + |θ|²",
         lambda n, m, d: 2 * n + m + n * n + n * m + m * m,
-        run_theorem_1,
+        lambda s: second_order_adjoint(
+            s.field, s.z0, s.t, s.terminal, max_mb=float("inf"), **DOPRI5
+        ),
     ),
     Way(
         "proposition-2",
         f"Proposition 2, R = {CLASSES}",
         "|z| + R(|z| + |θ|)",
         lambda n, m, d: n + CLASSES * (n + m),
-        run_proposition_2,
+        lambda s: low_rank_adjoint(s.field, s.z0, s.t, torch.randn(CLASSES, *s.z0.shape), **DOPRI5),
     ),
     # Of each layer: a inputs with the bias, b outputs.
     Way(
@@ -415,8 +387,7 @@ WAYS = (
 def measure_peak(way: str, d: int, seed: int) -> dict[str, Any]:
     """Return the memory of one way in this process; call it in a fresh one.
 
-    The same is run on a tiny system before, so that code which is loaded at its first use does not
-    count.
+    A tiny system comes first, so that code which is loaded at its first use does not count.
     """
     chosen = {w.name: w for w in WAYS}[way]
     chosen.run(memory_system(3, seed))

@@ -1,8 +1,7 @@
 """``engine.json``: one forward and backward pass, by every way to get the gradient.
 
 All ways are compared with a *floor*: a pass that makes the evaluations that a solve needs, and
-nothing else. How many there are is observed on the vector field itself, which treats every engine
-alike and needs no callback of a solver.
+nothing else. They are counted on the vector field itself, which treats every engine alike.
 """
 
 from __future__ import annotations
@@ -16,39 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.base.device import synchroniser
-from experiments.measure.harness import interleaved, pair_ratio, spread
+from experiments.measure.harness import Effort, pair_ratio, spread
 from experiments.measure.workloads import ADJOINT, ENGINE_VARIANTS, STOCK_SEMINORM, Case, Workload
 from snopt import ODEBlock
 
 FLOOR = "floor"
 
 
-def measure_engine(
-    workload: Workload, device: torch.device, repeats: int, max_seconds: float | None = None
-) -> dict[str, Any]:
-    """Return one workload's entry of ``engine.json``, without its origin.
-
-    There are ``repeats`` rounds times the workload's own factor, see
-    :func:`~experiments.measure.harness.interleaved`.
-    """
-    cases = {
-        v.name: workload.build(device, v.settings(workload.rtol, workload.atol))
-        for v in ENGINE_VARIANTS
-    }
+def measure_engine(workload: Workload, effort: Effort) -> dict[str, Any]:
+    """Return one workload's entry of ``engine.json``, without its origin."""
+    cases = {v.name: workload.build(effort.device, v) for v in ENGINE_VARIANTS}
     counts = {name: count(case) for name, case in cases.items()}
     reference = gradient(cases[STOCK_SEMINORM.name])
     differences = {
         name: float((gradient(case) - reference).norm() / reference.norm())
         for name, case in cases.items()
     }
-    cases[FLOOR] = floor_case(workload, device, counts[ADJOINT.name])
-    samples = interleaved(
-        {name: partial(run_once, case) for name, case in cases.items()},
-        repeats * workload.repeat_factor,
-        max_seconds=max_seconds,
-        synchronise=synchroniser(device),
-    )
+    cases[FLOOR] = floor_case(workload, effort.device, counts[ADJOINT.name])
+    work = {name: partial(run_once, case) for name, case in cases.items()}
+    samples = effort.rounds(work, workload.repeat_factor)
     case = cases[ADJOINT.name]
     return {
         **workload.facts,
@@ -68,19 +53,16 @@ def score(
     counts: Mapping[str, Counts],
     differences: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Turn samples into the numbers that are quoted.
+    """Turn samples (seconds) and what was counted, by variant, into the numbers that are quoted.
 
-    Args:
-        samples: seconds by variant, and of the floor.
-        counts: evaluations by variant.
-        differences: relative difference of each gradient from torchdiffeq's seminorm adjoint.
+    ``differences`` are those of the gradients, relative to torchdiffeq's seminorm adjoint.
     """
     ours, floor, plan = samples[ADJOINT.name], samples[FLOOR], counts[ADJOINT.name]
     return {
         "rounds": len(ours),
         FLOOR: {
             "label": "the evaluations alone",
-            "seconds": spread(floor).as_json(),
+            "seconds": asdict(spread(floor)),
             "evaluations": {
                 "forward": plan.forward,
                 "backward_state_only": plan.backward - plan.with_parameters,
@@ -91,8 +73,8 @@ def score(
         "variants": {
             v.name: {
                 "label": v.label,
-                "seconds": spread(samples[v.name]).as_json(),
-                "over_floor": pair_ratio(samples[v.name], floor).as_json(),
+                "seconds": asdict(spread(samples[v.name])),
+                "over_floor": asdict(pair_ratio(samples[v.name], floor)),
                 "evaluations": asdict(counts[v.name]),
                 "gradient_difference": differences[v.name],
                 "samples_s": samples[v.name],
@@ -100,7 +82,7 @@ def score(
             for v in ENGINE_VARIANTS
         },
         "ratios": {
-            f"{v.name}/{ADJOINT.name}": pair_ratio(samples[v.name], ours).as_json()
+            f"{v.name}/{ADJOINT.name}": asdict(pair_ratio(samples[v.name], ours))
             for v in ENGINE_VARIANTS
             if v is not ADJOINT
         },
@@ -108,13 +90,13 @@ def score(
 
 
 def headline(entry: Mapping[str, Any]) -> str:
-    """Return the one line that a person wants to see."""
+    """Return the line that is printed about an entry."""
     parts = [f"{name} {v['over_floor']['median']:.2f}" for name, v in entry["variants"].items()]
     floor = entry[FLOOR]["seconds"]["median"]
     return f"floor {floor * 1e3:.1f} ms; times the floor: {', '.join(parts)}"
 
 
-# --- one pass ------------------------------------------------------------------------------------
+# --- one pass, and its evaluations ---------------------------------------------------------------
 
 
 def run_once(case: Case) -> None:
@@ -130,12 +112,6 @@ def gradient(case: Case) -> Tensor:
     return torch.cat([grad.reshape(-1).double() for grad in grads])
 
 
-# --- its evaluations, counted --------------------------------------------------------------------
-
-WEIGHTED_STAGES = 5  # of dopri5, with non-zero weight in the solution (b₂ = b₇ = 0)
-FIRST_STAGE = 0.2  # place of dopri5's first evaluation within a step (c₂)
-
-
 @dataclass(frozen=True)
 class Counts:
     """ODE solves of one forward and backward pass, their evaluations and accepted steps."""
@@ -148,19 +124,19 @@ class Counts:
 
     @property
     def with_parameters(self) -> int:
-        """Backward evaluations that must give a product with the parameters' Jacobian.
+        """Backward evaluations that need a product with the parameters' Jacobian.
 
-        The parameter gradient is a path integral: only stages of accepted steps with non-zero
-        weight enter it.
+        The parameter gradient is a path integral: only the five stages of an accepted step whose
+        weight is not zero enter it (of dopri5, b₂ = b₇ = 0).
         """
-        return min(self.backward, WEIGHTED_STAGES * self.steps_backward)
+        return min(self.backward, 5 * self.steps_backward)
 
 
 def count(case: Case) -> Counts:
     """Run one pass with dopri5 and count.
 
     Calls of the field before ``backward()`` are evaluations of F, calls during it are evaluations
-    with a vector-Jacobian product, and the times of the calls tell the steps.
+    with a vector-Jacobian product. The times of the calls tell the steps.
     """
     times: dict[str, list[float]] = {"forward": [], "backward": []}
     phase, solves = "forward", 0
@@ -194,16 +170,16 @@ def count(case: Case) -> Counts:
 
 
 def accepted_steps(times: Sequence[float]) -> int:
-    """Return the number of accepted dopri5 steps behind a sequence of evaluation times.
+    """Return the number of accepted dopri5 steps behind the evaluation times of some solves.
 
-    Of the six evaluations of an attempted step only the last two have the same time, its end; the
-    first one lies at a fifth of it, which gives its start. A rejected attempt is followed by one
-    from the same start. Solves may follow one another.
+    Of the six evaluations of an attempted step only the last two have the same time, its end. The
+    first one lies at a fifth of the step (c₂ = 1/5), which gives its start. The attempt after a
+    rejected one has the same start.
     """
     attempts = []
     for i, (one, other) in enumerate(pairwise(times)):
         if one == other and i >= 4:
-            attempts.append(((times[i - 4] - FIRST_STAGE * one) / (1 - FIRST_STAGE), one))
+            attempts.append(((times[i - 4] - 0.2 * one) / 0.8, one))
     rejected = sum(
         abs(following - start) < 0.1 * abs(end - start)
         for (start, end), (following, _) in pairwise(attempts)
@@ -211,64 +187,38 @@ def accepted_steps(times: Sequence[float]) -> int:
     return len(attempts) - rejected
 
 
-# --- its evaluations, and nothing else -----------------------------------------------------------
+# --- the floor -----------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class Share:
-    """Evaluations of one solve.
-
-    Attributes:
-        forward: of F, without a graph.
-        state: of F with a product by ∂F/∂z.
-        parameters: of F with a product by ∂F/∂z and ∂F/∂θ.
-    """
-
-    forward: int
-    state: int
-    parameters: int
-
-
-def shares(counts: Counts) -> list[Share]:
-    """Spread the evaluations of a pass evenly over its solves (which all have the same shapes)."""
-    with_parameters = counts.with_parameters
-    totals = (counts.forward, counts.backward - with_parameters, with_parameters)
-    n = counts.solves
-    return [Share(*(t * (i + 1) // n - t * i // n for t in totals)) for i in range(n)]
+Share = tuple[int, int, int]
+"""Evaluations in a solve: of F alone, with a product by ∂F/∂z, and with one by ∂F/∂θ as well."""
 
 
 def floor_case(workload: Workload, device: torch.device, counts: Counts) -> Case:
-    """Build the workload with the evaluations alone in the place of its solves."""
-    settings = replace(ADJOINT.settings(workload.rtol, workload.atol), block_class=FloorBlock)
-    case = workload.build(device, settings)
+    """Build the workload with the evaluations alone in place of its solves.
+
+    They are spread evenly over the solves, which all have the same shapes.
+    """
+    case = workload.build(device, replace(ADJOINT, block_class=FloorBlock))
     assert isinstance(case.block, FloorBlock)  # noqa: S101 (for the type checker)
-    case.block.plan = shares(counts)
+    with_parameters, n = counts.with_parameters, counts.solves
+    totals = (counts.forward, counts.backward - with_parameters, with_parameters)
+    parts = [[t * (i + 1) // n - t * i // n for i in range(n)] for t in totals]
+    case.block.plan = list(zip(*parts, strict=True))
     return case
 
 
 class FloorBlock(ODEBlock):
     """Makes the planned evaluations in place of a solve and returns its input.
 
-    The forward pass evaluates F as often as the solve does, without a graph; the backward pass does
-    F with a vector-Jacobian product, by the state alone or, where a stage enters the parameter
-    gradient, by state and parameters together. It adds no stages, estimates no error and sums no
-    gradients; layers outside the ODE, the loss and their gradients are as in the real pass.
-
-    Attributes:
-        plan: evaluations of each solve of a pass, in order; set before the first pass.
+    It adds no stages, estimates no error and sums no gradients. Layers outside the ODE, the loss
+    and their gradients are as in the real pass. ``plan`` holds the share of each solve of a pass.
     """
 
     plan: Sequence[Share] = ()
     _next: int = 0
 
     def forward(self, y0: Any, t: Sequence[float] | Tensor | None = None) -> Any:
-        """Make the evaluations of the next solve in the plan; return ``y0`` as the final state.
-
-        Raises:
-            RuntimeError: there is no plan.
-        """
-        if not self.plan:
-            raise RuntimeError("a FloorBlock needs its plan before it runs")
+        """Make the evaluations of the next solve in the plan; return ``y0`` as the final state."""
         share = self.plan[self._next % len(self.plan)]
         self._next += 1
         time = torch.zeros((), dtype=y0.dtype, device=y0.device)
@@ -284,7 +234,7 @@ class _Evaluations(torch.autograd.Function):
         ctx.func, ctx.share = func, share
         ctx.save_for_backward(t, z)
         with torch.no_grad():
-            for _ in range(share.forward):
+            for _ in range(share[0]):
                 func(t, z)
         return z.view_as(z)
 
@@ -294,7 +244,8 @@ class _Evaluations(torch.autograd.Function):
         (a,) = grads
         t, z = ctx.saved_tensors
         parameters = [p for p in ctx.func.parameters() if p.requires_grad]
-        for extra, times in (([], ctx.share.state), (parameters, ctx.share.parameters)):
+        _, by_state, by_both = ctx.share
+        for extra, times in (([], by_state), (parameters, by_both)):
             for _ in range(times):
                 with torch.enable_grad():
                     leaf = z.detach().requires_grad_()

@@ -1,12 +1,12 @@
-"""What all measurements share: a fresh process, timings in turn, their spread, result files.
+"""What all measurements share: timings in turn, their spread, result files, fresh processes.
 
 A *sample* is one timed repetition in seconds. Variants are timed in turn, and samples with the same
-index were taken right after one another. The ratio of such a pair is free of slow changes of the
-machine; a ratio here is always the median over pairs.
+index are of one round. The ratio of such a pair does not see slow changes of the machine; a ratio
+here is always the median over pairs.
 
-Peak memory belongs to a process: what one measurement allocated would stay resident in the next
-one. :func:`call` runs ``python -m experiments.measure.harness MODULE:FUNCTION`` with the arguments
-as JSON on its standard input; the result is the last line of its standard output.
+Peak memory belongs to a process: what one measurement allocates stays resident in the next one.
+:func:`call` runs ``python -m experiments.measure.harness MODULE:FUNCTION`` with the arguments as
+JSON on its standard input; the result is the last line of its standard output.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ import numpy as np
 import torch
 
 from experiments.base import errors
-from experiments.base.device import describe
+from experiments.base.device import describe, synchroniser
 from experiments.base.environment import REPOSITORY, versions
 from experiments.base.errors import RecordError, UserError
 from experiments.base.files import write_whole
@@ -40,7 +39,7 @@ from experiments.publish.provenance import git_state, processor
 # --- timings in turn -----------------------------------------------------------------------------
 
 MIN_ROUNDS = 3
-"""Rounds that are run even where ``max_seconds`` is over, so that there is a median."""
+"""Rounds that run even after ``max_seconds``, so that there is a median."""
 
 
 def interleaved(
@@ -52,22 +51,18 @@ def interleaved(
     synchronise: Callable[[], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Time each piece of work ``repeats`` times, round-robin; each round starts with another one.
+    """Time all work, round-robin; each round starts with another one.
 
     Args:
         work: what to time, by name.
-        repeats: rounds.
+        repeats: rounds, at least 1.
         warmup: untimed rounds before.
-        max_seconds: no round starts later than this after the first, except that there are
-            :data:`MIN_ROUNDS`; None means no limit.
+        max_seconds: no round after the first :data:`MIN_ROUNDS` starts later than this.
         synchronise: waits for the device; called before each reading of the clock.
         clock: seconds.
 
     Returns:
         Samples in seconds by name; those with the same index are of the same round.
-
-    Raises:
-        ValueError: ``repeats`` is below 1.
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
@@ -83,27 +78,40 @@ def interleaved(
         if turn >= MIN_ROUNDS and clock() >= end:
             break
         first = turn % len(names)
-        with _no_collection():
+        gc.collect()  # between rounds: within one it would fall on whichever sample triggers it
+        gc.disable()
+        try:
             for name in names[first:] + names[:first]:
                 wait()
                 start = clock()
                 work[name]()
                 wait()
                 samples[name].append(clock() - start)
+        finally:
+            gc.enable()
     return samples
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Collect garbage before, not inside: its cost would fall on whichever sample triggers it."""
-    gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+@dataclass(frozen=True)
+class Effort:
+    """Where and how long a benchmark measures: each value of memory in ``processes`` processes."""
+
+    device: torch.device
+    repeats: int = 9
+    processes: int = 2
+    max_seconds: float | None = 60.0
+
+    def rounds(
+        self, work: Mapping[str, Callable[[], object]], factor: int = 1, warmup: int = 1
+    ) -> dict[str, list[float]]:
+        """Return the samples of ``factor * repeats`` rounds; see :func:`interleaved`."""
+        return interleaved(
+            work,
+            factor * self.repeats,
+            warmup=warmup,
+            max_seconds=self.max_seconds,
+            synchronise=synchroniser(self.device),
+        )
 
 
 # --- arithmetic on samples -----------------------------------------------------------------------
@@ -118,10 +126,6 @@ class Spread:
     q75: float
     count: int
 
-    def as_json(self) -> dict[str, float]:
-        """Return the fields as a dictionary."""
-        return asdict(self)
-
 
 def spread(samples: Sequence[float]) -> Spread:
     """Return median and quartiles (linear interpolation between order statistics).
@@ -129,17 +133,17 @@ def spread(samples: Sequence[float]) -> Spread:
     Raises:
         ValueError: there is no sample, or one of them is not finite.
     """
-    if not samples or not all(math.isfinite(sample) for sample in samples):
+    if not len(samples) or not np.isfinite(samples).all():
         raise ValueError(f"expected finite samples, got {list(samples)}")
     q25, median, q75 = (float(q) for q in np.quantile(samples, (0.25, 0.5, 0.75)))
     return Spread(median, q25, q75, len(samples))
 
 
 def pair_ratio(samples: Sequence[float], reference: Sequence[float]) -> Spread:
-    """Return the spread over repetitions of ``samples[i] / reference[i]``.
+    """Return the spread over rounds of ``samples[i] / reference[i]``.
 
     Raises:
-        ValueError: the two were not taken in pairs, or a reference is not positive.
+        ValueError: the two are no pairs, or a reference is not positive.
     """
     if len(samples) != len(reference):
         raise ValueError(f"{len(samples)} samples and {len(reference)} references are no pairs")
@@ -149,11 +153,7 @@ def pair_ratio(samples: Sequence[float], reference: Sequence[float]) -> Spread:
 
 
 def averaged(ordinary: Sequence[float], refresh: Sequence[float], update_freq: int) -> list[float]:
-    """Return the mean cost of a step when one step in ``update_freq`` is a refresh step.
-
-    Raises:
-        ValueError: ``update_freq`` is below 1, or the samples are no pairs.
-    """
+    """Return the mean cost of a step, one in ``update_freq`` a refresh step, by round."""
     if update_freq < 1:
         raise ValueError(f"update_freq must be at least 1, got {update_freq}")
     return [
@@ -166,7 +166,7 @@ def averaged(ordinary: Sequence[float], refresh: Sequence[float], update_freq: i
 
 
 def origin(device: torch.device, repeats: int) -> dict[str, Any]:
-    """Return what has to be known to compare a measurement with another one."""
+    """Return what a reader must know to compare a measurement with another one."""
     return {
         "device": describe(device),
         "processor": processor(),
@@ -190,7 +190,7 @@ def in_words(entry: Mapping[str, Any]) -> str:
 
 
 def machines(found: Iterable[Mapping[str, Any]]) -> str:
-    """Return the machines of several entries in words, with their torch and days, for a caption."""
+    """Return machines, versions of torch and days of several entries for a caption."""
     origins = [entry["origin"] for entry in found]
     where = " and ".join(sorted({in_words(one) for one in origins}))
     days = sorted({one["date"][:10] for one in origins})
@@ -199,17 +199,15 @@ def machines(found: Iterable[Mapping[str, Any]]) -> str:
 
 
 # --- result files --------------------------------------------------------------------------------
+#
+# All raise RecordError where a file is damaged or cannot be written.
 
 SCHEMA = 1
 _ORIGIN_KEYS = ("device", "processor", "threads", "versions", "git", "date", "repeats")
 
 
 def load(folder: Path, benchmark: str) -> dict[str, Any]:
-    """Return the results of a benchmark so far; an empty table where there is no file yet.
-
-    Raises:
-        RecordError: the file is damaged or of another benchmark or version.
-    """
+    """Return a benchmark's result file; without workloads where there is no file yet."""
     path = folder / f"{benchmark}.json"
     if not path.is_file():
         return {"benchmark": benchmark, "schema": SCHEMA, "origin": None, "workloads": {}}
@@ -223,10 +221,9 @@ def load(folder: Path, benchmark: str) -> dict[str, Any]:
         raise RecordError(
             f"{path} has layout {results.get('schema')}, this version writes {SCHEMA}: remove it"
         )
-    workloads = results.get("workloads")
-    if not isinstance(workloads, dict):
+    if not isinstance(results.get("workloads"), dict):
         raise RecordError(f"{path} has no table of workloads")
-    for name, entry in workloads.items():
+    for name, entry in results["workloads"].items():
         missing = [key for key in _ORIGIN_KEYS if key not in entry.get("origin", {})]
         if missing:
             raise RecordError(f"{path}: workload {name!r} does not say its {', '.join(missing)}")
@@ -234,10 +231,10 @@ def load(folder: Path, benchmark: str) -> dict[str, Any]:
 
 
 def entries(folder: Path, benchmark: str) -> dict[str, dict[str, Any]]:
-    """Return the workloads of a benchmark.
+    """Return the workloads of a benchmark, at least one.
 
     Raises:
-        RecordError: there is none, or the file is damaged.
+        RecordError: there is none.
     """
     found: dict[str, dict[str, Any]] = load(folder, benchmark)["workloads"]
     if not found:
@@ -246,33 +243,21 @@ def entries(folder: Path, benchmark: str) -> dict[str, dict[str, Any]]:
 
 
 def save(folder: Path, benchmark: str, name: str, entry: Mapping[str, Any]) -> None:
-    """Put one workload's entry into the benchmark's file and leave the others as they are.
-
-    The table's own origin is that of its newest entry.
-
-    Raises:
-        RecordError: the file cannot be written, or the present one is damaged.
-    """
+    """Put one workload's entry into the benchmark's file; the others stay as they are."""
     results = load(folder, benchmark)
-    results["origin"] = entry["origin"]
+    results["origin"] = entry["origin"]  # the newest one
     results["workloads"][name] = dict(entry)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(folder / f"{benchmark}.json", text)
 
 
-def write_provenance(folder: Path, benchmarks: Sequence[str]) -> Path:
-    """Write where every number of some benchmarks comes from, by workload; return the file.
-
-    Raises:
-        RecordError: a result file is damaged, or the file cannot be written.
-    """
-    tables = {name: load(folder, name)["workloads"] for name in benchmarks}
-    origins = {
-        name: {workload: entry["origin"] for workload, entry in table.items()}
-        for name, table in tables.items()
-        if table
-    }
+def write_provenance(folder: Path, benchmarks: Iterable[str]) -> Path:
+    """Write the origin of every workload of some benchmarks; return the file."""
+    origins = {}
+    for benchmark in benchmarks:
+        if found := load(folder, benchmark)["workloads"]:
+            origins[benchmark] = {name: entry["origin"] for name, entry in found.items()}
     content = {"command": "make benchmark", "origins": origins}
     path = folder / "provenance.json"
     write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
@@ -281,8 +266,7 @@ def write_provenance(folder: Path, benchmarks: Sequence[str]) -> Path:
 
 # --- a process for a measurement -----------------------------------------------------------------
 
-TIMEOUT_S = 900.0
-_USER_ERROR = 2
+_USER_ERROR = 2  # exit status
 
 
 def call(
@@ -290,18 +274,14 @@ def call(
     arguments: Mapping[str, Any],
     *,
     environment: Mapping[str, str] | None = None,
-    timeout: float = TIMEOUT_S,
+    timeout: float = 900.0,
 ) -> Any:
-    """Call ``module:function`` in a process of its own, with as many threads as this one.
+    """Call ``module:function`` in a fresh process, with as many threads as this one has.
 
-    Args:
-        target: importable ``module:function``; its result must fit into JSON.
-        arguments: keyword arguments that fit into JSON.
-        environment: environment variables to set for it.
-        timeout: seconds after which the process is killed.
+    Keyword arguments and result must fit into JSON.
 
     Raises:
-        RecordError: it failed or took too long; the message has the last line of its traceback.
+        RecordError: the call failed or took longer than ``timeout`` seconds.
         UserError: the function raised one; of the same class.
     """
     threads = torch.get_num_threads()
@@ -328,7 +308,7 @@ def call(
 
 
 def _answer(target: str) -> int:
-    """Be the process: run one call and return the exit status."""
+    """Answer one :func:`call` in its process; return the exit status."""
     request = json.loads(sys.stdin.read())
     torch.set_num_threads(request["threads"])
     module, _, name = target.partition(":")

@@ -1,20 +1,18 @@
-"""``memory.json``: peak memory, every measurement in its own process.
+"""``memory.json``: peak memory, every measurement in a fresh process.
 
 Two questions: what SNOpt needs beyond SGD and Adam, and how each gradient mode grows with the
 number of solver steps.
 
-The peak, on the CPU: the largest resident size (what the operating system counts) less the resident
-size at the start, after imports, building, an eigendecomposition of each kind and two steps of Adam
-and of SNOpt on a small Neural ODE: the linear-algebra library loads some 10 MB of its code at those
-calls, which is no memory of an optimizer. Both are there before the start, whichever is measured.
-Other code that is loaded on the way counts, in ``extra_mb``; ``code_mb`` says how much of it there
-was (the growth of file-backed pages), and ``data_mb`` is what remains. On CUDA: the same of the
-allocator's bytes, which hold no code. MB are 2**20 bytes.
+On the CPU the peak is the largest resident size (what the operating system counts) less the
+resident size at the start. Before the start come imports, building, an eigendecomposition of each
+kind and two steps of Adam and of SNOpt on a small Neural ODE: they load some 10 MB of library code,
+which is no memory of an optimizer. Code that is loaded later counts in ``extra_mb``; ``code_mb`` is
+how much there was (the growth of file-backed pages), and ``data_mb`` is what remains. On CUDA the
+numbers are the allocator's, which hold no code. MB are 2**20 bytes.
 
-The C library keeps freed memory for later, more or less of it by chance. :data:`ALLOCATOR` makes
-glibc return every tensor above 64 KiB at once, so that the resident size is what is held: a
-repetition then differs by some 0.1 MB instead of several. What was freed before the start is
-returned there.
+The C library keeps freed memory for later, more or less of it by chance. With :data:`ALLOCATOR`
+glibc returns every tensor above 64 KiB at once, so that the resident size is what is held:
+repetitions then differ by some 0.1 MB instead of several.
 """
 
 from __future__ import annotations
@@ -38,8 +36,8 @@ from torch.optim import Adam
 from experiments.base.device import peak_memory_mb, reset_peak_memory
 from experiments.base.errors import RecordError
 from experiments.measure.engine import count, run_once
-from experiments.measure.harness import Spread, call, spread
-from experiments.measure.steps import MEASURED_FOR_MEMORY, plain_step
+from experiments.measure.harness import Effort, Spread, call, spread
+from experiments.measure.steps import MEASURED_FOR_MEMORY, STEPS_TAKEN, Step, plain_step
 from experiments.measure.workloads import GRADIENT_MODES, TRAINING, Case, Workload, field_case
 from experiments.models.fields import MLPField
 from experiments.models.solver import SolverSettings
@@ -51,11 +49,6 @@ from snopt.curvature.factors import THIN_FROM
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 """Environment of processes whose memory is measured."""
 
-CODE_OF = (16, 64, 256)  # sizes of eigendecompositions: the library has other code for each
-
-STEPS_TAKEN = 4
-"""Steps of an optimizer; with ``update_freq=2`` SNOpt refreshes twice in them."""
-
 
 def peak_of(work: Callable[[], object], device: torch.device) -> dict[str, float]:
     """Run ``work`` and return its memory; call it once in a process, after building everything.
@@ -63,11 +56,8 @@ def peak_of(work: Callable[[], object], device: torch.device) -> dict[str, float
     Returns:
         ``start_mb`` held at the start, ``peak_mb`` the most during the work, ``code_mb`` of library
         code that the work loaded, ``extra_mb`` beyond the start, ``data_mb`` the same without code.
-
-    Raises:
-        RecordError: the operating system does not tell (no ``/proc``).
     """
-    for size in CODE_OF:
+    for size in (16, 64, 256):  # the library has other code for each
         i = torch.arange(size, device=device, dtype=torch.float32)
         torch.linalg.eigh(torch.cos(torch.outer(i, i)))
     _take_small_steps(device)
@@ -92,8 +82,8 @@ def peak_of(work: Callable[[], object], device: torch.device) -> dict[str, float
     }
 
 
-def peak_of_steps(step: Callable[[], None], device: torch.device) -> dict[str, float]:
-    """Return the memory of :data:`STEPS_TAKEN` steps; see :func:`peak_of`."""
+def peak_of_steps(step: Step, device: torch.device) -> dict[str, float]:
+    """Return the memory of :data:`~experiments.measure.steps.STEPS_TAKEN` steps."""
 
     def work() -> None:
         for _ in range(STEPS_TAKEN):
@@ -124,29 +114,34 @@ class _SmallField(nn.Module):
 
 
 def _take_small_steps(device: torch.device) -> None:
-    """Let both optimizers take a refresh step and an ordinary one on a small Neural ODE."""
+    """Take a refresh step and an ordinary one with both optimizers on a small Neural ODE."""
     with torch.random.fork_rng(devices=[]):
         model = ODEBlock(_SmallField()).to(device)
     for optimizer in (Adam(model.parameters(), lr=0.0), SNOpt(model, lr=0.0, momentum=0.9)):
-        for _ in range(2):
-            optimizer.zero_grad()
-            model(torch.ones(4, 2, device=device)).square().mean().backward()
-            optimizer.step()
+        step = plain_step(optimizer, lambda: model(torch.ones(4, 2, device=device)).square().mean())
+        step()
+        step()
+
+
+def _ask(function: str, effort: Effort, **arguments: Any) -> dict[str, Any]:
+    """Call one of this module's functions in a fresh process."""
+    everything = {**arguments, "device": str(effort.device)}
+    result: dict[str, Any] = call(f"{__name__}:{function}", everything, environment=ALLOCATOR)
+    return result
 
 
 # --- optimizers ----------------------------------------------------------------------------------
 
 
-def measure_memory(workload: Workload, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Return the entry of one of :data:`TRAINING` in ``memory.json``, without its origin.
-
-    There are ``repeats`` processes for each optimizer, in turn.
-    """
+def measure_memory(workload: Workload, effort: Effort) -> dict[str, Any]:
+    """Return one workload's entry of ``memory.json``, without its origin."""
+    if workload is STIFFENING:
+        return measure_steps(effort)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in MEASURED_FOR_MEMORY}
     of_this = {"workload": workload.name, "shape": dict(workload.shape)}
-    for _ in range(repeats):
+    for _ in range(effort.processes):
         for optimizer, found in results.items():
-            found.append(_ask("optimizer_peak", device, optimizer=optimizer, **of_this))
+            found.append(_ask("optimizer_peak", effort, optimizer=optimizer, **of_this))
     return {
         **workload.facts,
         "steps": STEPS_TAKEN,
@@ -161,14 +156,7 @@ def optimizer_peak(
     """Return the memory of a few steps of one optimizer on a workload of :data:`TRAINING`."""
     on = torch.device(device)
     case = replace({w.name: w for w in TRAINING}[workload], shape=shape).build(on)
-    return peak_of_steps(plain_step(case, MEASURED_FOR_MEMORY[optimizer](case.model)), on)
-
-
-def _ask(function: str, device: torch.device, **arguments: Any) -> dict[str, Any]:
-    """Call one of this module's functions in a process."""
-    everything = {**arguments, "device": str(device)}
-    result: dict[str, Any] = call(f"{__name__}:{function}", everything, environment=ALLOCATOR)
-    return result
+    return peak_of_steps(plain_step(MEASURED_FOR_MEMORY[optimizer](case.model), case.loss), on)
 
 
 def score_optimizers(results: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
@@ -182,8 +170,8 @@ def score_optimizers(results: Mapping[str, Sequence[Mapping[str, float]]]) -> di
     return {
         "optimizers": {
             name: {
-                "extra_mb": extra[name].as_json(),
-                "peak_mb": peak[name].as_json(),
+                "extra_mb": asdict(extra[name]),
+                "peak_mb": asdict(peak[name]),
                 "processes": [dict(r) for r in found],
             }
             for name, found in results.items()
@@ -208,15 +196,13 @@ def _ratios(found: Mapping[str, Spread]) -> dict[str, float | None]:
 STEPS = "steps"
 """Name of the second question in ``memory.json``."""
 
-TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
-
 
 def make_stiffening(
     solver: SolverSettings, device: torch.device, *, batch: int, dim: int, layers: int
 ) -> Case:
-    """Build a field whose solve takes many more steps at a tight tolerance, in float64.
+    """Build a field whose solve takes many more steps at a tight tolerance.
 
-    In float32 the tightest tolerances would lie below the rounding errors.
+    In float64: the tightest tolerances lie below the rounding errors of float32.
     """
     field = MLPField(dim, layers)
     with torch.no_grad():
@@ -234,30 +220,29 @@ STIFFENING = Workload(
 )
 
 
-def measure_steps(device: torch.device, repeats: int) -> dict[str, Any]:
+def measure_steps(effort: Effort) -> dict[str, Any]:
     """Return the entry on memory against the number of steps, without its origin."""
     points: dict[str, list[dict[str, Any]]] = {mode.name: [] for mode in GRADIENT_MODES}
-    for tolerance in TOLERANCES:
-        for _ in range(repeats):
+    for tolerance in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8):
+        for _ in range(effort.processes):
             for name, found in points.items():
-                result = _ask("gradient_peak", device, variant=name, tolerance=tolerance)
+                result = _ask("gradient_peak", effort, variant=name, tolerance=tolerance)
                 found.append({"tolerance": tolerance, **result})
     return {
         **STIFFENING.facts,
         "allocator": ALLOCATOR,
         "unavailable": [],
-        **score_steps(points, {mode.name: mode.label for mode in GRADIENT_MODES}),
+        **score_steps(points),
     }
 
 
 def gradient_peak(
-    variant: str, tolerance: float, device: str, shape: Mapping[str, int] | None = None
+    variant: str, tolerance: float, device: str, shape: Mapping[str, int] = STIFFENING.shape
 ) -> dict[str, Any]:
     """Return memory and number of steps of one pass at one tolerance."""
-    mode = {v.name: v for v in GRADIENT_MODES}[variant]
-    workload = replace(STIFFENING, shape=shape or STIFFENING.shape)
     on = torch.device(device)
-    case = workload.build(on, mode.settings(tolerance, tolerance))
+    mode = {v.name: v for v in GRADIENT_MODES}[variant]
+    case = replace(STIFFENING, shape=shape, rtol=tolerance, atol=tolerance).build(on, mode)
     result = peak_of(partial(run_once, case), on)
     counts = count(case)  # after the measurement: it runs the pass once more
     return {
@@ -269,51 +254,45 @@ def gradient_peak(
     }
 
 
-def score_steps(
-    points: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping[str, str]
-) -> dict[str, Any]:
+def score_steps(points: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """Return points and the least-squares line of memory (MB) against forward steps, by mode."""
     modes = {}
-    for name, found in points.items():
+    for mode in GRADIENT_MODES:
+        found = points[mode.name]
         steps = [point["steps_forward"] for point in found]
         line = fit_line(steps, [point["extra_mb"] for point in found])
         # Student's t: whether 0 lies in the 95 % confidence interval of the slope.
         quantile = float(stdtrit(line["points"] - 2, 0.975))
-        modes[name] = {
-            "label": labels[name],
+        modes[mode.name] = {
+            "label": mode.label,
             "mb_per_step": line,
             "states_per_step": line["slope"] / found[0]["state_mb"],
             "within_noise": abs(line["slope"]) <= quantile * line["slope_stderr"],
             "growth_mb": line["slope"] * (max(steps) - min(steps)),
             "points": [dict(point) for point in found],
         }
-    return {"state_mb": next(iter(points.values()))[0]["state_mb"], "modes": modes}
+    return {"state_mb": found[0]["state_mb"], "modes": modes}
 
 
 def fit_line(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
-    """Return the least-squares line through at least three points.
-
-    Returns:
-        ``slope``, ``intercept``, ``slope_stderr`` and ``points``.
+    """Return ``slope``, ``intercept``, ``slope_stderr`` and ``points`` of the least-squares line.
 
     Raises:
         ValueError: fewer than three points, or all at the same x.
     """
     if len(x) < 3 or len(set(x)) < 2:
         raise ValueError(f"a line needs three points at different places, got x = {list(x)}")
-    dx, dy = np.asarray(x) - np.mean(x), np.asarray(y) - np.mean(y)
-    slope = float(dx @ dy / (dx @ dx))
-    variance = float(np.sum((dy - slope * dx) ** 2) / (len(x) - 2))
+    (slope, intercept), covariance = np.polyfit(x, y, 1, cov=True)
     return {
-        "slope": slope,
-        "intercept": float(np.mean(y) - slope * np.mean(x)),
-        "slope_stderr": math.sqrt(variance / float(dx @ dx)),
+        "slope": float(slope),
+        "intercept": float(intercept),
+        "slope_stderr": math.sqrt(covariance[0, 0]),
         "points": len(x),
     }
 
 
 def headline(entry: Mapping[str, Any]) -> str:
-    """Return the one line that a person wants to see of either entry."""
+    """Return the line that is printed about either entry."""
     if "ratios" in entry:
         ratio = entry["ratios"]["snopt/adam"]
         return "no memory beyond the start" if ratio is None else f"{ratio:.2f} times Adam's"

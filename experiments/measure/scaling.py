@@ -1,8 +1,8 @@
 """``scaling.json``: a training step of SNOpt on one process and on two, and a model beyond.
 
-Each rank is a process with one thread. The same batch shared by the ranks (*strong*) and a batch
-of its own for each (*weak*) are compared with one rank on the batch. All times are medians over the
-steps of rank 0; a step ends when all ranks have its result, so it is everybody's.
+Each rank is a process with one thread. One rank with the batch is compared with two that share it
+(*strong*) and with two that have as many rows each (*weak*). All times are medians over the steps
+of rank 0; a step ends when all ranks have its result, so they are those of all.
 
 The model: with N ranks of b rows each, P parameters, the factors' entries F = Σ (d_A² + d_B²) and
 those of their bases E = Σ (d_A² + d_A + d_B² + d_B), in float32 over links of β bytes/s and α
@@ -24,14 +24,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from experiments.base.files import write_whole
-from experiments.measure.harness import call, entries, interleaved, machines, spread
+from experiments.measure.harness import Effort, call, entries, interleaved, machines, spread
 from experiments.measure.steps import NEVER, Step, plain_step
 from experiments.measure.workloads import TRAINING, Workload
 from snopt import SNOpt, average_gradients
@@ -45,26 +45,20 @@ MODELLED = (2, 4, 8, 16, 64)
 # --- measured ------------------------------------------------------------------------------------
 
 
-def measure_scaling(workload: Workload, repeats: int) -> dict[str, Any]:
-    """Measure one workload on one process and on :data:`RANKS`, one thread each.
-
-    Returns:
-        The entry of ``scaling.json``, without its origin.
-
-    Raises:
-        RecordError: a process failed.
-    """
+def measure_scaling(workload: Workload, effort: Effort) -> dict[str, Any]:
+    """Return one workload's entry of ``scaling.json``, without its origin."""
     batch = workload.shape["batch"]
     runs = {
-        "one": measure_ranks(workload.name, 1, batch, repeats),
-        "strong": measure_ranks(workload.name, RANKS, batch // RANKS, repeats),
-        "weak": measure_ranks(workload.name, RANKS, batch, repeats),
+        "one": measure_ranks(workload.name, 1, batch, effort.repeats),
+        "strong": measure_ranks(workload.name, RANKS, batch // RANKS, effort.repeats),
+        "weak": measure_ranks(workload.name, RANKS, batch, effort.repeats),
     }
     one = runs["one"]
     sent = volume(one["parameters"], [tuple(shape) for shape in one["shapes"]])
-    seconds = {key: one["seconds"][key]["median"] for key in ("ordinary", "refresh", "bases")}
-    collect = max(seconds["refresh"] - seconds["ordinary"] - seconds["bases"], 0.0)
-    compute = Compute(seconds["ordinary"], collect, seconds["bases"])
+    step, refresh, bases = (
+        one["seconds"][key]["median"] for key in ("ordinary", "refresh", "bases")
+    )
+    compute = Compute(step, max(refresh - step - bases, 0.0), bases)
     return {
         "title": workload.title,
         "description": workload.description,
@@ -72,7 +66,7 @@ def measure_scaling(workload: Workload, repeats: int) -> dict[str, Any]:
         "runs": runs,
         "sent": {"gradients": sent.gradients, "factors": sent.factors, "bases": sent.bases},
         "modelled": {
-            "compute": asdict(compute),
+            "compute": compute._asdict(),
             "largest_share": {str(n): sent.largest_share(n) for n in MODELLED},
             "efficiency": {
                 name: {str(n): efficiency(compute, sent, link, n) for n in MODELLED}
@@ -83,11 +77,7 @@ def measure_scaling(workload: Workload, repeats: int) -> dict[str, Any]:
 
 
 def measure_ranks(name: str, size: int, rows: int, repeats: int) -> dict[str, Any]:
-    """Return what rank 0 of ``size`` processes, each with a batch of ``rows``, measured.
-
-    Raises:
-        RecordError: a process failed.
-    """
+    """Return what rank 0 of ``size`` processes, each with a batch of ``rows``, measures."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(size) as pool:
         meeting = str(Path(folder) / "meeting")
         common = {"name": name, "size": size, "rows": rows, "repeats": repeats, "meeting": meeting}
@@ -111,41 +101,44 @@ def measure_rank(
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
     workload = next(w for w in TRAINING if w.name == name)
     workload = replace(workload, shape={**workload.shape, "batch": rows})
-    (ordinary, _), (refresh, optimizer) = (_step(workload, freq, size) for freq in (NEVER, 1))
+    ordinary, _, _ = _step(workload, NEVER, size)
+    refresh, optimizer, params = _step(workload, 1, size)
     ordinary()  # the first step refreshes in any case
     refresh()
     states = list(optimizer.curvature.values())
     work: dict[str, Callable[[], object]] = {"ordinary": ordinary, "refresh": refresh}
-    samples = interleaved({**work, **_parts(refresh.params, states, size)}, repeats)
+    samples = interleaved({**work, **_parts(params, states, size)}, repeats)
     if size > 1:
         dist.destroy_process_group()
     return {
         "ranks": size,
         "rows": rows,
-        "parameters": sum(p.numel() for p in refresh.params),
+        "parameters": sum(p.numel() for p in params),
         "shapes": [list(state.shape) for state in states],
-        "seconds": {kind: spread(times).as_json() for kind, times in samples.items()},
+        "seconds": {kind: asdict(spread(times)) for kind, times in samples.items()},
     }
 
 
-def _step(workload: Workload, update_freq: int, size: int) -> tuple[Step, SNOpt]:
+def _step(workload: Workload, update_freq: int, size: int) -> tuple[Step, SNOpt, list[Tensor]]:
+    """Return a step, its optimizer and the model's parameters."""
     case = workload.build(torch.device("cpu"))
+    params: list[Tensor] = list(case.model.parameters())
     optimizer = SNOpt(case.model, lr=0.0, momentum=0.9, update_freq=update_freq)
     if size == 1:
-        return plain_step(case, optimizer), optimizer
+        return plain_step(optimizer, case.loss), optimizer, params
     optimizer.distribute()
-    params = list(case.model.parameters())
-    return plain_step(case, optimizer, lambda: average_gradients(params)), optimizer
+    step = plain_step(optimizer, case.loss, lambda: average_gradients(params))
+    return step, optimizer, params
 
 
 def _parts(
     params: Sequence[Tensor], states: Sequence[Any], size: int
 ) -> dict[str, Callable[[], object]]:
     """Return the parts of a refresh that depend on the number of ranks; call it after one."""
-    factors = {
-        str(i): Factors(_grouped(s.A), _grouped(s.B), s.weight, s.batch)
-        for i, s in enumerate(states)
-    }
+    factors = {}
+    for i, s in enumerate(states):
+        A, B = (M if M.dim() == 3 else M[None] for M in (s.A, s.B))
+        factors[str(i)] = Factors(A, B, s.weight, s.batch)
     matrices = [M for f in factors.values() for M in (f.A, f.B)]
     if size == 1:
         return {"bases": lambda: eigenbases(matrices)}
@@ -157,13 +150,7 @@ def _parts(
     }
 
 
-def _grouped(M: Tensor) -> Tensor:
-    return M if M.dim() == 3 else M[None]
-
-
 # --- modelled ------------------------------------------------------------------------------------
-
-BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -190,27 +177,26 @@ def volume(parameters: int, shapes: Sequence[tuple[int, int, int]]) -> Volume:
     """
     sides = [(groups, d) for groups, *both in shapes for d in both]
     return Volume(
-        gradients=BYTES * parameters,
-        factors=BYTES * sum(g * d * d for g, d in sides),
-        bases=BYTES * sum(g * d * (d + 1) for g, d in sides),
+        gradients=4 * parameters,
+        factors=4 * sum(g * d * d for g, d in sides),
+        bases=4 * sum(g * d * (d + 1) for g, d in sides),
         costs=tuple(float(g * d**3) for g, d in sides),
     )
 
 
-@dataclass(frozen=True)
-class Link:
-    """What connects the ranks: bytes per second, and seconds of one message."""
+class Link(NamedTuple):
+    """What connects the ranks: bytes per second (β), and seconds of one message (α)."""
 
     bandwidth: float
     latency: float
 
-    def ring(self, size: float, ranks: int) -> float:
-        """Return the seconds of a sum of ``size`` bytes over all ranks."""
-        return 2 * self.relay(size, ranks)
-
     def relay(self, size: float, ranks: int) -> float:
         """Return the seconds in which every rank gives its part of ``size`` bytes to all."""
         return (ranks - 1) * (size / (ranks * self.bandwidth) + self.latency)
+
+    def ring(self, size: float, ranks: int) -> float:
+        """Return the seconds of a sum of ``size`` bytes over all ranks."""
+        return 2 * self.relay(size, ranks)
 
 
 LINKS = {
@@ -220,8 +206,7 @@ LINKS = {
 }
 
 
-@dataclass(frozen=True)
-class Compute:
+class Compute(NamedTuple):
     """Seconds of one rank with its own rows: C, K and D."""
 
     step: float
@@ -246,40 +231,45 @@ def efficiency(
 
 # --- scaling.md ----------------------------------------------------------------------------------
 
-_HEAD = (
-    "| net | ranks × rows | ordinary step | refresh step | efficiency, ordinary step |"
-    " refresh step | mean of gradients | mean of factors | eigenbases |"
+HEADER = (
+    "net",
+    "ranks × rows",
+    "ordinary step",
+    "refresh step",
+    "efficiency, ordinary step",
+    "refresh step",
+    "mean of gradients",
+    "mean of factors",
+    "eigenbases",
 )
 
 
 def write_tables(folder: Path) -> list[Path]:
-    """Write ``scaling.md`` beside ``scaling.json`` and return the file.
-
-    Raises:
-        RecordError: there are no results, or they are damaged.
-    """
+    """Write ``scaling.md`` beside ``scaling.json``; return the file."""
     found = entries(folder, "scaling").values()
+    modelled = [
+        [entry["title"], link, *(f"{100 * values[str(n)]:.1f} %" for n in MODELLED)]
+        for entry in found
+        for link, values in entry["modelled"]["efficiency"].items()
+    ]
     lines = [
         "Measured: medians in ms; efficiency is rows a second over those of one rank, times"
         f" their number. One thread a rank. {machines(found)}",
         "",
-        _HEAD,
-        "|" + " --- |" * 9,
-        *(_row(cells) for entry in found for cells in measured_cells(entry)),
+        *_table(HEADER, [cells for entry in found for cells in measured_cells(entry)]),
         "",
         "Modelled from one rank's seconds, as many rows for each rank, a refresh every 100 steps:",
         "",
-        _row(["net", "links", *(f"{n} ranks" for n in MODELLED)]),
-        "|" + " --- |" * (2 + len(MODELLED)),
-        *(
-            _row([entry["title"], link, *(f"{100 * values[str(n)]:.1f} %" for n in MODELLED)])
-            for entry in found
-            for link, values in entry["modelled"]["efficiency"].items()
-        ),
+        *_table(["net", "links", *(f"{n} ranks" for n in MODELLED)], modelled),
     ]
     path = folder / "scaling.md"
     write_whole(path, "\n".join(lines) + "\n")
     return [path]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(cells) + " |" for cells in lines]
 
 
 def measured_cells(entry: Mapping[str, Any]) -> list[list[str]]:
@@ -299,12 +289,8 @@ def measured_cells(entry: Mapping[str, Any]) -> list[list[str]]:
 
 
 def headline(entry: Mapping[str, Any]) -> str:
-    """Return the one line that a person wants to see."""
+    """Return the line that is printed about an entry."""
     return "; ".join(
         f"{name}: ordinary {ordinary}, refresh {refresh}"
         for _, name, _, _, ordinary, refresh, *_ in measured_cells(entry)
     )
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

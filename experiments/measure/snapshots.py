@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from experiments.base.errors import ConfigError
-from experiments.measure.steps import batch_at, configuration, train
+from experiments.measure.steps import batch_at, configuration, prepare, train
 from experiments.models.conv_ode import ConvODE
-from experiments.run.build import Parts, build
+from experiments.run.build import Parts
 from experiments.run.config import places
 from snopt import SNOpt
 from snopt.curvature.likelihood import loss_vectors
@@ -24,17 +24,10 @@ EXPERIMENT = "figure-1/digits-snopt"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Weights after some steps.
+    """A copy of a net after some steps, with images (N, C, H, W) and labels of the first batch.
 
-    Attributes:
-        seed: of weights and batches.
-        step: steps taken.
-        net: a copy of the net, which nothing trains.
-        x: images, (N, C, H, W), of the first batch.
-        y: their labels, (N,).
-        damping: ε of the optimizer that trained it.
-        moment: S of the field's layers in that optimizer, flat, the largest first; None where it
-            has none (yet).
+    ``damping`` is ε of the optimizer that trained it. ``moment`` is S of the field's layers in that
+    optimizer, flat, the largest first; None where it has none (yet).
     """
 
     seed: int
@@ -61,21 +54,14 @@ class Snapshot:
             z0: Tensor = self.net.stem(self.x)
         return z0
 
-    def head(self, z: Tensor) -> Tensor:
-        """Return the logits behind the final state."""
-        logits: Tensor = self.net.readout(torch.relu(z).mean(dim=(2, 3)))
-        return logits
-
     def rows(self, z: Tensor, curvature: str) -> Tensor:
-        """Return the rows of every sample's own loss at the state ``z``, (R, N, …).
+        """Return the rows of every sample's own loss at the final states ``z``, (R, N, …).
 
-        Args:
-            z: final states of the samples; of any, for ``"ggn"``.
-            curvature: ``"ggn"`` (R = classes) or ``"empirical"`` (R = 1).
+        ``curvature`` is ``"ggn"`` (R = classes) or ``"empirical"`` (R = 1).
         """
         with torch.enable_grad():
             z = z.detach().requires_grad_(True)
-            out = self.head(z)
+            out: Tensor = self.net.readout(torch.relu(z).mean(dim=(2, 3)))
             if curvature == "empirical":
                 labels = nn.functional.one_hot(self.y, out.shape[1])
                 vectors = [torch.softmax(out.detach(), 1) - labels]
@@ -86,11 +72,7 @@ class Snapshot:
             )
 
     def solved(self, **settings: Any) -> ConvODE:
-        """Return a copy of the net whose block has other settings.
-
-        Args:
-            **settings: ``gradient``, or a key of the solver such as ``rtol``.
-        """
+        """Return a copy of the net with another ``gradient``, or keys of the solver (``rtol``)."""
         net = copy.deepcopy(self.net)
         net.ode.gradient = settings.pop("gradient", net.ode.gradient)
         net.ode.solver = replace(net.ode.solver, **settings)
@@ -109,31 +91,24 @@ def snapshots(
     overrides: Sequence[str] = (),
     data_dir: Path = Path("data"),
 ) -> list[Snapshot]:
-    """Train the digits net with SNOpt's tuned settings and return it at the given steps.
+    """Train the digits net with SNOpt's tuned settings and return it after the given steps.
 
-    Args:
-        seed: of weights and batches.
-        steps: numbers of steps taken, ascending; 0 is before training.
-        samples: images of the first batch to look at.
-        overrides: changes to the configuration, as for ``scripts/train.py``.
-        data_dir: where data sets lie.
+    ``seed`` is that of weights and batches; ``samples`` images of the first batch are kept.
 
     Raises:
         ConfigError: the configuration is no image net with one ODE, or a number is out of range.
-        Diverged: the loss is not finite.
-        SolverError: an ODE could not be solved.
     """
     if list(steps) != sorted(set(steps)) or not steps or steps[0] < 0:
         raise ConfigError(f"steps must be ascending whole numbers from 0 on, got {list(steps)}")
     where = places(data_dir, Path("outputs"))
     config = configuration([f"experiment={EXPERIMENT}", *overrides, f"seed={seed}", *where])
-    parts = build(config, torch.device("cpu"))
+    parts, batch = prepare(config, torch.device("cpu"))
     if not isinstance(parts.model, ConvODE):
         raise ConfigError(f"the model must be a ConvODE, got {type(parts.model).__name__}")
     size = int(config["trainer"]["batch_size"])
     if not 1 <= samples <= size:
         raise ConfigError(f"samples must lie in 1 … batch_size = {size}, got {samples}")
-    x, y = (part[:samples] for part in batch_at(parts, config))
+    x, y = (part[:samples] for part in batch)
     damping = float(parts.optimizer.param_groups[0].get("damping", float("nan")))
     found = []
     for step in range(steps[-1] + 1):

@@ -2,14 +2,14 @@
 
 All are of the mean loss over the same samples: the Hessian, Gauss-Newton's matrix Q_θθ of the whole
 solve, and the block-diagonal A ⊗ B that stands for Q_θθ in SNOpt. The last two are small enough for
-exact eigenvalues. The Hessian is known by its products (curvlinops), its density by stochastic
-Lanczos quadrature.
+exact eigenvalues. The Hessian is known by its products; stochastic Lanczos quadrature gives its
+density.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -26,11 +26,6 @@ Product = Callable[[Tensor], Tensor]
 """Maps columns (d, P) to H times columns (d, P), H symmetric."""
 
 # --- the rows of the figure ----------------------------------------------------------------------
-#
-# One row a value with the share of the spectrum that it stands for, so that the shares of a matrix
-# sum to 1 and its density is a weighted sum.
-
-COLUMNS = ("seed", "step", "matrix", "probe", "index", "value", "share", "residual")
 
 HESSIAN, ADJOINT = "hessian", "hessian-adjoint"
 GAUSS_NEWTON, GGN, EMPIRICAL = "gauss-newton", "kronecker-ggn", "kronecker-empirical"
@@ -39,33 +34,23 @@ MOMENT = "moment"
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured.
+    """What is measured."""
 
-    Attributes:
-        steps: training steps of the snapshots.
-        samples: images over which all matrices are taken.
-        probes: random directions of the stochastic quadrature.
-        lanczos: products in each direction.
-        adjoint_steps: snapshots at which the adjoint's gradient is differenced as well.
-        adjoint_rtol: tolerance of that gradient.
-        difference: length of the move in θ.
-    """
-
-    steps: tuple[int, ...] = (0, 20, 100)
-    samples: int = 32
-    probes: int = 3
-    lanczos: int = 50
-    adjoint_steps: tuple[int, ...] = (100,)
-    adjoint_rtol: float = 1e-5
-    difference: float = 1e-2
-
-    def facts(self) -> dict[str, Any]:
-        """Return the settings for a provenance."""
-        return asdict(self)
+    steps: tuple[int, ...] = (0, 20, 100)  # training steps of the snapshots
+    samples: int = 32  # images over which all matrices are taken
+    probes: int = 3  # random directions of the stochastic quadrature
+    lanczos: int = 50  # products in each direction
+    adjoint_steps: tuple[int, ...] = (100,)  # snapshots that difference the adjoint's gradient, too
+    adjoint_rtol: float = 1e-5  # tolerance of that gradient
+    difference: float = 1e-2  # length of the move in θ
 
 
 def measure(snapshot: Snapshot, settings: Settings) -> Iterator[dict[str, Any]]:
-    """Yield the rows of all matrices of one snapshot; columns as in :data:`COLUMNS`."""
+    """Yield the rows of all matrices of one snapshot, one row a value.
+
+    ``share`` is the part of the spectrum that a value stands for: the shares of a matrix sum to 1
+    and its density is a weighted sum.
+    """
     facts = {"seed": snapshot.seed, "step": snapshot.step}
     m = sum(p.numel() for p in snapshot.params)
     exact = {
@@ -94,19 +79,14 @@ def grouped(
 ) -> list[tuple[int, float, int]]:
     """Return (rank, mean, count) of sorted eigenvalues: the first one by one, the others in groups.
 
-    Args:
-        values: eigenvalues, the largest first; those up to the m-th that are missing are 0.
-        m: size of the matrix.
-        exact: how many stand alone.
-        per_octave: groups for each doubling of the rank after that.
+    There are ``per_octave`` groups for each doubling of the rank. ``values`` has the largest first;
+    those up to the m-th that are missing are 0.
     """
     full = torch.cat([values, values.new_zeros(m - len(values))])
     edges = list(range(min(exact, m) + 1))
     while edges[-1] < m:
         edges.append(min(m, max(edges[-1] + 1, round(edges[-1] * 2 ** (1 / per_octave)))))
-    return [
-        (start + 1, float(full[start:end].mean()), end - start) for start, end in pairwise(edges)
-    ]
+    return [(a + 1, float(full[a:b].mean()), b - a) for a, b in pairwise(edges)]
 
 
 def _rows(nodes: Nodes) -> Iterator[dict[str, Any]]:
@@ -151,21 +131,18 @@ def lanczos(product: Product, start: Tensor, steps: int) -> Nodes:
 
     k steps from a unit vector v give a tridiagonal matrix whose eigenvalues θ_i and squared first
     eigenvector components ω_i are Gauss's quadrature of vᵀ f(H) v, exact for polynomials f of
-    degree 2k - 1. Averaged over random v it is the density of H's eigenvalues, seen through f
-    (Ghorbani, Krishnan, Xiao 2019, take for f a narrow Gaussian around each point).
+    degree 2k - 1. Its mean over random v, with a narrow Gaussian for f, is the density of H's
+    eigenvalues (Ghorbani, Krishnan, Xiao 2019).
 
     curvlinops' own Lanczos (``fast_lanczos``) does not reorthogonalise: after 50 steps it returns
     the largest eigenvalues twice and others that H does not have. It gives no residuals either. The
     figure ranks the eigenvalues that have settled, so it needs both.
 
-    Args:
-        product: H times columns; the runs share its calls.
-        start: unit columns, (d, P).
-        steps: k, at most d; more are cut. A run that has found an invariant subspace goes on with
-            zeros, which get no weight.
+    ``start`` are unit columns, (d, P). More than d steps are cut. A run that has found an invariant
+    subspace goes on with zeros, which get no weight.
 
     Raises:
-        ConfigError: if ``steps`` is below 1 or a product is not finite.
+        ConfigError: ``steps`` is below 1 or a product is not finite.
     """
     if steps < 1:
         raise ConfigError(f"Lanczos needs at least one step, got {steps}")
@@ -209,9 +186,8 @@ def density(grid: Tensor, values: Tensor, weights: Tensor, sigma: float) -> Tens
 def hessian_product(snapshot: Snapshot) -> Product:
     """Return products with the Hessian of the discretised solve, by curvlinops.
 
-    The solve is the snapshot's own, differentiated by backpropagation through its steps: curvlinops
-    differentiates the gradient forward, which an adjoint does not allow. It needs the project's
-    engine or a fixed grid; torchdiffeq's adaptive solvers have no such derivative.
+    curvlinops differentiates the gradient forward, which an adjoint does not allow: the gradient is
+    backpropagation through the steps. Adaptive solvers of torchdiffeq have no such derivative.
     """
     net = snapshot.solved(gradient="direct")
     operator = HessianLinearOperator(
@@ -229,12 +205,8 @@ def finite_difference_product(
 ) -> Product:
     """Return products with the Hessian by central differences of a gradient.
 
-    For gradients that cannot be differentiated again, such as the adjoint's.
-
-    Args:
-        gradient: the gradient at the present values of ``params``, flat.
-        params: what the Hessian is over; they are moved and put back.
-        step: length of a move along a column, which is scaled to 1 for it.
+    For gradients that cannot be differentiated again, such as the adjoint's. ``gradient`` is taken
+    at the present values of ``params``, which are moved by ``step`` along each column and put back.
     """
     start = nn.utils.parameters_to_vector(params).detach().clone()
 
@@ -244,11 +216,13 @@ def finite_difference_product(
 
     def product(columns: Tensor) -> Tensor:
         found = []
-        for column in columns.T:
-            move = step * nn.functional.normalize(column, dim=0)
-            difference = gradient_at(start + move) - gradient_at(start - move)
-            found.append(difference * (column.norm() / (2 * step)))
-        nn.utils.vector_to_parameters(start.clone(), params)
+        try:
+            for column in columns.T:
+                move = step * nn.functional.normalize(column, dim=0)
+                difference = gradient_at(start + move) - gradient_at(start - move)
+                found.append(difference * (column.norm() / (2 * step)))
+        finally:
+            nn.utils.vector_to_parameters(start.clone(), params)
         return torch.stack(found, dim=1)
 
     return product
@@ -276,18 +250,13 @@ def gauss_newton_rows(snapshot: Snapshot, rtol: float = 1e-4) -> Tensor:
     Proposition 2 with ``ggn`` rows, one sample at a time: a row that stacks all samples would give
     the sum of their p.
     """
-    z0, found = snapshot.start(), []
-    for n in range(len(z0)):
-        found.append(
-            low_rank_adjoint(
-                snapshot.net.ode.func,
-                z0[n : n + 1],
-                snapshot.t,
-                lambda z: snapshot.rows(z, "ggn"),
-                rtol=rtol,
-                atol=rtol,
-            ).p
-        )
+    field, t, z0 = snapshot.net.ode.func, snapshot.t, snapshot.start()
+    found = [
+        low_rank_adjoint(
+            field, z0[n : n + 1], t, lambda z: snapshot.rows(z, "ggn"), rtol=rtol, atol=rtol
+        ).p
+        for n in range(len(z0))
+    ]
     rows: Tensor = torch.cat(found) / len(z0) ** 0.5
     return rows
 

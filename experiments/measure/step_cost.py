@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,17 @@ import torch
 from experiments.base.device import choose_device, describe, synchroniser
 from experiments.base.errors import RecordError, one_line
 from experiments.base.files import write_whole
-from experiments.measure.harness import averaged, call, interleaved, origin, pair_ratio, spread
+from experiments.measure.harness import (
+    Effort,
+    averaged,
+    call,
+    interleaved,
+    origin,
+    pair_ratio,
+    spread,
+)
 from experiments.measure.memory import ALLOCATOR, peak_of_steps
-from experiments.measure.steps import NEVER, TIMED, Step, configuration, configured_step, plain_step
+from experiments.measure.steps import NEVER, TIMED, Step, configuration, plain_step, prepare, train
 from experiments.measure.workloads import Workload
 from experiments.models.blocks import nfe_counts, reset_nfe
 from experiments.run.config import identity, options
@@ -32,38 +41,24 @@ from experiments.run.config import identity, options
 
 UPDATE_FREQS = (1, 10, 100)
 
-SCOPES = {"all": "snopt", "ode": "snopt_ode"}
-"""Names of the timed steps by ``scope``; those of refresh steps have ``_refresh`` after it."""
 
-
-def measure_optimizer(
-    workload: Workload, device: torch.device, repeats: int, max_seconds: float | None = None
-) -> dict[str, Any]:
-    """Return one workload's entry of ``optimizer.json``, without its origin.
-
-    Arguments as of :func:`~experiments.measure.engine.measure_engine`.
-    """
-    steps = {}
-    for name, make in TIMED.items():
-        case = workload.build(device)
-        steps[name] = plain_step(case, make(case.model))
+def measure_optimizer(workload: Workload, effort: Effort) -> dict[str, Any]:
+    """Return one workload's entry of ``optimizer.json``, without its origin."""
+    cases = {name: workload.build(effort.device) for name in TIMED}
+    steps = {
+        name: plain_step(make(cases[name].model), cases[name].loss) for name, make in TIMED.items()
+    }
     # Two rounds: after the first one every optimizer has its state and SNOpt its factors.
-    samples = interleaved(
-        steps,
-        repeats * workload.repeat_factor,
-        warmup=2,
-        max_seconds=max_seconds,
-        synchronise=synchroniser(device),
-    )
+    samples = effort.rounds(steps, workload.repeat_factor, warmup=2)
     evaluations = {}
     for name, step in steps.items():
-        reset_nfe(step.model)
+        reset_nfe(cases[name].model)
         step()
-        evaluations[name] = nfe_counts(step.model)
+        evaluations[name] = nfe_counts(cases[name].model)
     return {
         **workload.facts,
         "quadrature": "gauss_legendre(4)",
-        "parameters": sum(p.numel() for p in steps["sgd"].params),
+        "parameters": sum(p.numel() for p in cases["sgd"].model.parameters()),
         **score_optimizer(samples, evaluations),
     }
 
@@ -71,21 +66,17 @@ def measure_optimizer(
 def score_optimizer(
     samples: Mapping[str, Sequence[float]], evaluations: Mapping[str, Mapping[str, int]]
 ) -> dict[str, Any]:
-    """Turn seconds and evaluations of F, by kind of step, into the numbers that are quoted.
-
-    Averages over ``update_freq`` steps are composed of the ordinary and the refresh step of the
-    same round.
-    """
+    """Turn seconds and evaluations of F, by kind of step, into the numbers that are quoted."""
     refresh, average = {}, {}
-    for scope, name in SCOPES.items():
+    for scope, name in {"all": "snopt", "ode": "snopt_ode"}.items():
         ordinary, dear = samples[name], samples[f"{name}_refresh"]
         refresh[scope] = {
-            "over_ordinary": pair_ratio(dear, ordinary).as_json(),
-            "over_sgd": pair_ratio(dear, samples["sgd"]).as_json(),
+            "over_ordinary": asdict(pair_ratio(dear, ordinary)),
+            "over_sgd": asdict(pair_ratio(dear, samples["sgd"])),
         }
         average[scope] = {
             str(freq): {
-                f"over_{base}": pair_ratio(averaged(ordinary, dear, freq), samples[base]).as_json()
+                f"over_{base}": asdict(pair_ratio(averaged(ordinary, dear, freq), samples[base]))
                 for base in ("sgd", "adam")
             }
             for freq in UPDATE_FREQS
@@ -94,7 +85,7 @@ def score_optimizer(
         "rounds": len(samples["sgd"]),
         "steps": {
             name: {
-                "seconds": spread(values).as_json(),
+                "seconds": asdict(spread(values)),
                 "evaluations": evaluations[name],
                 "samples_s": values,
             }
@@ -106,7 +97,7 @@ def score_optimizer(
 
 
 def headline_optimizer(entry: Mapping[str, Any]) -> str:
-    """Return the one line that a person wants to see of ``optimizer.json``."""
+    """Return the line that is printed about an entry of ``optimizer.json``."""
     refresh = {scope: r["over_ordinary"]["median"] for scope, r in entry["refresh"].items()}
     average = entry["average"]["all"]["100"]["over_sgd"]["median"]
     return (
@@ -126,61 +117,73 @@ ROUNDS_EACH = 11
 
 
 def measured() -> list[str]:
-    """Return the optimizers: all that train a whole model."""
+    """Return the optimizers that train a whole model."""
     return [n for n in options("optimizer") if n != "split" and not n.endswith("_ode")]
 
 
+class TrainedStep:
+    """A step as the trainer takes it, always on the first batch of the configuration.
+
+    The weights are put back after it: line searches and others need a true learning rate.
+    """
+
+    def __init__(self, config: Mapping[str, Any], device: torch.device) -> None:
+        """Build the run."""
+        self.config = config
+        self.parts, self.batch = prepare(config, device)
+        self.params: list[torch.Tensor] = list(self.parts.model.parameters())
+        self.start = [p.detach().clone() for p in self.params]
+        self.taken = self.losses = 0
+
+    def __call__(self) -> None:
+        """Take one step."""
+        self.losses += train(self.parts, self.batch)
+        self.taken += 1
+        with torch.no_grad():
+            torch._foreach_copy_(self.params, self.start)
+
+    def evaluations(self) -> dict[str, float]:
+        """Return means a step: evaluations of the loss, and of the field by kind."""
+        nfe = nfe_counts(self.parts.model)
+        means = {f"nfe_{kind}": count / self.taken for kind, count in nfe.items()}
+        return {"losses": self.losses / self.taken, **means}
+
+
 def measure_optimizers(
-    device: torch.device,
-    repeats: int,
+    _workload: Workload,
+    effort: Effort,
     *,
     names: Sequence[str] | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Time a step of each optimizer in turn, on the first batch of the real data.
+    """Return the entry of ``optimizers.json``, without its origin.
 
     There are as many rounds as the longest period of a published refresh, so the mean holds every
-    refresh with its true share and the median is the step without one.
-
-    Args:
-        device: where.
-        repeats: of the benchmark; there are ``ROUNDS_EACH * repeats + 1`` rounds.
-        names: optimizers; None means :func:`measured`. SGD is always among them.
-        overrides: changes to the configuration of all.
-
-    Returns:
-        The entry of ``optimizers.json``, without its origin. ``failed`` says why an optimizer
-        dropped out; the others are measured all the same.
+    refresh with its true share and the median is the step without one. ``failed`` says why an
+    optimizer dropped out; the others are measured all the same. ``names`` are optimizers, by
+    default :func:`measured`; SGD is always among them.
 
     Raises:
         RecordError: SGD, to which all are compared, fails.
     """
-    names = list(dict.fromkeys([SGD, *(measured() if names is None else names)]))
-    rounds = ROUNDS_EACH * repeats + 1
     failed: dict[str, str] = {}
-    configs: dict[str, dict[str, Any]] = {}
-    steps: dict[str, Step] = {}
-    for name in names:
+    steps: dict[str, TrainedStep] = {}
+    for name in dict.fromkeys([SGD, *(measured() if names is None else names)]):
         with _dropping_out(name, failed):
-            configs[name] = configuration(
-                [*DIGITS, f"optimizer={name}", "tracking=none", *overrides]
-            )
-            steps[name] = configured_step(configs[name], device)
+            chosen = [*DIGITS, f"optimizer={name}", "tracking=none", *overrides]
+            steps[name] = TrainedStep(configuration(chosen), effort.device)
 
-    def guarded(name: str) -> Callable[[], None]:
-        def step() -> None:
-            if name not in failed:
-                with _dropping_out(name, failed):
-                    steps[name]()
-
-        return step
+    def step(name: str) -> None:
+        if name not in failed:
+            with _dropping_out(name, failed):
+                steps[name]()
 
     # One round of warm-up: the first refresh of all. The next, 100 steps later, is in the last.
-    work = {name: guarded(name) for name in steps}
-    samples = interleaved(work, rounds, warmup=1, synchronise=synchroniser(device))
-    for name in failed:
-        samples.pop(name, None)
-    batch_size = configs[SGD]["trainer"]["batch_size"]
+    rounds = ROUNDS_EACH * effort.repeats + 1
+    work = {name: partial(step, name) for name in steps}
+    samples = interleaved(work, rounds, warmup=1, synchronise=synchroniser(effort.device))
+    samples = {name: times for name, times in samples.items() if name not in failed}
+    batch_size = steps[SGD].config["trainer"]["batch_size"]
     return {
         "title": "digits net",
         "description": f"conv_ode_small on digits, batch {batch_size}, dopri5 at 1e-3, adjoint",
@@ -189,7 +192,7 @@ def measure_optimizers(
         "settings": {
             name: {
                 key: value
-                for key, value in configs[name]["optimizer"].items()
+                for key, value in steps[name].config["optimizer"].items()
                 if isinstance(value, int | float | str) and not key.startswith("_")
             }
             for name in samples
@@ -203,7 +206,7 @@ def measure_optimizers(
 
 @contextmanager
 def _dropping_out(name: str, failed: dict[str, str]) -> Iterator[None]:
-    """Note what one optimizer raises, whatever it is: they come from four libraries."""
+    """Note whatever an optimizer raises: they come from four libraries."""
     try:
         yield
     except Exception as error:
@@ -219,9 +222,9 @@ def score_optimizers(
     reference = samples[SGD]
     return {
         name: {
-            "seconds": spread(times).as_json(),
+            "seconds": asdict(spread(times)),
             "mean_s": statistics.fmean(times),
-            "ordinary_over_sgd": pair_ratio(times, reference).as_json(),
+            "ordinary_over_sgd": asdict(pair_ratio(times, reference)),
             "average_over_sgd": statistics.fmean(times) / statistics.fmean(reference),
             **evaluations[name],
         }
@@ -230,7 +233,7 @@ def score_optimizers(
 
 
 def headline_optimizers(entry: Mapping[str, Any]) -> str:
-    """Return the one line that a person wants to see of ``optimizers.json``."""
+    """Return the line that is printed about ``optimizers.json``."""
     costs = sorted((o["average_over_sgd"], name) for name, o in entry["optimizers"].items())
     return "an average step over SGD's: " + ", ".join(f"{name} {x:.2f}" for x, name in costs)
 
@@ -238,14 +241,12 @@ def headline_optimizers(entry: Mapping[str, Any]) -> str:
 # --- figure 7: SNOpt against Adam on configured runs ---------------------------------------------
 
 ROUNDS = 5
-MAX_SECONDS = 60.0
 
-REFRESHES = {
-    "adam": (),
-    "snopt": (f"optimizer.update_freq={NEVER}",),
-    "snopt_refresh": ("optimizer.update_freq=1",),
-}
-"""Overrides of the three kinds of steps; without the last, all after the first are ordinary."""
+
+def _step_of(overrides: Sequence[str], device: torch.device) -> Step:
+    """Return the plain step of a configured run, on its first batch."""
+    parts, batch = prepare(configuration([*overrides, "optimizer.lr=0.0"]), device)
+    return plain_step(parts.optimizer, lambda: parts.task.loss(parts.model, batch))
 
 
 def time_steps(
@@ -255,18 +256,17 @@ def time_steps(
 
     ``overrides`` are experiment, seed and places; no optimizer.
     """
-    config = configuration([*overrides, "optimizer=snopt"])
+    snopt = [*overrides, "optimizer=snopt"]
+    config = configuration(snopt)
     device = choose_device(str(config["device"]))
-    work = {}
-    for kind, changes in REFRESHES.items():
-        optimizer = kind.removesuffix("_refresh")
-        changed = configuration([*overrides, f"optimizer={optimizer}", *changes])
-        work[kind] = configured_step(changed, device)
-    samples = interleaved(
-        work, rounds, warmup=2, max_seconds=max_seconds, synchronise=synchroniser(device)
-    )
+    work = {
+        "adam": _step_of([*overrides, "optimizer=adam"], device),
+        "snopt": _step_of([*snopt, f"optimizer.update_freq={NEVER}"], device),
+        "snopt_refresh": _step_of([*snopt, "optimizer.update_freq=1"], device),
+    }
+    effort = Effort(device, rounds, max_seconds=max_seconds)
     return {
-        "samples_s": samples,
+        "samples_s": effort.rounds(work, warmup=2),
         "update_freq": int(config["optimizer"]["update_freq"]),
         "batch_size": int(config["trainer"]["batch_size"]),
         "origin": origin(device, rounds),
@@ -276,10 +276,9 @@ def time_steps(
 def memory_of(overrides: Sequence[str], optimizer: str) -> dict[str, Any]:
     """Return the memory of a few steps of one optimizer in this process, two refreshes in them."""
     often = ["optimizer.update_freq=2"] if optimizer == "snopt" else []
-    config = configuration([*overrides, f"optimizer={optimizer}", *often])
-    device = choose_device(str(config["device"]))
-    step = configured_step(config, device)
-    return {**peak_of_steps(step, device), "origin": origin(device, 1)}
+    chosen = [*overrides, f"optimizer={optimizer}", *often]
+    device = choose_device(str(configuration(chosen)["device"]))
+    return {**peak_of_steps(_step_of(chosen, device), device), "origin": origin(device, 1)}
 
 
 @dataclass(frozen=True)
@@ -303,11 +302,7 @@ class Measurement:
         return f"{self.dataset} · {self.kind} · seed {self.seed}"
 
     def result(self) -> dict[str, Any] | None:
-        """Return what was measured, None where it was not yet.
-
-        Raises:
-            RecordError: the file is damaged.
-        """
+        """Return the result, None where there is none yet."""
         try:
             found: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -317,12 +312,7 @@ class Measurement:
         return found
 
     def run(self) -> dict[str, Any]:
-        """Measure and keep the result.
-
-        Raises:
-            RecordError: the process failed, or the file cannot be written.
-            UserError: data or configuration do not allow it.
-        """
+        """Measure and keep the result."""
         result: dict[str, Any] = call(self.target, self.arguments, environment=self.environment)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.file, json.dumps(result, indent=1, allow_nan=False) + "\n")
@@ -341,19 +331,8 @@ def plan(
     """Return the measurements of one data set; an interrupted series goes on where it stopped.
 
     The files are ``<output_dir>/<target>/<dataset>/<hash>/seed-<k>/<kind>.json``. The hash is that
-    of the run's configuration with the device, the number of threads and ``rounds``.
-
-    Args:
-        target: folder of experiments and of results, such as ``figure-7``.
-        dataset: one of ``configs/tuned/<target>.yaml``.
-        seeds: of weights and batch; each is measured anew.
-        overrides: changes to every run.
-        where: overrides that say where data lie.
-        output_dir: where results lie.
-        rounds: interleaved rounds of a timing.
-
-    Raises:
-        ConfigError: the experiment or an override is unknown.
+    of the run's configuration with the device, the number of threads and ``rounds``. ``dataset`` is
+    one of ``configs/tuned/<target>.yaml``; the overrides in ``where`` say where data lie.
     """
     common = [f"experiment={target}/{dataset}", *overrides, *where]
     config = configuration(common)
@@ -361,7 +340,7 @@ def plan(
     key = f"{identity(config)} {device} {torch.get_num_threads()} {rounds}"
     folder = output_dir / target / dataset / hashlib.sha256(key.encode()).hexdigest()[:12]
     kinds: dict[str, tuple[str, dict[str, Any], Mapping[str, str]]] = {
-        "time": ("time_steps", {"rounds": rounds, "max_seconds": MAX_SECONDS}, {}),
+        "time": ("time_steps", {"rounds": rounds, "max_seconds": 60.0}, {}),
         "memory-adam": ("memory_of", {"optimizer": "adam"}, ALLOCATOR),
         "memory-snopt": ("memory_of", {"optimizer": "snopt"}, ALLOCATOR),
     }

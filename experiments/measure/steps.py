@@ -1,8 +1,8 @@
-"""One training step, ready to be repeated: the one thing that all step timers and meters repeat.
+"""Training steps that can be repeated, for everything that times steps or measures their memory.
 
-After each step the weights are put back. So every step of every optimizer solves the very same ODE,
-and what differs between two samples is the optimizer. What an optimizer remembers (momentum,
-curvature) goes on.
+All steps are taken at the same weights, so that every optimizer solves the very same ODE. A plain
+step therefore has the learning rate 0: the optimizer does all of its arithmetic, and its own state
+(momentum, curvature) goes on.
 """
 
 from __future__ import annotations
@@ -16,65 +16,37 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from experiments.base.seeds import epoch_order
-from experiments.measure.workloads import Case
-from experiments.models.blocks import nfe_counts
 from experiments.optimizers.evaluation import Evaluation, may_repeat, protocol_of, take_step
 from experiments.run.build import Parts, build
 from experiments.run.config import check_config, load_config, resolve
 from snopt import SNOpt
 
 NEVER = 10**9
-"""An ``update_freq`` that is never reached: after the first step all are ordinary ones."""
+"""An ``update_freq`` that is never reached: all steps after the first are ordinary ones."""
 
+STEPS_TAKEN = 4  # in a measurement of memory; with update_freq=2 SNOpt refreshes twice in them
+
+Step = Callable[[], None]
 Make = Callable[[nn.Module], Optimizer]
 
 
-class Step:
-    """A step that can be repeated; call it to take one.
-
-    Attributes:
-        params: the model's parameters, which are put back.
-        taken: steps so far.
-        losses: evaluations of the loss in them.
-    """
-
-    def __init__(self, model: nn.Module, optimizer: Optimizer, take: Callable[[], int]) -> None:
-        """Remember the weights; ``take`` takes a step and returns the evaluations of the loss."""
-        self.model, self.optimizer, self._take = model, optimizer, take
-        self.params: list[Tensor] = list(model.parameters())
-        self._start = [p.detach().clone() for p in self.params]
-        self.taken = self.losses = 0
-
-    def __call__(self) -> None:
-        """Take one step, then put the weights back."""
-        self.losses += self._take()
-        self.taken += 1
-        with torch.no_grad():
-            torch._foreach_copy_(self.params, self._start)
-
-    def evaluations(self) -> dict[str, float]:
-        """Return means a step: evaluations of the loss, and of the field by kind."""
-        nfe = {f"nfe_{kind}": n / self.taken for kind, n in nfe_counts(self.model).items()}
-        return {"losses": self.losses / self.taken, **nfe}
-
-
-# --- steps of a workload, on noise ---------------------------------------------------------------
-
-
 def plain_step(
-    case: Case, optimizer: Optimizer, after_backward: Callable[[], object] | None = None
+    optimizer: Optimizer,
+    loss: Callable[[], Tensor],
+    after_backward: Callable[[], object] = lambda: None,
 ) -> Step:
     """Return forward pass, backward pass, ``after_backward()`` and ``optimizer.step()``."""
 
-    def take() -> int:
+    def step() -> None:
         optimizer.zero_grad()
-        case.loss().backward()
-        if after_backward is not None:
-            after_backward()
+        loss().backward()
+        after_backward()
         optimizer.step()
-        return 1
 
-    return Step(case.model, optimizer, take)
+    return step
+
+
+# --- optimizers on the workloads -----------------------------------------------------------------
 
 
 def _snopt(update_freq: int, scope: str = "all") -> Make:
@@ -100,21 +72,25 @@ MEASURED_FOR_MEMORY: dict[str, Make] = {
     "snopt": _snopt(2),
     "snopt_ode": _snopt(2, "ode"),
 }
-"""Optimizers whose peak memory is measured; in four steps SNOpt refreshes twice."""
+"""Optimizers whose peak memory is measured."""
 
 
-# --- steps of a run, as its configuration describes it -------------------------------------------
+# --- configured runs -----------------------------------------------------------------------------
 
 
 def configuration(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the configuration with these overrides, checked.
-
-    Raises:
-        ConfigError: it names something unknown or out of range.
-    """
+    """Return the configuration with these overrides, checked."""
     config = resolve(load_config(list(overrides)))
     check_config(config)
     return config
+
+
+def prepare(config: Mapping[str, Any], device: torch.device) -> tuple[Parts, tuple[Tensor, ...]]:
+    """Build a run and return its parts and its first batch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # what gets a plain update is no news here
+        parts = build(dict(config), device)
+    return parts, batch_at(parts, config)
 
 
 def batch_at(parts: Parts, config: Mapping[str, Any], step: int = 0) -> tuple[Tensor, ...]:
@@ -127,29 +103,10 @@ def batch_at(parts: Parts, config: Mapping[str, Any], step: int = 0) -> tuple[Te
 
 
 def train(parts: Parts, batch: tuple[Tensor, ...], step: int = 1) -> int:
-    """Take one step as the trainer does; return how often the loss was evaluated.
-
-    Raises:
-        Diverged: the loss is not finite.
-        SolverError: an ODE could not be solved.
-    """
+    """Take one step as the trainer does; return how often it evaluated the loss."""
     optimizer = parts.optimizer
     evaluation = Evaluation(
         parts.task, parts.model, batch, optimizer, step=step, repeatable=may_repeat(optimizer)
     )
     take_step(protocol_of(optimizer), optimizer, evaluation)
     return evaluation.count
-
-
-def configured_step(config: Mapping[str, Any], device: torch.device) -> Step:
-    """Build a run and return its step, always on the first batch.
-
-    Raises:
-        ConfigError: the parts do not fit.
-        DataError: the data set is missing or damaged.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # what gets a plain update is no news here
-        parts = build(dict(config), device)
-    batch = batch_at(parts, config)
-    return Step(parts.model, parts.optimizer, lambda: train(parts, batch))

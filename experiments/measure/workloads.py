@@ -1,10 +1,6 @@
-"""What is solved in the benchmarks, and the ways to get its gradient that are compared.
+"""What the benchmarks solve, and the ways to get its gradient that they compare.
 
-A variant is an ODE block and its settings. Models take their blocks from a
-:class:`~experiments.models.solver.SolverSettings`; :class:`BlockSettings` makes blocks of another
-class, so the same model runs on torchdiffeq's own functions.
-
-Inputs are random numbers of the published shapes: what a solve costs depends on the shapes and on
+Inputs are random numbers of the published shapes: the cost of a solve depends on the shapes and on
 the number of evaluations, not on where the numbers come from. Weights are torch's initial ones.
 """
 
@@ -30,52 +26,37 @@ from snopt import ODEBlock
 
 
 class StockBlock(ODEBlock):
-    """The same block on torchdiffeq's ``odeint_adjoint`` or ``odeint``: what users have today."""
+    """The same block on torchdiffeq's own functions: what users have today."""
 
     def forward(self, y0: Any, t: Sequence[float] | Tensor | None = None) -> Any:
         """Integrate from the tensor ``y0``; arguments and result as for :class:`ODEBlock`."""
         times = self.t if t is None else torch.as_tensor(t, dtype=torch.float64)
-        dtype = torch.float64 if y0.dtype == torch.float64 else torch.float32
-        times = times.to(y0.device, dtype)
-        solver = {key: getattr(self.solver, key) for key in ("method", "rtol", "atol", "options")}
+        times = times.to(y0.device, torch.promote_types(y0.dtype, torch.float32))
+        solver = {key: getattr(self.solver, key) for key in ("method", "rtol", "atol")}
         if self.gradient == "adjoint":
-            back = self.backward_solver
-            adjoint = {f"adjoint_{key}": getattr(back, key) for key in solver}
-            solution = torchdiffeq.odeint_adjoint(self.func, y0, times, **solver, **adjoint)
-        else:
-            solution = torchdiffeq.odeint(self.func, y0, times, **solver)
-        return solution[-1].clone()
+            solver["adjoint_options"] = self.backward_solver.options or None
+        integrate = torchdiffeq.odeint_adjoint if self.gradient == "adjoint" else torchdiffeq.odeint
+        return integrate(self.func, y0, times, **solver)[-1].clone()
 
 
 @dataclass(frozen=True)
 class BlockSettings(SolverSettings):
-    """Solver settings that make blocks of ``block_class``."""
+    """Solver settings that make blocks of ``block_class``, so that a model runs on another one."""
 
     block_class: type[ODEBlock] = ODEBlock
 
     def block(self, func: nn.Module, t: Sequence[float] | Tensor = (0.0, 1.0)) -> ODEBlock:
         """Return a block that integrates ``func`` over ``t``."""
-        return self.block_class(
-            func,
-            t,
-            gradient=self.gradient,
-            method=self.method,
-            rtol=self.rtol,
-            atol=self.atol,
-            adjoint_options=None if self.adjoint_options is None else dict(self.adjoint_options),
-        )
+        keys = ("gradient", "method", "rtol", "atol", "adjoint_options")
+        return self.block_class(func, t, **{key: getattr(self, key) for key in keys})
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to get the gradient.
+    """One way to get the gradient: ``gradient`` of a block of ``block_class``.
 
-    Attributes:
-        name: key in results.
-        label: name in pictures.
-        gradient: ``gradient`` of the block.
-        seminorm: whether the backward solve leaves the parameter adjoints out of its error norm.
-        block_class: what solves: this library's block or :class:`StockBlock`.
+    ``name`` is the key in results, ``label`` the name in pictures. With ``seminorm`` the error norm
+    of the backward solve leaves the parameter adjoints out.
     """
 
     name: str
@@ -83,16 +64,6 @@ class Variant:
     gradient: str
     seminorm: bool = False
     block_class: type[ODEBlock] = ODEBlock
-
-    def settings(self, rtol: float, atol: float) -> BlockSettings:
-        """Return solver settings at the given tolerances (dopri5)."""
-        return BlockSettings(
-            gradient=self.gradient,
-            rtol=rtol,
-            atol=atol,
-            adjoint_options={"norm": "seminorm"} if self.seminorm else None,
-            block_class=self.block_class,
-        )
 
 
 ADJOINT = Variant("snopt_adjoint", "snopt adjoint", "adjoint", seminorm=True)
@@ -109,26 +80,14 @@ STOCK_DIRECT = Variant(
 )
 
 ENGINE_VARIANTS = (ADJOINT, CHECKPOINT, STOCK_SEMINORM, STOCK_ADJOINT, STOCK_DIRECT)
-"""What ``engine.json`` compares."""
-
 GRADIENT_MODES = (ADJOINT, CHECKPOINT, DIRECT)
-"""What ``memory.json`` compares against the number of steps."""
 
 # --- what is solved ------------------------------------------------------------------------------
-
-SEED = 0
 
 
 @dataclass(frozen=True)
 class Case:
-    """A workload built for one variant.
-
-    Attributes:
-        model: everything that has parameters.
-        block: the ODE block in it.
-        loss: runs the forward pass and returns the scalar to differentiate.
-        state_shape: shape of the ODE's state.
-    """
+    """A workload, built: a model, the ODE block in it, and the loss of a forward pass."""
 
     model: nn.Module
     block: ODEBlock
@@ -143,17 +102,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Workload:
-    """One row of the table.
+    """What a benchmark is measured on.
 
-    Attributes:
-        name: key in results and on the command line.
-        title: name in pictures.
-        description: what it is, with shapes.
-        make: builds it; called with solver settings, device and ``shape``.
-        shape: sizes, keyword arguments of ``make``.
-        rtol: relative tolerance of both solves.
-        atol: absolute tolerance of both solves.
-        repeat_factor: rounds for each round asked for; short workloads get more.
+    ``name`` is the key in results and on the command line, ``title`` the name in pictures. ``make``
+    builds it, called with solver settings, device and the sizes in ``shape``. Short workloads get
+    ``repeat_factor`` rounds for each round asked for.
     """
 
     name: str
@@ -170,45 +123,39 @@ class Workload:
         """Start of an entry in a result file."""
         return {"title": self.title, "description": self.description, "engine": "snopt"}
 
-    def build(self, device: torch.device, solver: SolverSettings | None = None) -> Case:
-        """Build model and input, the same numbers each time; global random state is kept.
-
-        Args:
-            device: where everything lies.
-            solver: settings of the ODE; None means the library's seminorm adjoint at the
-                workload's tolerances.
-        """
-        solver = solver or ADJOINT.settings(self.rtol, self.atol)
+    def build(self, device: torch.device, variant: Variant = ADJOINT) -> Case:
+        """Build model and input, the same numbers each time; global random state is kept."""
+        settings = BlockSettings(
+            gradient=variant.gradient,
+            rtol=self.rtol,
+            atol=self.atol,
+            adjoint_options={"norm": "seminorm"} if variant.seminorm else None,
+            block_class=variant.block_class,
+        )
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(SEED)
-            return self.make(solver, device, **self.shape)
+            torch.default_generator.manual_seed(0)
+            return self.make(settings, device, **self.shape)
 
 
-class SoftplusField(nn.Module):
-    """Linear layers dim → width → width → dim with softplus between, MINIBOONE's sizes."""
+class SoftplusField(nn.Sequential):
+    """Linear layers dim → width → width → dim with softplus between; the time is not used."""
 
     def __init__(self, dim: int, width: int) -> None:
-        """Build the field for states of size ``dim``."""
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(dim, width),
-            nn.Softplus(),
-            nn.Linear(width, width),
-            nn.Softplus(),
-            nn.Linear(width, dim),
-        )
+        """Build the layers."""
+        first, middle, last = nn.Linear(dim, width), nn.Linear(width, width), nn.Linear(width, dim)
+        super().__init__(first, nn.Softplus(), middle, nn.Softplus(), last)
 
-    def forward(self, t: Tensor, z: Tensor) -> Tensor:
-        """Return dz/dt, shape (batch, dim); ``t`` is not used."""
-        out: Tensor = self.net(z)
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:  # type: ignore[override]
+        """Return dz/dt, shape (batch, dim)."""
+        out: Tensor = super().forward(z)
         return out
 
 
 class SmoothConvField(nn.Module):
-    """The conv field with a smooth activation for ReLU, on the same convolutions."""
+    """A :class:`ConvField` with another activation; it shares the convolutions."""
 
     def __init__(self, relu: ConvField, activation: Callable[[Tensor], Tensor]) -> None:
-        """Share the convolutions of a :class:`ConvField`."""
+        """Take the convolutions of ``relu``."""
         super().__init__()
         self.conv1, self.conv2, self.activation = relu.conv1, relu.conv2, activation
 

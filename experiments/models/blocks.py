@@ -18,11 +18,7 @@ def ode_blocks(model: nn.Module) -> list[ODEBlock]:
 
 
 def nfe_counts(model: nn.Module) -> dict[str, int]:
-    """Return the evaluations since the last reset, summed over the ODE blocks of ``model``.
-
-    Returns:
-        ``{"forward": …, "backward": …, "curvature": …}``; zeros for a model without ODE blocks.
-    """
+    """Return the evaluations since the last reset by kind, summed over the ODE blocks."""
     blocks = ode_blocks(model)
     return {kind: sum(getattr(block.nfe, kind) for block in blocks) for kind in KINDS}
 
@@ -36,16 +32,12 @@ def reset_nfe(model: nn.Module) -> None:
 @contextmanager
 def preserved_nfe(model: nn.Module) -> Iterator[None]:
     """Restore the counters on exit, so that an evaluation is not booked as training."""
-    before = [
-        (block.nfe, {kind: getattr(block.nfe, kind) for kind in KINDS})
-        for block in ode_blocks(model)
-    ]
+    before = [(block.nfe, dict(vars(block.nfe))) for block in ode_blocks(model)]
     try:
         yield
     finally:
         for counter, counts in before:
-            for kind, count in counts.items():
-                setattr(counter, kind, count)
+            vars(counter).update(counts)
 
 
 def ode_parameters(model: nn.Module) -> list[nn.Parameter]:

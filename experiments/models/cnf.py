@@ -1,7 +1,7 @@
 """Continuous normalizing flows: exact log-densities and samples from an ODE (Chen et al. 2018).
 
-Two fields, :class:`HyperField` (Chen et al. 2018) and :class:`ConcatSquashField` (FFJORD, Grathwohl
-et al. 2019), the trace of a field's Jacobian, exact or estimated, and the flows made of them.
+A flow is made of vector fields, :class:`HyperField` (Chen et al. 2018) or
+:class:`ConcatSquashField` (FFJORD, Grathwohl et al. 2019), and the trace of their Jacobians.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class CNF(nn.Module):
             ConfigError: if the trace is unknown or a number is out of range.
         """
         super().__init__()
-        check_trace(trace)
+        _check_trace(trace)
         require_positive(type(self).__name__, dim=dim, blocks=len(fields), t1=t1)
         self.dim = dim
         self.trace = trace
@@ -73,15 +73,12 @@ class CNF(nn.Module):
     def log_prob(
         self, x: Tensor, *, trace: str | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Return log p(x) in nats; with a trace estimate, an unbiased estimate of it.
+        """Return log p(x) in nats, (batch,), of points (batch, dim); a trace estimate is unbiased.
 
         Args:
-            x: points, shape (batch, dim).
+            x: points.
             trace: overrides the model's own choice.
             generator: source of the trace's noise; None means torch's global generator.
-
-        Returns:
-            Log-densities, shape (batch,).
 
         Raises:
             ConfigError: if ``x`` is not of shape (batch, dim) or the trace is unknown.
@@ -103,14 +100,10 @@ class CNF(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``n`` points by integrating from 0 up to t1; no gradient.
+        """Draw ``n`` points, (n, dim), like the parameters; no gradient.
 
-        Args:
-            n: number of points.
-            generator: source of the base points; None means torch's global generator.
-
-        Returns:
-            Points, shape (n, dim), with the dtype and on the device of the parameters.
+        Base points are drawn from ``generator`` (None means torch's global one) and integrated from
+        0 up to t1.
         """
         like = next(self.parameters())
         z = torch.randn(n, self.dim, generator=generator, dtype=like.dtype, device=like.device)
@@ -118,14 +111,12 @@ class CNF(nn.Module):
 
     @torch.no_grad()
     def path(self, z: Tensor, fractions: Sequence[float]) -> list[Tensor]:
-        """Move base points towards the data and return where they are on the way; no gradient.
+        """Move base points (batch, dim) towards the data; return where they are on the way.
 
         Args:
-            z: points at time 0, shape (batch, dim).
-            fractions: parts of the whole time, of all flows together, from 0 to 1, not decreasing.
-
-        Returns:
-            For each fraction the points, shape (batch, dim).
+            z: points at time 0.
+            fractions: parts of the whole time, of all flows together, from 0 to 1, not decreasing;
+                for each there is one tensor of points. No gradient.
 
         Raises:
             ConfigError: if the fractions decrease or leave [0, 1].
@@ -174,21 +165,16 @@ class HyperCNF(CNF):
         trace: str = "exact",
         t1: float = 1.0,
     ) -> None:
-        """Build the flow for the points of a data set.
+        """Build the flow for the points of a data set, ``input_shape`` (dim,).
 
-        Args:
-            info: data set; ``input_shape`` is (dim,).
-            solver: settings of the ODE block.
-            width: terms of the field, see :class:`HyperField`.
-            hidden: width of the hyper-network.
-            trace: see :class:`CNF`; the exact one has a closed form here.
-            t1: integration time.
+        ``width`` and ``hidden`` are as in :class:`HyperField`, the rest as in :class:`CNF`; the
+        exact trace has a closed form here.
 
         Raises:
             ConfigError: if the data set is not one of points, or an argument is out of range.
         """
         require_whole("HyperCNF", width=width, hidden=hidden)
-        dim = point_dim("HyperCNF", info)
+        dim = _point_dim("HyperCNF", info)
         field = HyperField(dim, width=width, hidden=hidden)
         super().__init__([field], dim, solver, trace=trace, t1=t1)
 
@@ -208,23 +194,16 @@ class ConcatSquashCNF(CNF):
         trace: str = "rademacher",
         t1: float = 1.0,
     ) -> None:
-        """Build the flow for the points of a data set.
+        """Build the flow for the points of a data set, ``input_shape`` (dim,).
 
-        Args:
-            info: data set; ``input_shape`` is (dim,).
-            solver: settings of the ODE blocks.
-            width: size of the inner layers.
-            layers: concat-squash layers of each field.
-            blocks: number of flows that follow one another.
-            activation: ``"softplus"`` or ``"tanh"``.
-            trace: see :class:`CNF`.
-            t1: integration time of each flow.
+        There are ``blocks`` flows that follow one another, each a :class:`ConcatSquashField`; the
+        rest is as in :class:`CNF`.
 
         Raises:
             ConfigError: if the data set is not one of points, or an argument is out of range.
         """
         require_whole("ConcatSquashCNF", width=width, layers=layers, blocks=blocks)
-        dim = point_dim("ConcatSquashCNF", info)
+        dim = _point_dim("ConcatSquashCNF", info)
         fields = [
             ConcatSquashField(dim, width=width, layers=layers, activation=activation)
             for _ in range(blocks)
@@ -237,8 +216,7 @@ def standard_normal_log_prob(z: Tensor) -> Tensor:
     return -0.5 * (z.square() + math.log(2 * math.pi)).sum(dim=1)
 
 
-def point_dim(model: str, info: DataInfo) -> int:
-    """Return the dimension of the data set's points; raise ConfigError if it has none."""
+def _point_dim(model: str, info: DataInfo) -> int:
     require_task(model, info, "cnf")
     if len(info.input_shape) != 1:
         raise ConfigError(
@@ -251,9 +229,8 @@ def point_dim(model: str, info: DataInfo) -> int:
 class AugmentedField(nn.Module):
     """d(z, log p)/dt = (F(t, z), -tr ∂F/∂z), the instantaneous change of variables.
 
-    An object belongs to one solve: its noise never changes. The adjoint, which evaluates the field
-    again long after the forward solve, keeps the object and so sees the same noise, even if other
-    solves have begun in between.
+    An object belongs to one solve: its noise never changes. The adjoint evaluates the field again
+    long after the forward solve, keeps the object and so sees the same noise.
 
     F's layers run once an evaluation. The trace differentiates through that same evaluation, or,
     where the field has a method ``with_trace``, comes from it in closed form.
@@ -266,8 +243,7 @@ class AugmentedField(nn.Module):
 
         Args:
             field: F, called as ``field(t, z)``; row n of its result depends on row n of z only.
-            noise: frozen noise of the trace estimate, shape (batch, dim); None means the exact
-                trace.
+            noise: frozen noise of the trace estimate, (batch, dim); None means the exact trace.
             density: False leaves the log-density where it is, for sampling.
         """
         super().__init__()
@@ -291,49 +267,27 @@ class AugmentedField(nn.Module):
                 z = z.detach().requires_grad_()
             dz = self.field(t, z)
             if self.noise is None:
-                trace = exact_trace(dz, z, create_graph=differentiable)
-            else:
-                trace = hutchinson_trace(dz, z, self.noise, create_graph=differentiable)
+                trace = _exact_trace(dz, z, create_graph=differentiable)
+            else:  # unbiased where E[e eᵀ] = I (Hutchinson 1990; FFJORD)
+                (product,) = torch.autograd.grad(
+                    dz, z, self.noise, create_graph=differentiable, retain_graph=True
+                )
+                trace = (product * self.noise).sum(dim=1)
         if not differentiable:
             dz, trace = dz.detach(), trace.detach()
         return dz, -trace[:, None]
 
 
-def exact_trace(dz: Tensor, z: Tensor, *, create_graph: bool) -> Tensor:
-    """Return tr(∂F/∂z) by one backward pass a dimension.
-
-    Args:
-        dz: F(t, z), shape (batch, dim), connected to ``z``; row n may depend on row n only.
-        z: state, shape (batch, dim), requires a gradient.
-        create_graph: whether the trace is to be differentiated.
-
-    Returns:
-        The trace of each row, shape (batch,).
-    """
+def _exact_trace(dz: Tensor, z: Tensor, *, create_graph: bool) -> Tensor:
+    """Return tr(∂F/∂z) of each row by one backward pass a dimension."""
     trace = dz.new_zeros(dz.shape[0])
     for i in range(dz.shape[1]):
-        # The graph is needed again: for the next dimension, or by whoever differentiates dz.
+        # The graph is needed again: for the next dimension, or to differentiate dz.
         (row,) = torch.autograd.grad(
             dz[:, i].sum(), z, create_graph=create_graph, retain_graph=True
         )
         trace = trace + row[:, i]
     return trace
-
-
-def hutchinson_trace(dz: Tensor, z: Tensor, noise: Tensor, *, create_graph: bool) -> Tensor:
-    """Return eᵀ (∂F/∂z) e, unbiased for the trace where E[e eᵀ] = I (Hutchinson 1990; FFJORD).
-
-    Args:
-        dz: F(t, z), shape (batch, dim), connected to ``z``; row n may depend on row n only.
-        z: state, shape (batch, dim), requires a gradient.
-        noise: e, shape (batch, dim).
-        create_graph: whether the trace is to be differentiated.
-
-    Returns:
-        The estimate of each row, shape (batch,).
-    """
-    (vjp,) = torch.autograd.grad(dz, z, noise, create_graph=create_graph, retain_graph=True)
-    return (vjp * noise).sum(dim=1)
 
 
 def draw_noise(kind: str, like: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
@@ -346,11 +300,8 @@ def draw_noise(kind: str, like: Tensor, generator: torch.Generator | None = None
         kind: one of :data:`TRACES`.
         like: gives shape, dtype and device.
         generator: where the noise comes from; None means torch's global generator.
-
-    Raises:
-        ConfigError: if ``kind`` is unknown.
     """
-    check_trace(kind)
+    _check_trace(kind)
     if kind == "exact":
         return None
     # Drawn in place: the ..._like functions take no generator.
@@ -360,7 +311,7 @@ def draw_noise(kind: str, like: Tensor, generator: torch.Generator | None = None
     return noise.bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
 
 
-def check_trace(kind: str) -> None:
+def _check_trace(kind: str) -> None:
     """Raise ConfigError unless ``kind`` is one of :data:`TRACES`."""
     if kind not in TRACES:
         raise ConfigError(f"unknown trace '{kind}'; valid traces: {', '.join(TRACES)}")
@@ -396,7 +347,7 @@ class HyperField(nn.Module):
     def with_trace(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return dz/dt, shape (batch, D), and tr(∂F/∂z) in closed form, shape (batch,).
 
-        ∂F/∂z = 1/K Σ_k (1 - h_k²) u_k w_kᵀ, so the trace needs no backward pass of its own.
+        ∂F/∂z = 1/K Σ_k (1 - h_k²) u_k w_kᵀ, so the trace needs no backward pass.
         """
         w, b, u = self.weights(t.to(z))
         h = torch.tanh(z @ w.T + b)
@@ -406,9 +357,9 @@ class HyperField(nn.Module):
         """Return w (K, D), b (K,) and u (K, D) at the scalar time ``t``."""
         hidden = torch.tanh(self.fc1(t.reshape(1, 1)))
         flat = self.fc3(torch.tanh(self.fc2(hidden))).reshape(-1)
+        shape = (self.width, self.dim)
         block = self.width * self.dim
         w, u, gate, b = flat.split([block, block, block, self.width])
-        shape = (self.width, self.dim)
         return w.view(shape), b, (u * torch.sigmoid(gate)).view(shape)
 
 
@@ -419,16 +370,11 @@ class ConcatSquashLinear(nn.Module):
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
-        """Build the three linear maps.
-
-        Args:
-            in_features: size of the input.
-            out_features: size of the output.
-        """
+        """Build the three linear maps."""
         super().__init__()
         self.layer = nn.Linear(in_features, out_features)
         self.gate = nn.Linear(1, out_features)
-        # No constant part of its own: the layer's bias has that role, as published.
+        # Without a constant part: the layer's bias has that role, as published.
         self.bias = nn.Linear(1, out_features, bias=False)
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
@@ -442,13 +388,9 @@ class ConcatSquashField(nn.Module):
     """Concat-squash layers dim → width → … → dim with an activation between."""
 
     def __init__(self, dim: int, *, width: int, layers: int, activation: str) -> None:
-        """Build the field.
+        """Build ``layers`` layers; inner ones have the size ``width``.
 
-        Args:
-            dim: size of the state.
-            width: size of the inner layers.
-            layers: number of concat-squash layers, at least 1.
-            activation: ``"softplus"`` or ``"tanh"``; smooth, because the trace is differentiated.
+        The activation, ``"softplus"`` or ``"tanh"``, is smooth: the trace is differentiated.
 
         Raises:
             ConfigError: if the activation is unknown.

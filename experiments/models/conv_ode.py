@@ -19,9 +19,9 @@ MIN_STATE_SIZE = 4
 def downsampling_convs(height: int, width: int) -> int:
     """Return how many stride-2 convolutions the stem gets for an image of ``height`` × ``width``.
 
-    The rule: as many as leave a state of at least 4 pixels on its shorter side, and never more than
-    the two of the published net. A 28×28 image gets two (state 6×6, as published), 32×32 gets two
-    (7×7), 16×16 one (7×7), 8×8 none (6×6).
+    As many as leave a state of at least 4 pixels on its shorter side, at most the two of the
+    published net: two for 28×28 (state 6×6, as published) and 32×32 (7×7), one for 16×16, none for
+    8×8.
 
     Raises:
         ConfigError: if even the stem without downsampling leaves fewer than 4 pixels.
@@ -86,13 +86,7 @@ class ConvODE(nn.Module):
         return self.ode
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits.
-
-        Args:
-            x: images, shape (batch, C, H, W).
-
-        Returns:
-            Logits, shape (batch, num_classes).
+        """Return the logits, (batch, num_classes), of images (batch, C, H, W).
 
         Raises:
             ConfigError: if the images do not have the shape that the net was built for.

@@ -17,11 +17,7 @@ class ConvField(nn.Module):
     """
 
     def __init__(self, channels: int) -> None:
-        """Build the field.
-
-        Args:
-            channels: channels C of the state.
-        """
+        """Build the field for a state of ``channels`` channels."""
         super().__init__()
         self.conv1 = nn.Conv2d(channels + 1, channels, kernel_size=3, padding=1)
         self.conv2 = nn.Conv2d(channels + 1, channels, kernel_size=3, padding=1)
@@ -40,12 +36,7 @@ class MLPField(nn.Module):
     """
 
     def __init__(self, dim: int, layers: int = 4) -> None:
-        """Build the field.
-
-        Args:
-            dim: size of the state, also the width of the inner layers.
-            layers: number of linear layers; the paper has 4.
-        """
+        """Build ``layers`` linear layers (the paper has 4) of the state's size ``dim``."""
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(layers))
 

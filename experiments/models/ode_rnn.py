@@ -21,9 +21,9 @@ class ODERNN(nn.Module):
 
     All series of a batch share one time grid, so that an interval is one solve for the whole batch.
     The state of a series is frozen from its last observation on: later solves carry its row along,
-    but their result is dropped, and no gradient comes from them. Every layer of F therefore always
-    sees the whole batch, which is what the Kronecker factors take as its leading dimension. A row
-    that observes nothing at some time (mask all zero) keeps its state there, without a GRU step.
+    but their result is dropped. So every layer of F always sees the whole batch, which the
+    Kronecker factors take as its leading dimension. A row that observes nothing at some time (mask
+    all zero) keeps its state there, without a GRU step.
     """
 
     def __init__(
@@ -57,15 +57,12 @@ class ODERNN(nn.Module):
         self.readout = nn.Linear(hidden, require_classes("ODERNN", info))
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Return the logits at each series' last observation.
+        """Return the logits, (batch, num_classes), at each series' last observation.
 
         Args:
             x: series, shape (batch, L, 2 D + 1), last axis [time | values | mask]; what lies beyond
                 a series' length is not used.
             lengths: observations of each series, int64, shape (batch,), between 1 and L.
-
-        Returns:
-            Logits, shape (batch, num_classes).
 
         Raises:
             ConfigError: if the shapes do not fit the model.
@@ -103,18 +100,11 @@ class ODERNN(nn.Module):
 
 
 def shared_times(times: Tensor, lengths: Tensor) -> list[float]:
-    """Return the time grid that the series of a batch share.
+    """Return the time grid, max(lengths) times, that the series of a batch share.
 
     Args:
         times: observation times, shape (batch, L); meaningless beyond a series' length.
         lengths: observations of each series, shape (batch,).
-
-    Returns:
-        The grid up to the end of the longest series, max(lengths) times.
-
-    Raises:
-        DataError: if a length is out of range, two series disagree about a time, or the times do
-            not increase.
     """
     times, lengths = times.detach().cpu(), lengths.cpu()
     longest = int(lengths.max())

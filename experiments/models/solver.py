@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,19 +21,8 @@ _POSITIVE = ("step_size", "first_step", "max_step", "safety", "ifactor", "dfacto
 class SolverSettings:
     """Solver, tolerances and gradient mode shared by all ODE blocks of a model.
 
-    Attributes:
-        gradient: ``"adjoint"`` (O(1) memory), ``"direct"`` (backpropagation through the solver) or
-            ``"checkpoint"`` (the same, one step at a time).
-        method: any torchdiffeq method name.
-        rtol: relative tolerance of the forward solve.
-        atol: absolute tolerance of the forward solve.
-        options: solver options of the forward solve, for example ``{"step_size": 0.1}``.
-        adjoint_rtol: tolerance of the backward solve; None means that of the forward solve.
-        adjoint_atol: tolerance of the backward solve; None means that of the forward solve.
-        adjoint_method: method of the backward solve; None means that of the forward solve.
-        adjoint_options: options of the backward solve, for example ``{"norm": "seminorm"}``.
-        engine: ``"auto"`` or ``"torchdiffeq"``, see :func:`snopt.odeint_adjoint`.
-        reuse_step: whether a solve starts with the step size of the last one.
+    The fields are the arguments of :class:`snopt.ODEBlock`; of ``adjoint_*``, None means what the
+    forward solve has.
     """
 
     gradient: str = "adjoint"
@@ -84,21 +73,7 @@ class SolverSettings:
 
     def block(self, func: nn.Module, t: Sequence[float] | Tensor = (0.0, 1.0)) -> ODEBlock:
         """Return an ODE block that integrates ``func`` over ``t`` with these settings."""
-        return ODEBlock(
-            func,
-            t,
-            gradient=self.gradient,
-            method=self.method,
-            rtol=self.rtol,
-            atol=self.atol,
-            options=self.options,
-            adjoint_rtol=self.adjoint_rtol,
-            adjoint_atol=self.adjoint_atol,
-            adjoint_method=self.adjoint_method,
-            adjoint_options=self.adjoint_options,
-            engine=self.engine,
-            reuse_step=self.reuse_step,
-        )
+        return ODEBlock(func, t, **{f.name: getattr(self, f.name) for f in fields(SolverSettings)})
 
 
 def _check_options(name: str, options: object) -> None:

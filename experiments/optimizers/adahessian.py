@@ -4,15 +4,14 @@ The diagonal of the Hessian is estimated as E[z ⊙ H z] with random signs z (Hu
 
 - with ``gradient="direct"`` by differentiating the gradient, through the solver, once more;
 - with ``"adjoint"`` and ``"checkpoint"``, whose backward passes have no graph, as the central
-  difference (g(θ + h z) - g(θ - h z)) / 2h. The error is O(h²) of the third derivatives, plus what
-  solver and rounding leave in a gradient, divided by h; so h is relative to the weights and its
-  default the cube root of the rounding unit, where the two balance.
+  difference (g(θ + h z) - g(θ - h z)) / 2h. Its error is O(h²) plus the errors of a gradient over
+  h. The two balance where h, relative to the weights, is the cube root of the rounding unit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import pytorch_optimizer
 import torch
@@ -22,8 +21,6 @@ from experiments.optimizers.evaluation import Evaluation
 from experiments.optimizers.parameters import trainable_groups
 from snopt import ODEBlock
 from snopt.validate import check_choice, check_count, check_number
-
-HVP: Final = ("auto", "double_backward", "finite_difference")
 
 
 class AdaHessian(pytorch_optimizer.AdaHessian):  # type: ignore[misc]
@@ -158,8 +155,8 @@ class AdaHessian(pytorch_optimizer.AdaHessian):  # type: ignore[misc]
     def _averaged(self, diagonal: Tensor) -> Tensor:
         if not self.average_kernels or diagonal.ndim < 3:
             return diagonal
-        places = tuple(range(2, diagonal.ndim))
-        return diagonal.mean(dim=places, keepdim=True).expand_as(diagonal).contiguous()
+        mean = diagonal.mean(dim=tuple(range(2, diagonal.ndim)), keepdim=True)
+        return mean.expand_as(diagonal).contiguous()
 
 
 def _signs(params: Sequence[Tensor]) -> list[Tensor]:
@@ -169,7 +166,7 @@ def _signs(params: Sequence[Tensor]) -> list[Tensor]:
 
 def _choose(hvp: str, model: nn.Module) -> str:
     """Return how products are made with this model's gradient modes."""
-    check_choice("hvp", hvp, HVP)
+    check_choice("hvp", hvp, ("auto", "double_backward", "finite_difference"))
     modes = {m.gradient for m in model.modules() if isinstance(m, ODEBlock)} - {"direct"}
     if hvp == "double_backward" and modes:
         raise ValueError(

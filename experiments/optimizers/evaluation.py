@@ -1,19 +1,18 @@
 """How an optimizer takes a training step: the one place where optimizers differ for the trainer.
 
-An :class:`Evaluation` is the training loss of one batch, as often as an optimizer asks for it.
-Three protocols, of which an optimizer says by its own shape which one is its:
+An :class:`Evaluation` is the training loss of one batch, as often as an optimizer asks for it. The
+attributes of an optimizer tell which of three protocols it follows:
 
 - *plain*: the trainer evaluates loss and gradients, then calls ``step()``. The default. Where the
-  optimizer has a true ``wants_evaluation``, it calls ``step(evaluate=…)`` with a function that
-  returns the loss at the present weights (a trust region; see :class:`snopt.SNOpt`).
+  optimizer has a true ``wants_evaluation`` (a trust region; see :class:`snopt.SNOpt`), it calls
+  ``step(evaluate=…)`` with a function that returns the loss at the present weights.
 - *closure*: the trainer calls ``step(closure)``, and the optimizer evaluates as often as it likes.
   For an optimizer whose ``step`` has no default for ``closure`` (torch's convention; LBFGS), or
   that has a true attribute ``needs_closure``.
-- *own*: the trainer calls ``train_step(evaluation)`` with an :class:`Evaluation`, which can do more
-  than a closure (the loss with its graph). For an optimizer with such a method.
+- *own*: the trainer calls ``train_step(evaluation)``, if there is such a method. An
+  :class:`Evaluation` can do more than a closure (the loss with its graph).
 
-An optimizer with a method ``metrics()`` (name → number) has them in ``metrics.jsonl`` as
-``optimizer/<name>``.
+What a method ``metrics()`` returns (name → number) is logged as ``optimizer/<name>``.
 """
 
 from __future__ import annotations
@@ -48,9 +47,9 @@ class Evaluation:
     """The loss of one batch at the present weights; called, a closure in the sense of torch.
 
     The first evaluation draws random numbers (dropout, the noise of a trace) as any forward pass
-    does. All later ones see the very same numbers, start from the same buffers, and leave both as
-    they found them, so that an optimizer compares one function at different weights, and the run's
-    random stream does not depend on how often it looks.
+    does. All later ones see the same numbers, start from the same buffers, and leave both as they
+    found them: an optimizer compares one function at different weights, and the run's random stream
+    does not depend on the number of evaluations.
 
     Args:
         task: gives the loss.
@@ -58,7 +57,7 @@ class Evaluation:
         batch: the batch.
         optimizer: whose gradients are reset before each evaluation.
         step: number of the step, for messages.
-        repeatable: whether there may be a second evaluation; without, nothing is put aside.
+        repeatable: whether there may be a second evaluation.
 
     Attributes:
         first: the loss of the first evaluation, that is at the weights before the step.
@@ -90,9 +89,8 @@ class Evaluation:
         """Compute loss and gradients at the present weights, into ``.grad``; return the loss.
 
         Returns:
-            The loss, detached. A later evaluation whose ODE cannot be solved, or whose loss is not
-            finite, returns a large number with zero gradients: a trial point that a line search is
-            to turn down.
+            The loss, detached. Where the ODE of a later evaluation cannot be solved, or its loss is
+            not finite, a large number with zero gradients: a line search turns such a point down.
 
         Raises:
             Diverged: the loss of the first evaluation is not finite.
@@ -110,7 +108,12 @@ class Evaluation:
             except SolverError:
                 if not trial:
                     raise
-        return self._refused()
+        self.optimizer.zero_grad()
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+        like = next(self.model.parameters())
+        return like.new_tensor(PENALTY * max(1.0, abs(self.first or 0.0)))
 
     @torch.enable_grad()
     def gradients(self, params: Sequence[Tensor]) -> list[Tensor | None]:
@@ -124,7 +127,8 @@ class Evaluation:
             SolverError: an ODE could not be solved.
         """
         with self._same_start():
-            return list(torch.autograd.grad(self._finite(), list(params), allow_unused=True))
+            loss = self._finite()
+            return list(torch.autograd.grad(loss, list(params), allow_unused=True))
 
     @torch.enable_grad()
     def loss(self) -> Tensor:
@@ -154,7 +158,6 @@ class Evaluation:
             return self._forward().detach()
 
     def _backward(self, loss: Tensor) -> None:
-        """Run the backward pass, the optimizer's own where its curvature starts at the output."""
         if needs_output(self.optimizer):
             backward: Any = self.optimizer.backward  # type: ignore[attr-defined]
             backward(loss, self._output, self.task.likelihood)
@@ -165,11 +168,8 @@ class Evaluation:
     def _forward(self) -> Tensor:
         self.count += 1
         if needs_output(self.optimizer):
-            handle = self.model.register_forward_hook(self._keep_output)
-            try:
+            with self.model.register_forward_hook(self._keep_output):
                 loss = self.task.loss(self.model, self.batch)
-            finally:
-                handle.remove()
         else:
             loss = self.task.loss(self.model, self.batch)
         if self.first is None:
@@ -181,14 +181,6 @@ class Evaluation:
 
     def _keep_output(self, _model: nn.Module, _inputs: object, output: Tensor) -> None:
         self._output = output
-
-    def _refused(self) -> Tensor:
-        self.optimizer.zero_grad()
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                parameter.grad = torch.zeros_like(parameter)
-        like = next(self.model.parameters())
-        return like.new_tensor(PENALTY * max(1.0, abs(self.first or 0.0)))
 
     @contextmanager
     def _same_start(self) -> Iterator[None]:
@@ -239,7 +231,7 @@ TakeStep = Callable[[Optimizer, Evaluation], None]
 
 
 def take_step(protocol: TakeStep, optimizer: Optimizer, evaluation: Evaluation) -> float:
-    """Take one step by a protocol of :func:`protocol_of`; return the loss before it.
+    """Take one step by the protocol of an optimizer; return the loss before it.
 
     Raises:
         Diverged: the loss is not finite, or the update overflows its dtype.
@@ -263,20 +255,14 @@ def protocol_of(optimizer: Optimizer) -> TakeStep:
     """Return what takes a step of this optimizer."""
     if callable(getattr(optimizer, "train_step", None)):
         return _own
-    return _closure if wants_closure(optimizer) else _plain
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    required = closure is not None and closure.default is inspect.Parameter.empty
+    return _closure if required or getattr(optimizer, "needs_closure", False) else _plain
 
 
 def is_plain(optimizer: Optimizer) -> bool:
     """Return whether one evaluation before ``step()`` is all that the optimizer needs."""
     return protocol_of(optimizer) is _plain
-
-
-def wants_closure(optimizer: Optimizer) -> bool:
-    """Return whether ``step`` has to be given a closure."""
-    if getattr(optimizer, "needs_closure", False):
-        return True
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def metrics_of(optimizer: Optimizer) -> dict[str, float]:

@@ -14,12 +14,12 @@ from snopt.validate import check_choice, check_count, check_number
 class LBFGS(torch.optim.LBFGS):
     """torch's L-BFGS; a step evaluates one batch's loss many times, through the closure.
 
-    Its history runs across batches, so the curvature pairs carry the difference between two
-    batches' gradients too. Large batches, or one batch, are what it is made for.
+    Its history runs across batches, so the curvature pairs contain the difference between two
+    batches' gradients too: it is made for large batches, or one batch.
 
-    After a line search that found no better point the history is forgotten: torch would try the
-    same direction for ever. It happens where gradient and loss disagree, as those of a coarse
-    adjoint do; a smaller tolerance helps more.
+    After a line search that found no better point the history is forgotten, because torch would try
+    the same direction for ever. This happens where gradient and loss disagree, as with a coarse
+    adjoint; a smaller tolerance helps more.
 
     Args:
         params: the parameters, one group; frozen ones are left alone.
@@ -43,13 +43,10 @@ class LBFGS(torch.optim.LBFGS):
         super().__init__([p for p, skip in zip(params, frozen, strict=True) if not skip], **options)
 
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
-        """Take up to ``max_iter`` iterations on one batch.
+        """Take up to ``max_iter`` iterations on one batch; return the loss before the step.
 
         Args:
             closure: computes loss and gradients at the present weights and returns the loss.
-
-        Returns:
-            The loss before the step.
         """
         loss = super().step(closure)
         state = self.state[self._params[0]]

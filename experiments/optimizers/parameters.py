@@ -14,12 +14,7 @@ from snopt.precondition.base import as_groups
 
 @dataclass(frozen=True)
 class Group:
-    """A parameter group before it is given to an optimizer.
-
-    Attributes:
-        members: name and parameter, frozen ones left out.
-        settings: what the group sets differently.
-    """
+    """A parameter group without its frozen members: names, parameters and what the group sets."""
 
     members: list[tuple[str, nn.Parameter]]
     settings: dict[str, Any] = field(default_factory=dict)
@@ -61,13 +56,7 @@ def trainable_groups(model: nn.Module, params: Iterable[Any] | None) -> list[Gro
 
 
 def tell_of_plain_updates(optimizer: str, update: str, names: Sequence[str]) -> None:
-    """Warn, once and in one line, that some parameters get another update.
-
-    Args:
-        optimizer: the optimizer's name.
-        update: the update that they get instead.
-        names: of the parameters; nothing is said where there are none.
-    """
+    """Warn once that an optimizer leaves the parameters with these names, if any, to another."""
     if names:
         warnings.warn(
             f"{optimizer} does not treat {', '.join(names)}: {update} for these",

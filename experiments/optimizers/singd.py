@@ -1,12 +1,11 @@
 """SINGD (Lin et al. 2023) on Neural ODEs: the library's update, curvature from the path integrals.
 
-The library's own hooks see a layer at every evaluation that the solver happens to make. Through the
-adjoint these are the attempted stages of the backward solve, rejected ones included, each with the
-full adjoint a(t); through backpropagation the stages of the forward solve, each with the gradient
-of one stage. The sums that it makes of them depend on the solver's steps, not on the path, and
-differ between the gradient modes by the square of a step. So the statistics come from SNOpt's
-collector instead: A = ∫ E[x xᵀ] dt, B = ∫ E[g gᵀ] dt inside an ODE, one use outside, where they
-are the library's own to rounding.
+The library's hooks see a layer at every evaluation of the solver. Through the adjoint these are the
+attempted stages of the backward solve, each with the full adjoint a(t); through backpropagation the
+stages of the forward solve, each with the gradient of one stage. Sums over them depend on the
+solver's steps and differ between the gradient modes by the square of a step. So the statistics come
+from SNOpt's collector: A = ∫ E[x xᵀ] dt, B = ∫ E[g gᵀ] dt inside an ODE, one use outside, where
+they are the library's to rounding.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ _MATRICES = ("Ks", "Cs", "m_Ks", "m_Cs")
 class SINGD(singd.optim.optimizer.SINGD):  # type: ignore[misc]
     """Structured inverse-free natural gradient descent for Linear and Conv2d layers.
 
-    Other parameters (a GRU cell, a scalar, a normalisation), grouped convolutions and layers of
-    which a part is frozen get SGD with the same learning rate, momentum and weight decay.
+    Other parameters (a GRU cell, a scalar, a normalisation), grouped convolutions and partly frozen
+    layers get SGD with the same learning rate, momentum and weight decay.
 
     Args:
         model: the model.
@@ -93,15 +92,15 @@ class SINGD(singd.optim.optimizer.SINGD):  # type: ignore[misc]
                 " nn.Conv2d that is trained as a whole"
             )
         treated = {id(p) for layer in self._layers for p in layer.parameters()}
-        kept: list[dict[str, Any]] = [
-            {**g.settings, "params": [p for p in g.params if id(p) in treated]} for g in groups
-        ]
-        rest: list[dict[str, Any]] = [
-            {**g.settings, "params": [p for p in g.params if id(p) not in treated]} for g in groups
-        ]
+        kept: list[dict[str, Any]] = []
+        rest: list[dict[str, Any]] = []
+        for group in groups:
+            for chosen, inside in ((kept, True), (rest, False)):
+                if members := [p for p in group.params if (id(p) in treated) is inside]:
+                    chosen.append({**group.settings, "params": members})
         super().__init__(
             model,
-            [group for group in kept if group["params"]],
+            kept,
             lr=lr,
             momentum=momentum,
             damping=damping,
@@ -113,15 +112,15 @@ class SINGD(singd.optim.optimizer.SINGD):  # type: ignore[misc]
             kfac_like=kfac_like,
             normalize_lr_cov=normalize_lr_cov,
         )
-        others = [(name, p) for g in groups for name, p in g.members if id(p) not in treated]
-        self._rest = [p for _, p in others]
-        for group in rest:
-            if group["params"]:
-                self.add_param_group(group)
-        tell_of_plain_updates("SINGD", "SGD", [name for name, _ in others])
+        for settings in rest:
+            self.add_param_group(settings)
+        self._rest = {id(p) for settings in rest for p in settings["params"]}
+        names = [name for g in groups for name, p in g.members if id(p) not in treated]
+        tell_of_plain_updates("SINGD", "SGD", names)
         self._period = T
-        rule = gauss_legendre(4) if quadrature is None else quadrature
-        self._collector = Collector(dict(self._layers), rule, Accumulator)
+        self._collector = Collector(
+            dict(self._layers), quadrature or gauss_legendre(4), Accumulator
+        )
         self._collector.arm()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -131,7 +130,13 @@ class SINGD(singd.optim.optimizer.SINGD):  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, Any]:
         """Return momenta and preconditioners: tensors and numbers only."""
-        own = {name: _tensors(getattr(self, name)) for name in _MATRICES}
+        own = {
+            kind: {
+                name: {key: getattr(matrix, key) for key in matrix._tensor_names}
+                for name, matrix in getattr(self, kind).items()
+            }
+            for kind in _MATRICES
+        }
         return {**Optimizer.state_dict(self), "steps": self.steps, **own}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -189,10 +194,9 @@ class SINGD(singd.optim.optimizer.SINGD):  # type: ignore[misc]
 
     def _step_plainly(self) -> None:
         """Update what is no part of a layer, by the rule that layers get after preconditioning."""
-        rest = {id(p) for p in self._rest}
         for group in self.param_groups:
             for p in group["params"]:
-                if id(p) not in rest or p.grad is None:
+                if id(p) not in self._rest or p.grad is None:
                     continue
                 update = p.grad
                 if group["weight_decay"]:
@@ -221,13 +225,6 @@ def _inner(K: StructuredMatrix, A: Tensor) -> StructuredMatrix:
     """Return Kᵀ A K in the structure of K."""
     dense = K.to_dense()
     return K.from_dense(dense.T @ A.to(dense.dtype) @ dense)
-
-
-def _tensors(matrices: Mapping[str, StructuredMatrix]) -> dict[str, dict[str, Tensor]]:
-    return {
-        name: {key: getattr(matrix, key) for key in matrix._tensor_names}
-        for name, matrix in matrices.items()
-    }
 
 
 def _load_tensors(

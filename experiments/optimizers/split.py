@@ -1,8 +1,7 @@
-"""Two optimizers on one model, as in the published time-series runs.
+"""Two optimizers on one model, as in the published time-series runs (``optimizer=split``).
 
-Liu, Chen, Theodorou (2021) train the vector field of the ODE-RNN with the optimizer under test and
-GRU cell and read-out always with Adam. Here any two optimizers of ``configs/optimizer/`` go
-together (``optimizer=split``).
+Liu, Chen, Theodorou (2021) train the vector field of the ODE-RNN with the optimizer under test, and
+GRU cell and read-out always with Adam. Here any two optimizers go together.
 """
 
 from __future__ import annotations
@@ -32,14 +31,13 @@ MakeOptimizer = Callable[..., Optimizer]
 class SplitOptimizer(Optimizer):
     """Trains the parameters inside ODE blocks with one optimizer and all others with another.
 
-    A learning-rate schedule acts on the groups of both. Both take their step from the same weights:
-    where one of them evaluates the loss more than once (L-BFGS, AdaHessian), the other's parameters
-    stay at their old values meanwhile.
+    A learning-rate schedule acts on the groups of both. Both start their step from the same
+    weights, also where one of them evaluates the loss more than once (L-BFGS, AdaHessian).
 
     Args:
         model: the model.
-        ode: makes the optimizer of the parameters inside ODE blocks; one whose first argument is
-            ``model`` gets the model, and its parameters as ``params``.
+        ode: makes the optimizer of the parameters inside ODE blocks. It gets the parameters, or
+            the model and ``params`` where its first argument is called ``model``.
         rest: makes the optimizer of all others, likewise.
 
     Raises:
@@ -83,14 +81,11 @@ class SplitOptimizer(Optimizer):
         *,
         evaluate: Callable[[], torch.Tensor] | None = None,
     ) -> Any:
-        """Take a step of each.
+        """Take a step of each; return the closure's loss, or None.
 
         Args:
             closure: recomputes the loss and its gradients, and returns the loss.
             evaluate: returns the loss without gradients, for the one that wants it.
-
-        Returns:
-            The closure's loss, or None.
         """
         loss = None
         if closure is not None:
@@ -125,10 +120,9 @@ class SplitOptimizer(Optimizer):
 
     def metrics(self) -> dict[str, float]:
         """Return what the two report of themselves, named ``ode/…`` and ``rest/…``."""
-        parts = (("ode", self.ode), ("rest", self.rest))
         return {
             f"{part}/{key.removeprefix('optimizer/')}": value
-            for part, member in parts
+            for part, member in (("ode", self.ode), ("rest", self.rest))
             for key, value in metrics_of(member).items()
         }
 
@@ -153,7 +147,7 @@ def takes_model(make: MakeOptimizer) -> bool:
 def _made(
     part: str, make: MakeOptimizer, model: nn.Module, params: list[nn.Parameter]
 ) -> Optimizer:
-    make = make if isinstance(make, partial) else partial(make)
+    make = partial(make)
     if takes_model(make):
         made: Optimizer = call_named(part, make, model, params=params)
     else:

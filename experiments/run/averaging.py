@@ -2,12 +2,11 @@
 
 ``averaging=swa`` is stochastic weight averaging (Izmailov et al. 2018), the equal mean of the
 weights of later steps; ``averaging=ema`` an exponential moving average. Both are torch's
-``AveragedModel``. Training itself is untouched: the average has metrics of its own, ``val_avg/…``
-and ``test_avg/…``.
+``AveragedModel``. Training is untouched: the average has the metrics ``val_avg/…``, ``test_avg/…``.
 
-Running statistics of normalisation layers belong to the weights that made them. The models here
-have none; where a model has, its buffers are averaged with its weights (``use_buffers``): the one
-of torch's two ways that needs no further pass over the data.
+Running statistics of normalisation layers belong to the weights that made them. Where a model has
+them, its buffers are averaged with its weights (``use_buffers``): of torch's two ways the one that
+needs no further pass over the data.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Averaging:
         if model is not None:
             self._averaged = AveragedModel(
                 model,
-                multi_avg_fn=None if decay is None else _ema(decay),
+                multi_avg_fn=None if decay is None else get_ema_multi_avg_fn(decay),
                 use_buffers=any(isinstance(module, _NormBase) for module in model.modules()),
             )
 
@@ -80,10 +79,6 @@ class Averaging:
             raise ValueError("it has no averaged weights" if state is None else "it has averages")
         if self._averaged is not None and state is not None:
             self._averaged.load_state_dict(state)
-
-
-def _ema(decay: float) -> Any:
-    return get_ema_multi_avg_fn(decay)
 
 
 def build_averaging(

@@ -1,13 +1,14 @@
 """From a configuration to the parts of a run: task, data, model, optimizer, schedule.
 
-Every group names its class in ``_target_``. Keys that describe the choice but are no argument of
-the class (``name``, ``task``, ``accepts``, ``scheduler``) are taken off first.
+Every group names its class in ``_target_``. Keys that are no argument of the class (``name``,
+``task``, ``accepts``, ``scheduler``) are taken off first.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from hydra.errors import HydraException
 from hydra.utils import instantiate
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -23,6 +24,7 @@ from experiments.base.checks import call_named
 from experiments.base.errors import ConfigError, one_line
 from experiments.base.seeds import seed_everything
 from experiments.data.splits import Splits
+from experiments.models.fields import MLPField
 from experiments.optimizers.evaluation import check_task, is_plain
 from experiments.run.averaging import Averaging, build_averaging
 from experiments.run.config import NESTED, NONE, Config, TrainerSettings
@@ -30,19 +32,24 @@ from experiments.tasks import Task
 from snopt import IntegrationTime, ODEBlock
 from snopt.validate import check_number
 
-INTERVALS = ("epoch", "step")
+_INTERVALS = ("epoch", "step")
+
+# Keys of the groups that say something about the choice and are no argument of its class.
+_NO_ARGUMENTS = {
+    "task": ("name",),
+    "solver": ("name",),
+    "model": ("name", "task"),
+    "dataset": ("task",),
+    "optimizer": ("name", "accepts", "scheduler"),
+    "optimizer.scheduler": ("interval",),
+}
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What the training loop works with.
+    """What the training loop works with; data and model are on the device.
 
     Attributes:
-        task: loss and metrics.
-        data: the three splits, on the device.
-        model: the model, on the device.
-        optimizer: the optimizer over the model.
-        scheduler: learning-rate schedule, or None.
         scheduler_interval: ``"epoch"`` or ``"step"``: when the schedule advances.
         averaging: average of the model's weights; by default there is none.
         horizon: trains the model's integration time, or None where that is fixed.
@@ -65,16 +72,21 @@ def build(config: Config, device: torch.device) -> Parts:
         ConfigError: a group has an argument its class does not know, or parts do not fit.
         DataError: the data set is missing or damaged.
     """
-    task: Task = _factory("task", config["task"], drop=("name",))()
+    task: Task = _factory("task", config["task"])()
     loaded = _load_data(config["dataset"])
     settings = TrainerSettings.from_config(config["trainer"])
-    check_batch_size(settings, loaded)
-    solver = _call("solver", _factory("solver", config["solver"], drop=("name",)))
-    make_model = _factory("model", config["model"], drop=("name", "task"))
+    size = len(loaded.train[0])
+    if settings.batch_size > size:
+        raise ConfigError(
+            f"trainer.batch_size={settings.batch_size} is larger than the training set of "
+            f"{loaded.info.name} ({size} examples)"
+        )
+    solver = _call("solver", _factory("solver", config["solver"]))
+    make_model = _factory("model", config["model"])
     seed_everything(config["seed"])
     model: nn.Module = _call("model", make_model, loaded.info, solver).to(device)
     # Before the optimizer: a copy of the model must not carry its hooks.
-    steps_per_epoch, last_step = settings.length(len(loaded.train[0]))
+    steps_per_epoch, last_step = settings.length(size)
     averaging = build_averaging(
         config.get("averaging"), model, steps_per_epoch=steps_per_epoch, last_step=last_step
     )
@@ -82,13 +94,22 @@ def build(config: Config, device: torch.device) -> Parts:
     check_task(task, optimizer)
     horizon = build_horizon(config.get("horizon"), model, optimizer)
     scheduler, interval = build_scheduler(config["optimizer"].get("scheduler"), optimizer)
-    data = Splits(
-        info=loaded.info,
-        train=_moved(loaded.train, device),
-        val=_moved(loaded.val, device),
-        test=_moved(loaded.test, device),
-    )
+    splits = (loaded.train, loaded.val, loaded.test)
+    data = Splits(loaded.info, *(tuple(t.to(device) for t in split) for split in splits))
     return Parts(task, data, model, optimizer, scheduler, interval, averaging, horizon)
+
+
+def check_optimizer(config: Config) -> None:
+    """Build solver and optimizer on a small model, to refuse wrong values before any run starts.
+
+    Raises:
+        ConfigError: unknown argument or value out of range.
+    """
+    solver = _call("solver", _factory("solver", config["solver"]))
+    model = nn.Sequential(nn.Linear(2, 2), solver.block(MLPField(2, 2)), nn.Linear(2, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about layers of this model
+        build_optimizer(config["optimizer"], model)
 
 
 def build_optimizer(config: Mapping[str, Any], model: nn.Module) -> Optimizer:
@@ -102,7 +123,7 @@ def build_optimizer(config: Mapping[str, Any], model: nn.Module) -> Optimizer:
         raise ConfigError(f"optimizer.accepts must be model or parameters, got {accepts!r}")
     config = {key: _part(key, value) if key in NESTED else value for key, value in config.items()}
     _check_ranges("optimizer", config)
-    make = _factory("optimizer", config, drop=("name", "accepts", "scheduler"))
+    make = _factory("optimizer", config)
     subject = model if accepts == "model" else list(model.parameters())
     optimizer: Optimizer = _call("optimizer", make, subject)
     return optimizer
@@ -121,13 +142,13 @@ _RANGES = {
 
 
 def _check_ranges(path: str, config: Mapping[str, Any]) -> None:
-    for key, interval in _RANGES.items():
-        value = config.get(key)
-        if key not in config or isinstance(value, Mapping):
+    for key in _RANGES.keys() & config.keys():
+        value = config[key]
+        if isinstance(value, Mapping):
             continue  # a rule checks itself
         for number in value if isinstance(value, list) else [value]:
             try:
-                check_number(key, number, interval, or_none=key == "shampoo_beta")
+                check_number(key, number, _RANGES[key], or_none=key == "shampoo_beta")
             except ValueError as error:
                 raise ConfigError(f"{path}.{error}") from error
 
@@ -140,7 +161,7 @@ def _part(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
             " optimizer.scheduler"
         )
     _check_ranges(f"optimizer.{name}", config)
-    kept = {k: v for k, v in config.items() if k not in ("name", "accepts", "scheduler")}
+    kept = {k: v for k, v in config.items() if k not in _NO_ARGUMENTS["optimizer"]}
     return {**kept, "_partial_": True}
 
 
@@ -153,41 +174,31 @@ def build_scheduler(
         ConfigError: unknown argument or interval, or a schedule that cannot take a step.
     """
     if config is None:
-        return None, INTERVALS[0]
-    interval = config.get("interval", INTERVALS[0])
-    if interval not in INTERVALS:
+        return None, _INTERVALS[0]
+    interval = config.get("interval", _INTERVALS[0])
+    if interval not in _INTERVALS:
         raise ConfigError(
-            f"optimizer.scheduler.interval must be {' or '.join(INTERVALS)}, got {interval!r}"
+            f"optimizer.scheduler.interval must be {' or '.join(_INTERVALS)}, got {interval!r}"
         )
-    make = _factory("optimizer.scheduler", config, drop=("interval",))
+    make = _factory("optimizer.scheduler", config)
     _check_arguments("optimizer.scheduler", make, optimizer)
     _rehearse(make, len(optimizer.param_groups))
     return _call("optimizer.scheduler", make, optimizer), interval
 
 
-def check_batch_size(settings: TrainerSettings, data: Splits) -> None:
-    """Raise ConfigError where a batch would be larger than the training set."""
-    size = len(data.train[0])
-    if settings.batch_size > size:
-        raise ConfigError(
-            f"trainer.batch_size={settings.batch_size} is larger than the training set of "
-            f"{data.info.name} ({size} examples)"
-        )
-
-
 def _load_data(config: Mapping[str, Any]) -> Splits:
     """Load the splits; the loaders say themselves what is wrong with the data."""
-    load = _factory("dataset", config, drop=("task",))
+    load = _factory("dataset", config)
     if "name" not in inspect.signature(load.func).parameters:
-        load = partial(load.func, **{k: v for k, v in load.keywords.items() if k != "name"})
+        load.keywords.pop("name", None)
     _check_arguments("dataset", load)
     splits: Splits = load()
     return splits
 
 
-def _factory(group: str, config: Mapping[str, Any], drop: Iterable[str]) -> partial[Any]:
+def _factory(group: str, config: Mapping[str, Any]) -> partial[Any]:
     """Return the class in ``_target_`` with its arguments bound, nested targets built."""
-    node = {key: value for key, value in config.items() if key not in set(drop)}
+    node = {key: value for key, value in config.items() if key not in _NO_ARGUMENTS[group]}
     if "_target_" not in node:
         raise ConfigError(f"{group} has no _target_: it must name the class to build")
     node["_partial_"] = True
@@ -220,10 +231,7 @@ def _call(group: str, make: partial[Any], *positional: object) -> Any:
 
 
 def _rehearse(make: partial[Any], groups: int) -> None:
-    """Take one step of a schedule on an optimizer of its own.
-
-    Some schedules take any argument and fail an epoch later, or want the validation loss.
-    """
+    """Take one step of a schedule on another optimizer: some fail only there."""
     parameters = [{"params": [torch.zeros(1, requires_grad=True)]} for _ in range(groups)]
     rehearsal = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
     try:
@@ -234,18 +242,13 @@ def _rehearse(make: partial[Any], groups: int) -> None:
         raise ConfigError(f"optimizer.scheduler: {one_line(error)}") from error
 
 
-def _moved(tensors: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
-    return tuple(tensor.to(device) for tensor in tensors)
-
-
 def build_horizon(
     config: Mapping[str, Any] | None, model: nn.Module, optimizer: Optimizer
 ) -> IntegrationTime | None:
     """Hook a trained integration time on the optimizer of a run; None where it is fixed.
 
     Raises:
-        ConfigError: the model has no integration time that can be
-            trained, or the optimizer evaluates the loss inside its step.
+        ConfigError: the model has no such time, or the optimizer evaluates the loss in its step.
     """
     if config is None or config["name"] == NONE:
         return None

@@ -1,12 +1,10 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped.
 
 A file is what ``torch.save`` makes of a dict with ``model``, ``optimizer``, ``scheduler``, ``rng``,
-``step``, ``clock`` (what the records promise), ``meter`` (training losses since the last logged
-line), ``run`` (the identity of the configuration and seed) and, where weights are averaged or the
-integration time is trained, ``averaging`` or ``horizon``; where a goal ends the run, ``reached``;
-before a long validation, ``pending``. It is followed by its SHA-256: torch's own
-reader takes a flipped bit in a weight for a weight. ``torch.load(..., weights_only=True)`` reads
-it: loading a checkpoint never runs code from it.
+``step``, ``clock``, ``meter`` (training losses since the last logged line), ``run`` (identity of
+configuration and seed) and, in runs that have them, ``averaging`` and ``horizon``, ``reached`` (the
+goal) and ``pending`` (before a long validation). Its SHA-256 follows, because torch's reader takes
+a flipped bit in a weight for a weight. Loading (``weights_only=True``) never runs code from it.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from experiments.base.errors import CheckpointError, one_line
 from experiments.base.files import write_whole
 from experiments.run.build import Parts
 
-TYPES: Final[dict[str, type | tuple[type, ...]]] = {
+_TYPES: Final[dict[str, type | tuple[type, ...]]] = {
     "run": str,
     "model": dict,
     "optimizer": dict,
@@ -36,18 +34,11 @@ TYPES: Final[dict[str, type | tuple[type, ...]]] = {
     "meter": dict,
 }
 
-OPTIONAL: Final[dict[str, type]] = {
-    "averaging": dict,
-    "horizon": dict,
-    "reached": bool,
-    "pending": bool,
-}
-"""Parts that only some runs have."""
+# Parts that only some runs have.
+_OPTIONAL: Final = {"averaging": dict, "horizon": dict, "reached": bool, "pending": bool}
 
 _MARK = b"\nSHA-256:"
-
 _TRAILER = len(_MARK) + hashlib.sha256().digest_size
-
 _ADVICE = "remove it to start this run from the beginning"
 
 
@@ -59,7 +50,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """
     # Serialised in memory: torch's writer turns a full disk into an error without a reason.
     buffer = io.BytesIO()
-    parts = [*TYPES, *(key for key in OPTIONAL if key in state)]
+    parts = [*_TYPES, *(key for key in _OPTIONAL if key in state)]
     torch.save({key: state[key] for key in parts}, buffer)
     content = buffer.getvalue()
     # In the file itself: beside it, a crash between two renames could part the two.
@@ -91,8 +82,8 @@ def load_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
     with restoring(path, "file"):
         if not isinstance(state, dict):
             raise TypeError(f"it holds a {type(state).__name__}, not a dict")
-        same_keys({key: value for key, value in state.items() if key not in OPTIONAL}, TYPES)
-        for key, kind in {**TYPES, **OPTIONAL}.items():
+        _same_keys({key: value for key, value in state.items() if key not in _OPTIONAL}, _TYPES)
+        for key, kind in {**_TYPES, **_OPTIONAL}.items():
             if key in state and not isinstance(state[key], kind):
                 raise TypeError(f"{key!r} is of type {type(state[key]).__name__}")
         if state["step"] < 0:
@@ -133,11 +124,11 @@ def load_parts(parts: Parts, state: Mapping[str, Any], path: Path) -> None:
     with restoring(path, "model"):
         parts.model.load_state_dict(state["model"])
     with restoring(path, "optimizer"):
-        same_keys(state["optimizer"], parts.optimizer.state_dict())
+        _same_keys(state["optimizer"], parts.optimizer.state_dict())
         parts.optimizer.load_state_dict(state["optimizer"])
     with restoring(path, "scheduler"):
         expected = parts.scheduler.state_dict() if parts.scheduler else {}
-        same_keys(state["scheduler"] or {}, expected)
+        _same_keys(state["scheduler"] or {}, expected)
         if parts.scheduler:
             parts.scheduler.load_state_dict(state["scheduler"])
     with restoring(path, "averaging"):
@@ -149,15 +140,7 @@ def load_parts(parts: Parts, state: Mapping[str, Any], path: Path) -> None:
 
 @contextmanager
 def restoring(path: Path, part: str) -> Iterator[None]:
-    """Turn what is raised inside into a CheckpointError that names file and part.
-
-    Args:
-        path: the checkpoint.
-        part: what is being restored, such as ``"model"``.
-
-    Raises:
-        CheckpointError: the part does not fit.
-    """
+    """Turn what is raised inside into a CheckpointError that names file and part."""
     try:
         yield
     except CheckpointError:
@@ -168,7 +151,7 @@ def restoring(path: Path, part: str) -> Iterator[None]:
         ) from error
 
 
-def same_keys(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def _same_keys(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Raise ValueError where two dicts have different keys, naming them."""
     missing, unknown = expected.keys() - found.keys(), found.keys() - expected.keys()
     told = [

@@ -1,8 +1,7 @@
 """From names and values to the checked configuration of one run, and to the folder of its record.
 
-The root configuration is ``configs/train.yaml``. Every value that reaches a run passes through
-here, so that a wrong one is named before anything is built or written: Hydra's own messages say
-what it could not find, a person also needs what there is instead.
+The root configuration is ``configs/train.yaml``. Every value passes through here before anything is
+built or written. Hydra's own messages say what it could not find; here they also say what there is.
 """
 
 from __future__ import annotations
@@ -37,26 +36,25 @@ from experiments.base.errors import ConfigError, one_line, suggestion
 from experiments.data.splits import TASKS
 
 CONFIGS: Final = Path(__file__).resolve().parents[2] / "configs"
-
+ROOT: Final = "train"
 NONE: Final = "none"
 EPOCH: Final = "epoch"
+NESTED: Final = ("ode", "rest")
+"""The two optimizers inside one of ``experiments.optimizers.split``."""
 
-ROOT: Final = "train"
+Config = dict[str, Any]
+Space = dict[str, dict[str, Any]]
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# Keys that say what an optimizer or a data set is called, and what others do with it.
+_DESCRIPTIONS: Final = {
+    "optimizer": ("label", "search"),
+    "dataset": ("title", "published", "budget"),
+}
 
 # Groups that take keys which no file of configs/ has; what they take, the solver says.
 _OPEN = ("solver.options", "solver.adjoint_options")
 
-Config = dict[str, Any]
-
-DESCRIPTIONS: Final = {
-    "optimizer": ("label", "search"),
-    "dataset": ("title", "published", "budget"),
-}
-"""Keys that say what an optimizer or a data set is called, and what others do with it."""
-
-Space = dict[str, dict[str, Any]]
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def options(group: str, configs: Path = CONFIGS) -> list[str]:
@@ -65,43 +63,6 @@ def options(group: str, configs: Path = CONFIGS) -> list[str]:
     found = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.yaml"))
     names = {path.as_posix() for path in found}
     return sorted(names.union(tuned_experiments() if group == "experiment" else ()))
-
-
-def search_space_of(optimizer: str, configs: Path = CONFIGS) -> Space:
-    """Return what a search may choose for an optimizer: the key ``search`` of its file.
-
-    Args:
-        optimizer: name of a file in ``configs/optimizer``.
-        configs: the folder of the configuration groups.
-
-    Returns:
-        By key below ``optimizer``, ``{"log_uniform": [low, high]}`` or ``{"choice": [...]}``.
-
-    Raises:
-        ConfigError: there is no such optimizer, it has no space, or a dimension is neither.
-    """
-    known, path = options("optimizer", configs), configs / "optimizer" / f"{optimizer}.yaml"
-    if optimizer not in known:
-        raise ConfigError(
-            f"there is no optimizer {optimizer!r}{suggestion(optimizer, known)}; "
-            f"there are {', '.join(known)}"
-        )
-    space = description_of("optimizer", optimizer, configs).get("search")
-    if not isinstance(space, dict) or not space:
-        raise ConfigError(f"{path} has no search space: it lacks the key search")
-    for key, dimension in space.items():
-        if not _is_dimension(dimension):
-            raise ConfigError(
-                f"{path}: search.{key} must be {{log_uniform: [low, high]}} with 0 < low < high, "
-                f"or {{choice: [...]}}, got {dimension}"
-            )
-    return space
-
-
-def searched(configs: Path = CONFIGS) -> list[str]:
-    """Return the names of the optimizers that have a search space."""
-    names = options("optimizer", configs)
-    return [name for name in names if "search" in description_of("optimizer", name, configs)]
 
 
 def description_of(group: str, name: str, configs: Path = CONFIGS) -> dict[str, Any]:
@@ -122,13 +83,43 @@ def description_of(group: str, name: str, configs: Path = CONFIGS) -> dict[str, 
     return content
 
 
-def _is_dimension(value: Any) -> bool:
-    match value:
-        case {"choice": [_, *_]}:
-            return len(value) == 1
-        case {"log_uniform": [float() | int() as low, float() | int() as high]}:
-            return len(value) == 1 and 0 < low < high
-    return False
+def searched(configs: Path = CONFIGS) -> list[str]:
+    """Return the names of the optimizers that have a search space."""
+    names = options("optimizer", configs)
+    return [name for name in names if "search" in description_of("optimizer", name, configs)]
+
+
+def search_space_of(optimizer: str, configs: Path = CONFIGS) -> Space:
+    """Return what a search may choose for an optimizer: the key ``search`` of its file.
+
+    Returns:
+        By key below ``optimizer``, ``{"log_uniform": [low, high]}`` or ``{"choice": [...]}``.
+
+    Raises:
+        ConfigError: there is no such optimizer, it has no space, or a dimension is neither.
+    """
+    known, path = options("optimizer", configs), configs / "optimizer" / f"{optimizer}.yaml"
+    if optimizer not in known:
+        raise ConfigError(
+            f"there is no optimizer {optimizer!r}{suggestion(optimizer, known)}; "
+            f"there are {', '.join(known)}"
+        )
+    space = description_of("optimizer", optimizer, configs).get("search")
+    if not isinstance(space, dict) or not space:
+        raise ConfigError(f"{path} has no search space: it lacks the key search")
+    for key, dimension in space.items():
+        match dimension:
+            case {"choice": [_, *_]} if len(dimension) == 1:
+                continue
+            case {"log_uniform": [float() | int() as low, float() | int() as high]} if (
+                len(dimension) == 1 and 0 < low < high
+            ):
+                continue
+        raise ConfigError(
+            f"{path}: search.{key} must be {{log_uniform: [low, high]}} with 0 < low < high, "
+            f"or {{choice: [...]}}, got {dimension}"
+        )
+    return space
 
 
 @cache
@@ -141,7 +132,7 @@ def tuned_experiments() -> tuple[str, ...]:
     optimizer is chosen, and builds on ``configs/experiment/<data set>.yaml``.
 
     Raises:
-        ConfigError: a table names something that there is not.
+        ConfigError: a table names something that does not exist.
     """
     tables = {path.stem: description_of("tuned", path.stem) for path in CONFIGS.glob("tuned/*")}
     store, names = ConfigStore.instance(), []
@@ -167,17 +158,16 @@ def tuned_experiments() -> tuple[str, ...]:
 
 def _tuned(
     tables: Mapping[str, Any], entry: Mapping[str, Any]
-) -> tuple[Mapping[str, Any], Mapping[str, tuple[str, Mapping[str, Any]]]]:
+) -> tuple[Config, dict[str, tuple[str, Config]]]:
     """Return ``trainer`` of an entry and, by name of an optimizer, its file and settings."""
-    trainer: Mapping[str, Any] = {}
-    optimizers: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    trainer: Config = {}
+    optimizers: dict[str, tuple[str, Config]] = {}
     if "like" in entry:
         table, _, dataset = entry["like"].partition("/")
-        trainer, found = _tuned(tables, tables[table][dataset])
-        optimizers.update(found)
+        trainer, optimizers = _tuned(tables, tables[table][dataset])
     for optimizer, settings in entry.get("optimizers", {}).items():
         name = description_of("optimizer", optimizer)["name"]
-        _, before = optimizers.get(name, (None, {}))
+        _, before = optimizers.get(name, ("", {}))
         optimizers[name] = optimizer, {**before, **settings}
     return {**trainer, **entry.get("trainer", {})}, optimizers
 
@@ -281,9 +271,8 @@ def _unknown_option(path: str, text: str) -> str:
 
 def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     """Name the keys beside the unknown one, and where the same name exists elsewhere."""
-    config: Any = OmegaConf.to_container(_without_broken(overrides), resolve=False)
-    config = _without_descriptions(config)
-    every = list(_flatten(config))
+    container: Any = OmegaConf.to_container(_without_broken(overrides), resolve=False)
+    config = _without_descriptions(container)
     parent, _, leaf = key.rpartition(".")
     if parent in _OPEN:
         return f"{key} is not among the configured ones: to add it, write +{key}=…"
@@ -295,7 +284,7 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     if not isinstance(node, Mapping):
         return f"{key} is unknown: {parent} is a single value ({node!r}), not a group of keys"
     known = sorted(str(name) for name in node if not str(name).startswith("_"))
-    elsewhere = [full for full in every if full.rpartition(".")[2] == leaf]
+    elsewhere = [full for full in _flatten(config) if full.rpartition(".")[2] == leaf]
     hint = f" (did you mean {' or '.join(elsewhere)}?)" if elsewhere else suggestion(leaf, known)
     return f"{key} is unknown{hint}; {parent or 'the configuration'} has {', '.join(known)}"
 
@@ -321,90 +310,14 @@ def _flatten(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _flatten(value, f"{prefix}{name}.")
 
 
-NESTED = ("ode", "rest")  # the two of experiments.optimizers.split
-
-_SIZES = ("train_size", "val_size", "test_size")
-
-_DATASET_FLAGS = ("download", "allow_unverified", "trim_zeros")
-
-
-def check_averaging(config: Mapping[str, Any] | None) -> None:
-    """Check the ``averaging`` group; None means none.
-
-    Raises:
-        ConfigError: a name or key is unknown, or a value out of range.
-    """
-    if config is None:
-        return
-    name = check_keys("averaging", config, _AVERAGING_KEYS)
-    if name == NONE:
-        return
-    start, every = config["start"], config["every"]
-    if not is_number(start) or not 0 <= start < 1:
-        raise ConfigError(
-            f"averaging.start must be a fraction of the run's steps in [0, 1), got {start!r}"
-        )
-    if every != EPOCH:
-        check_whole("averaging.every (or the word epoch)", every)
-    if name == "ema":
-        check_number("averaging.decay", config["decay"], positive=False)
-        if config["decay"] >= 1:
-            raise ConfigError(f"averaging.decay must lie in [0, 1), got {config['decay']!r}")
-
-
-def check_horizon(config: Mapping[str, Any] | None) -> None:
-    """Check the ``horizon`` group; None means none.
-
-    Raises:
-        ConfigError: a name or key is unknown, or a value out of range.
-    """
-    if config is None:
-        return
-    name = check_keys("horizon", config, _HORIZON_KEYS)
-    if name == NONE:
-        return
-    check_number("horizon.lr", config["lr"], positive=True)
-    check_number("horizon.cost", config["cost"], positive=name == "feedback")
-    check_whole("horizon.every", config["every"])
-    check_number("horizon.minimum", config["minimum"], positive=True)
-    check_number("horizon.decay", config["decay"], positive=False)
-    if config["decay"] >= 1:
-        raise ConfigError(f"horizon.decay must lie in [0, 1), got {config['decay']!r}")
-
-
-def check_dataset(group: Mapping[str, Any]) -> None:
-    """Check the numbers of a data set.
-
-    Raises:
-        ConfigError: naming the key, its value and what would be valid.
-    """
-    for key, value in group.items():
-        where = f"dataset.{key}"
-        if key == "split_seed":
-            check_whole(where, value, least=0)
-        elif key in _SIZES or (key == "limit_train" and value is not None):
-            check_whole(where, value)
-        elif key == "std":
-            check_number(where, value, positive=True)
-        elif key == "noise":
-            check_number(where, value, positive=False)
-        elif key in _DATASET_FLAGS:
-            check_flag(where, value)
-
-
-# What does not change a record's result, and so is no part of a run's identity.
+# What does not change a run's result, and so is no part of its identity.
 _NOT_IDENTITY = ("seed", "output_dir", "data_dir", "tracking", "device")
-
 _NOT_IDENTITY_TRAINER = ("progress", "threads", "checkpoint_every", "restart")
-
 _NOT_IDENTITY_DATASET = ("data_dir", "download", "allow_unverified")
-
-_HINTS = {"dataset.uea_name": ", a name in the UEA archive such as CharacterTrajectories"}
 
 _TRAINED = ("lr", "cost", "every", "minimum", "decay")
 _AVERAGING_KEYS: Final = {NONE: (), "swa": ("start", "every"), "ema": ("start", "every", "decay")}
 _HORIZON_KEYS: Final = {NONE: (), "baseline": _TRAINED, "feedback": _TRAINED}
-_PARTS = ("task", "dataset", "model", "optimizer", "solver")
 
 
 @dataclass(frozen=True)
@@ -455,27 +368,25 @@ class TrainerSettings:
                     f"trainer.{key} is unknown{suggestion(str(key), known)}; "
                     f"trainer has {', '.join(known)}"
                 )
-        values: dict[str, Any] = {key: config.get(key) for key in known}
+        values = {key: config.get(key) for key in known}
+        given = {key: value for key, value in values.items() if value is not None}
         for key in ("batch_size", "eval_batch_size", "eval_every", "log_every", "checkpoint_every"):
-            check_whole("trainer." + key, values[key])
-        for key in ("epochs", "max_steps", "threads"):
-            if values[key] is not None:
-                check_whole("trainer." + key, values[key])
-        for key in ("max_seconds", "eval_every_s"):
-            if values[key] is not None:
-                check_number("trainer." + key, values[key], positive=True)
-        if values["stop_at"] is not None:
-            check_finite("trainer.stop_at", values["stop_at"])
+            check_whole(f"trainer.{key}", values[key])
+        for key in given.keys() & {"epochs", "max_steps", "threads"}:
+            check_whole(f"trainer.{key}", given[key])
+        for key in given.keys() & {"max_seconds", "eval_every_s"}:
+            check_number(f"trainer.{key}", given[key], positive=True)
+        if "stop_at" in given:
+            check_finite("trainer.stop_at", given["stop_at"])
         if values["progress"] not in (True, False, None):
             raise ConfigError(
                 f"trainer.progress must be true, false or null (a bar on a terminal only), "
                 f"got {values['progress']!r}"
             )
-        if values["restart"] not in (True, False):
-            raise ConfigError(f"trainer.restart must be true or false, got {values['restart']!r}")
-        if values["epochs"] is values["max_steps"] is values["max_seconds"] is None:
+        check_flag("trainer.restart", values["restart"])
+        if not given.keys() & {"epochs", "max_steps", "max_seconds"}:
             raise ConfigError("nothing ends this run: set trainer.epochs, max_steps or max_seconds")
-        return cls(**values)
+        return cls(**values)  # type: ignore[arg-type]
 
     def length(self, examples: int) -> tuple[int, int | None]:
         """Return the steps of an epoch and the last step of the run (None: time alone ends it).
@@ -484,16 +395,16 @@ class TrainerSettings:
             examples: size of the training set.
         """
         per_epoch = math.ceil(examples / self.batch_size)
-        limits = [self.max_steps]
+        limits = [] if self.max_steps is None else [self.max_steps]
         if self.epochs is not None:
             limits.append(self.epochs * per_epoch)
-        return per_epoch, min((n for n in limits if n is not None), default=None)
+        return per_epoch, min(limits, default=None)
 
 
 def resolve(config: DictConfig | Mapping[str, Any]) -> Config:
     """Return the configuration as plain containers, interpolations filled in.
 
-    What only describes an optimizer or a data set (:data:`DESCRIPTIONS`) is left out: no run
+    What only describes an optimizer or a data set (label, title, search space) is left out: no run
     depends on it, and no record holds it.
 
     Raises:
@@ -502,29 +413,32 @@ def resolve(config: DictConfig | Mapping[str, Any]) -> Config:
     if not isinstance(config, DictConfig):
         config = OmegaConf.create(dict(config))
     try:
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        hint = ", a name in the UEA archive such as CharacterTrajectories"
+        hint = hint if error.full_key == "dataset.uea_name" else ""
+        key = error.full_key
+        raise ConfigError(f"{key} has no value: add {key}=<value>{hint}") from error
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
-        if isinstance(error, MissingMandatoryValue):
-            raise ConfigError(
-                f"{key} has no value: add {key}=<value>{_HINTS.get(str(key), '')}"
-            ) from error
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"{key}: {reason}" if key else reason) from error
-    assert isinstance(plain, dict)  # noqa: S101 (for the type checker: a DictConfig gives a dict)
-    return _without_descriptions({str(key): value for key, value in plain.items()})
+        where = f"{error.full_key}: " if error.full_key else ""
+        raise ConfigError(f"{where}{str(error).partition(chr(10))[0]}") from error
+    return _without_descriptions(plain)
 
 
 def _without_descriptions(config: Config) -> Config:
     kept = dict(config)
-    for group, described in DESCRIPTIONS.items():
+    for group, described in _DESCRIPTIONS.items():
         if isinstance(kept.get(group), dict):
             kept[group] = _without(kept[group], described)
     if isinstance(optimizer := kept.get("optimizer"), dict):
         for part in NESTED:
             if isinstance(optimizer.get(part), dict):
-                optimizer[part] = _without(optimizer[part], DESCRIPTIONS["optimizer"])
+                optimizer[part] = _without(optimizer[part], _DESCRIPTIONS["optimizer"])
     return kept
+
+
+def _without(group: Mapping[str, Any], keys: Sequence[str]) -> Config:
+    return {key: value for key, value in group.items() if key not in keys}
 
 
 def check_config(config: Config) -> None:
@@ -533,7 +447,7 @@ def check_config(config: Config) -> None:
     Raises:
         ConfigError: naming the key, its value and what would be valid.
     """
-    for part in (*_PARTS, "trainer", "tracking"):
+    for part in ("task", "dataset", "model", "optimizer", "solver", "trainer", "tracking"):
         if not isinstance(config.get(part), dict):
             raise ConfigError(f"the configuration lacks the group {part!r}")
     seed = config.get("seed")
@@ -545,11 +459,95 @@ def check_config(config: Config) -> None:
     for key in (*NESTED, "scheduler"):
         if config["optimizer"].get(key) is not None:
             check_group(f"optimizer.{key}", config["optimizer"][key])
-    check_dataset(config["dataset"])
+    _check_dataset(config["dataset"])
     check_averaging(config.get("averaging"))
-    check_horizon(config.get("horizon"))
+    _check_horizon(config.get("horizon"))
     _check_output_dir(config.get("output_dir"))
     _check_fit(config)
+
+
+def _check_dataset(group: Mapping[str, Any]) -> None:
+    for key, value in group.items():
+        where = f"dataset.{key}"
+        match key:
+            case "split_seed":
+                check_whole(where, value, least=0)
+            case "train_size" | "val_size" | "test_size":
+                check_whole(where, value)
+            case "limit_train" if value is not None:
+                check_whole(where, value)
+            case "std" | "noise":
+                check_number(where, value, positive=key == "std")
+            case "download" | "allow_unverified" | "trim_zeros":
+                check_flag(where, value)
+
+
+def check_averaging(config: Mapping[str, Any] | None) -> None:
+    """Check the ``averaging`` group; None means none.
+
+    Raises:
+        ConfigError: a name or key is unknown, or a value out of range.
+    """
+    if config is None or check_keys("averaging", config, _AVERAGING_KEYS) == NONE:
+        return
+    start, every = config["start"], config["every"]
+    if not is_number(start) or not 0 <= start < 1:
+        raise ConfigError(
+            f"averaging.start must be a fraction of the run's steps in [0, 1), got {start!r}"
+        )
+    if every != EPOCH:
+        check_whole("averaging.every (or the word epoch)", every)
+    if config["name"] == "ema":
+        _check_decay("averaging", config["decay"])
+
+
+def _check_horizon(config: Mapping[str, Any] | None) -> None:
+    if config is None or check_keys("horizon", config, _HORIZON_KEYS) == NONE:
+        return
+    check_number("horizon.lr", config["lr"], positive=True)
+    check_number("horizon.cost", config["cost"], positive=config["name"] == "feedback")
+    check_whole("horizon.every", config["every"])
+    check_number("horizon.minimum", config["minimum"], positive=True)
+    _check_decay("horizon", config["decay"])
+
+
+def _check_decay(group: str, value: Any) -> None:
+    check_number(f"{group}.decay", value, positive=False)
+    if value >= 1:
+        raise ConfigError(f"{group}.decay must lie in [0, 1), got {value!r}")
+
+
+def _check_output_dir(value: Any) -> None:
+    """Raise ConfigError where records would have to go into a file."""
+    if not isinstance(value, str | Path) or not str(value):
+        raise ConfigError(f"output_dir must be the path of a folder, got {value!r}")
+    for path in (Path(value), *Path(value).parents):
+        if path.is_dir():
+            return
+        if path.exists():
+            raise ConfigError(f"output_dir={value} must be a folder, but {path} is a file")
+
+
+def _check_fit(config: Config) -> None:
+    """Raise ConfigError where the data set or the model is made for another task."""
+    task = part_name(config, "task")
+    if task not in TASKS:
+        raise ConfigError(f"unknown task '{task}'; valid tasks: {', '.join(TASKS)}")
+    wrong, others = [], []
+    for part, label in (("dataset", "data set"), ("model", "model")):
+        made_for = str(config[part].get("task", task))
+        if made_for != task:
+            fitting = [n for n in options(part) if description_of(part, n).get("task") == task]
+            wrong.append(
+                f"the chosen {label} is for task '{made_for}'; {part}= choices that fit: "
+                f"{', '.join(fitting) or 'none found'}"
+            )
+            others.append(made_for)
+    if wrong:
+        raise ConfigError(
+            f"task '{task}' does not fit: {'. And '.join(wrong)}. Or add task={others[0]} to choose"
+            " the other task"
+        )
 
 
 def identity(config: Config) -> str:
@@ -558,15 +556,16 @@ def identity(config: Config) -> str:
     Names and values count, not the modules that things live in: of every ``_target_`` its last
     component, and ``1`` is the same as ``1.0``.
     """
-    kept = {key: value for key, value in config.items() if key not in _NOT_IDENTITY}
+    kept = _without(config, _NOT_IDENTITY)
     kept["trainer"] = _without(config["trainer"], _NOT_IDENTITY_TRAINER)
+    kept["dataset"] = _without(config["dataset"], _NOT_IDENTITY_DATASET)
+    # As before there was a choice:
     for key in ("stop_at", "eval_every_s"):
         if kept["trainer"].get(key) is None:
-            kept["trainer"].pop(key, None)  # as before there was a choice
-    kept["dataset"] = _without(config["dataset"], _NOT_IDENTITY_DATASET)
+            kept["trainer"].pop(key, None)
     for group in ("averaging", "horizon"):
         if (kept.get(group) or {}).get("name") == NONE:
-            del kept[group]  # as before there was a choice
+            del kept[group]
     canonical = json.dumps(_canonical(kept), sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
@@ -586,11 +585,12 @@ def _canonical(node: Any) -> Any:
 def run_folder(config: Config) -> Path:
     """Return ``<output_dir>/<task>/<dataset>/<optimizer>/<hash>/seed-<k>``.
 
-    Where there is no such hash, but a folder beside it has records of the same identity, that one
-    is used: the hash of records made before modules moved was another.
+    Records made before modules moved have another hash. Where the folder of the hash does not
+    exist, one beside it with records of the same identity is used.
     """
-    names = (_slug(part_name(config, part)) for part in ("task", "dataset", "optimizer"))
-    place = Path(str(config["output_dir"])).joinpath(*names)
+    names = (part_name(config, part) for part in ("task", "dataset", "optimizer"))
+    safe = (re.sub(r"[^A-Za-z0-9._-]+", "_", name) for name in names)
+    place = Path(str(config["output_dir"])).joinpath(*safe)
     wanted = identity(config)
     folder = place / wanted
     if not folder.is_dir():
@@ -604,17 +604,14 @@ def run_folder(config: Config) -> Path:
 def _identity_of_record(record: Path) -> str | None:
     """Return the identity of a record, None where it cannot be told."""
     path = record / "config.yaml"
-    try:
-        return _identity_of_file(path, path.stat().st_mtime_ns)
-    except OSError:
-        return None
+    return _identity_of_file(path, path.stat().st_mtime_ns) if path.is_file() else None
 
 
 @cache
 def _identity_of_file(path: Path, _changed_ns: int) -> str | None:
     try:
         return identity(yaml.load(path.read_bytes(), _LOADER))  # noqa: S506 (both loaders are safe)
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -627,49 +624,6 @@ def part_name(config: Config, part: str) -> str:
     """Return the name of a part: its key ``name``, or else that of its ``_target_``."""
     group = config[part]
     return str(group.get("name") or str(group.get("_target_", part)).rpartition(".")[2])
-
-
-def _check_fit(config: Config) -> None:
-    """Raise ConfigError where the data set or the model is made for another task."""
-    task = part_name(config, "task")
-    if task not in TASKS:
-        raise ConfigError(f"unknown task '{task}'; valid tasks: {', '.join(TASKS)}")
-    wrong: list[str] = []
-    other = task
-    for part, label in (("model", "model"), ("dataset", "data set")):
-        made_for = str(config[part].get("task", task))
-        if made_for != task:
-            other = made_for
-            fitting = (n for n in options(part) if description_of(part, n).get("task") == task)
-            choices = ", ".join(fitting) or "none found"
-            wrong.insert(
-                0,
-                f"the chosen {label} is for task '{made_for}'; {part}= choices that fit: {choices}",
-            )
-    if wrong:
-        raise ConfigError(
-            f"task '{task}' does not fit: {'. And '.join(wrong)}. Or add task={other} to choose the"
-            " other task"
-        )
-
-
-def _check_output_dir(value: Any) -> None:
-    """Raise ConfigError where records would have to go into a file."""
-    if not isinstance(value, str | Path) or not str(value):
-        raise ConfigError(f"output_dir must be the path of a folder, got {value!r}")
-    for path in (Path(value), *Path(value).parents):
-        if path.is_dir():
-            return
-        if path.exists():
-            raise ConfigError(f"output_dir={value} must be a folder, but {path} is a file")
-
-
-def _without(group: Mapping[str, Any], keys: Sequence[str]) -> Config:
-    return {key: value for key, value in group.items() if key not in keys}
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)
 
 
 def places(data_dir: Path, output_dir: Path) -> tuple[str, str]:

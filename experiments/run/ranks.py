@@ -1,17 +1,16 @@
 """One run on several processes: ``torchrun --nproc-per-node=N scripts/train.py …``.
 
-``trainer.batch_size`` is the batch of the run, however many ranks share it: each takes an equal
-part of its rows, and gradients and curvature are averaged (:mod:`snopt.precondition.ranks`).
-Configuration and record are therefore those of one process, and a run may go on with another number
-of ranks.
+The ranks share a batch of ``trainer.batch_size`` rows in equal parts and average gradients and
+curvature (:mod:`snopt.precondition.ranks`). Configuration and record are therefore those of one
+process, and a run may go on with another number of ranks.
 
 Rank 0 validates, tests, reads and writes records and checkpoints, and decides when to stop; the
-others wait meanwhile. Random numbers (dropout, the noise of a trace, drawn labels) differ from rank
-to rank and follow from seed, rank and step. The solver of each rank chooses its own steps: the
-ranks agree with one process to the solver's tolerance, and ``nfe/…`` counts what rank 0 evaluated.
+others wait. Random numbers (dropout, the noise of a trace, drawn labels) follow from seed, rank and
+step. The solver of each rank chooses its steps: the ranks agree with one process to the solver's
+tolerance, and ``nfe/…`` counts what rank 0 evaluated.
 
-A rank that ends without a word breaks the connections, which the others see at once; one that hangs
-ends the run after :data:`TIMEOUT`, which has to cover the longest evaluation.
+The others notice at once when a rank dies. One that hangs ends the run after :data:`TIMEOUT`, which
+has to cover the longest evaluation.
 """
 
 from __future__ import annotations
@@ -41,8 +40,7 @@ from snopt.precondition.base import PreconditionedOptimizer
 
 TIMEOUT: Final = timedelta(minutes=10)
 
-_TORCHRUN: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
-
+_NUMBERS: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _FAULTS: Final = (UserError, Diverged, SolverError)
 
 T = TypeVar("T")
@@ -55,7 +53,8 @@ class RankLostError(UserError):
 class Team:
     """The ranks of a run; a team of one does everything itself and sends nothing.
 
-    Methods are collective: every rank has to call them, in the same order.
+    Methods are collective: every rank has to call them, in the same order. A team of several needs
+    ``torch.distributed`` initialised.
 
     Args:
         rank: number of this process.
@@ -64,7 +63,7 @@ class Team:
     """
 
     def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None) -> None:
-        """Store the arguments; ``torch.distributed`` is initialised where ``size`` is above 1."""
+        """Store the arguments."""
         self.rank, self.size = rank, size
         self._device = device
 
@@ -79,7 +78,7 @@ class Team:
         return rows[start:end]
 
     def reseed(self, seed: int, step: int) -> None:
-        """Give a rank other than 0 random numbers of its own for the coming step."""
+        """Give a rank other than 0 different random numbers for the coming step."""
         if not self.first:
             words = np.random.SeedSequence([seed, self.rank, step]).generate_state(1)
             seed_everything(int(words[0]))
@@ -188,8 +187,8 @@ class SharedEvaluation(Evaluation):
 
     Args:
         team: the ranks.
-        arguments: see :class:`Evaluation`; the batch is this rank's part.
-        settings: likewise.
+        *arguments: see :class:`Evaluation`; the batch is this rank's part.
+        **settings: likewise.
     """
 
     def __init__(self, team: Team, *arguments: Any, **settings: Any) -> None:
@@ -246,10 +245,9 @@ def distribute(optimizer: Optimizer) -> None:
 
 def started_as() -> tuple[int, int, int, int]:
     """Return rank, size, and both within this machine, as torchrun set them; 0, 1, 0, 1 without."""
-    found = [os.environ.get(key) for key in _TORCHRUN]
-    if None in found:
+    if not os.environ.keys() >= {*_NUMBERS, "MASTER_ADDR"}:
         return 0, 1, 0, 1
-    rank, size, local, neighbours = (int(str(value)) for value in found[:4])
+    rank, size, local, neighbours = (int(os.environ[key]) for key in _NUMBERS)
     return rank, size, local, neighbours
 
 
@@ -258,8 +256,8 @@ def joined(device_name: str) -> Iterator[tuple[Team, torch.device]]:
     """Join the ranks that torchrun started; without it, or with one, a team of one.
 
     Args:
-        device_name: ``auto``, ``cpu`` or ``cuda``; on CUDA each rank takes the device of its own
-            local number.
+        device_name: ``auto``, ``cpu`` or ``cuda``; on CUDA each rank takes the device of its local
+            number.
 
     Raises:
         ConfigError: a device is missing or named for all ranks alike.
@@ -268,7 +266,17 @@ def joined(device_name: str) -> Iterator[tuple[Team, torch.device]]:
     if size == 1:
         yield ALONE, choose_device(device_name)
         return
-    device = _device_of(device_name, local, neighbours)
+    device = choose_device(device_name)
+    if device.type == "cuda":
+        if ":" in device_name:
+            raise ConfigError(f"device={device_name} is one device for all ranks: use device=cuda")
+        if neighbours > torch.cuda.device_count():
+            raise ConfigError(
+                f"there are {neighbours} ranks and {torch.cuda.device_count()} CUDA devices on this"
+                " machine: start fewer ranks, or add device=cpu"
+            )
+        torch.cuda.set_device(local)
+        device = torch.device("cuda", local)
     if rank:
         warnings.simplefilter("ignore")  # rank 0 gives the same ones
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
@@ -280,19 +288,3 @@ def joined(device_name: str) -> Iterator[tuple[Team, torch.device]]:
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()
-
-
-def _device_of(name: str, local: int, ranks: int) -> torch.device:
-    """Return the device of one of the ranks of this machine."""
-    device = choose_device(name)
-    if device.type != "cuda":
-        return device
-    if ":" in name:
-        raise ConfigError(f"device={name} is one device for all ranks: use device=cuda")
-    if ranks > torch.cuda.device_count():
-        raise ConfigError(
-            f"there are {ranks} ranks and {torch.cuda.device_count()} CUDA devices on this machine:"
-            " start fewer ranks, or add device=cpu"
-        )
-    torch.cuda.set_device(local)
-    return torch.device("cuda", local)

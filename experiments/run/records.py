@@ -1,9 +1,8 @@
 """Run records: the folder that holds everything known about one run.
 
 ``config.yaml`` (resolved), ``status.json`` (state, versions, seconds), ``metrics.jsonl`` (one
-object a line) and ``checkpoint.pt``. Figures, tables and searches are made from these files alone:
-they read them through :func:`summarise`; the folder's path tells task, data set, optimizer, hash
-and seed.
+object a line) and ``checkpoint.pt``. The folder's path tells task, data set, optimizer, hash and
+seed. Figures, tables and searches read all of it through :func:`summarise`.
 """
 
 from __future__ import annotations
@@ -27,22 +26,17 @@ from experiments.base.errors import RecordError, one_line
 from experiments.base.files import remove_leftovers, write_whole
 
 RUNNING: Final = "running"
-
 DONE: Final = "done"
-
 DIVERGED: Final = "diverged"
-
 FAILED: Final = "failed"
-
 INTERRUPTED: Final = "interrupted"
-
 STATES: Final = (RUNNING, DONE, DIVERGED, FAILED, INTERRUPTED)
-
 FINAL_STATES: Final = (DONE, DIVERGED)
 """States that the same configuration would reach again: such a run is skipped."""
 
-_RESTART = "add trainer.restart=true to run it from the beginning"
+LAYOUT: Final = "<task>/<dataset>/<optimizer>/<hash>/seed-<k>"
 
+_RESTART = "add trainer.restart=true to run it from the beginning"
 _STATUS_TYPES: Final = {"starts": int, "history": list, "versions": dict}
 
 Row = dict[str, Any]
@@ -126,13 +120,8 @@ class Record:
         bad = [k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)]
         if bad:
             raise ValueError(f"not finite: {', '.join(bad)}")
-        try:
-            with self.metrics_path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise RecordError(
-                f"cannot write {self.metrics_path}: {error.strerror or error}"
-            ) from error
+        with self._writing(), self.metrics_path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
     def sync(self) -> None:
         """Make ``metrics.jsonl`` survive a power cut; before the checkpoint that goes on from it.
@@ -140,23 +129,25 @@ class Record:
         Raises:
             RecordError: the disk refuses.
         """
+        with self._writing(), self.metrics_path.open("rb") as file:
+            os.fsync(file.fileno())
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
-            with self.metrics_path.open("rb") as file:
-                os.fsync(file.fileno())
+            yield
         except OSError as error:
-            raise RecordError(
-                f"cannot write {self.metrics_path}: {error.strerror or error}"
-            ) from error
+            reason = error.strerror or error
+            raise RecordError(f"cannot write {self.metrics_path}: {reason}") from error
 
     def truncate(self, step: int | None, last: int | None = None) -> list[Row]:
         """Cut ``metrics.jsonl`` back to a checkpoint at ``step`` and return what is kept.
 
-        Lines past the checkpoint, test results and a damaged last line will be written again by the
-        resumed run; the file then reads like that of an unbroken one. None means there is no
-        checkpoint.
+        The resumed run writes lines past the checkpoint, test results and a damaged last line
+        again, so that the file reads like that of an unbroken run.
 
         Args:
-            step: step of the checkpoint.
+            step: step of the checkpoint, None without one.
             last: step of the last line that was written before it; None if it is not known.
 
         Raises:
@@ -249,13 +240,11 @@ class Record:
 
 
 def read_metrics(path: Path, *, whole: bool = True) -> list[Row]:
-    """Return the rows of a ``metrics.jsonl``; an absent file has none.
-
-    A last line without its end was cut off by a crash and is left out.
+    """Return the rows of a ``metrics.jsonl``, without a last line that a crash cut off.
 
     Args:
-        path: the file.
-        whole: whether a last line that has its end must be undamaged; otherwise it may be left out.
+        path: the file; an absent one has no rows.
+        whole: whether a damaged last line that has its end is an error; otherwise it is left out.
 
     Raises:
         RecordError: the file cannot be read, or another line is damaged.
@@ -292,20 +281,12 @@ def _row(line: bytes) -> Row:
     return row
 
 
-LAYOUT = "<task>/<dataset>/<optimizer>/<hash>/seed-<k>"
-
-
 @dataclass(frozen=True)
 class Summary:
     """One run, as its folder tells it.
 
     Attributes:
-        folder: where the record lies.
-        task: task name, from the path.
-        dataset: data set name, from the path.
-        optimizer: optimizer name, from the path.
-        digest: hash of the resolved configuration, from the path.
-        seed: seed of the run, from the path.
+        digest: hash of the resolved configuration, from the path, as are the four beside it.
         status: contents of ``status.json``.
         metrics: lines of ``metrics.jsonl`` in the order of writing.
     """

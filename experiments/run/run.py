@@ -44,7 +44,7 @@ from experiments.run.records import (
     RUNNING,
     Record,
 )
-from experiments.run.tracking import NoTracker, Tracker, make_tracker
+from experiments.run.tracking import Tracker, make_tracker
 from experiments.run.trainer import ProgressBar, Trainer
 from snopt import SolverError
 
@@ -57,7 +57,7 @@ class RunResult:
         folder: its record.
         state: ``done`` or ``diverged``.
         error: why it diverged, or None.
-        results: the test results (``test/loss``, …); empty where it diverged.
+        results: the test results (``test/loss``, …); none where it diverged.
     """
 
     folder: Path
@@ -70,8 +70,7 @@ def run(config: DictConfig | Mapping[str, Any]) -> RunResult:
     """Train what ``config`` describes, or go on with it, or skip it where its record is complete.
 
     Args:
-        config: composed from ``configs/train.yaml``; see
-        :func:`experiments.run.config.load_config`.
+        config: composed from ``configs/train.yaml`` (:func:`experiments.run.config.load_config`).
 
     Returns:
         The result. A run that diverged is a result too: the record says why.
@@ -93,12 +92,11 @@ def _run(plain: Config, team: Team, device: torch.device) -> RunResult:
     record = Record(run_folder(plain))
     progress = ProgressBar(settings.progress if team.first else False)
     with team.failing_together():
-        tracker = make_tracker(plain, record.folder) if team.first else NoTracker()
+        tracker = make_tracker(plain, record.folder) if team.first else Tracker()
     complete = team.from_first(lambda: None if settings.restart else _complete(record))
     if complete:
         if team.first:
-            what = f"{complete.state} already, skipped"
-            progress.say(f"{_title(plain)}: {what} ({record.folder})")
+            progress.say(f"{_title(plain)}: {complete.state} already, skipped ({record.folder})")
         return complete
     with torch_threads(settings.threads):
         reset_peak_memory(device)

@@ -1,13 +1,12 @@
 """Weights & Biases mirrors the run record; it is never the source of anything.
 
-Resuming is ours to do. Offline, ``wandb.init(id=…, resume="allow")`` knows nothing of what an
-earlier process wrote: it starts a second directory at step 0, and uploading both mixes two halves.
-So a resumed run starts a fresh directory, logs the rows that the record kept, and removes the
-directories that the earlier processes left: one directory with the whole series, whenever the run
-was killed. Online, the rows that the server has already are numbered alike, and it skips them.
+Offline, ``wandb.init(id=…, resume="allow")`` knows nothing of what an earlier process wrote: it
+starts a second directory at step 0, and uploading both mixes two halves. So a resumed run removes
+the directories of earlier processes, starts a fresh one and logs the rows that the record kept.
+Online, the rows that the server has already are numbered alike, and it skips them.
 
-W&B's own step is the number of the line in ``metrics.jsonl`` (a step may have two lines, one of
-them with the test results); curves are drawn over ``time/train_s``.
+W&B's step is the number of the line in ``metrics.jsonl`` (a step may have two lines); curves are
+drawn over ``time/train_s``.
 """
 
 from __future__ import annotations
@@ -15,22 +14,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from experiments.base.errors import ConfigError, TrackingError
 from experiments.run.config import Config, part_name, run_name
 
-STEP_METRIC = "time/train_s"
-
-MODES = ("offline", "online")
-
+_STEP_METRIC = "time/train_s"
+_MODES = ("offline", "online")
 _NAMES = ("wandb", "none")
-
 _NETWORK_TIMEOUT = 10.0
 
 
-class Tracker(Protocol):
-    """Mirrors one run."""
+class Tracker:
+    """Mirrors one run; this one does nothing."""
 
     def start(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Begin, with the rows that the record holds already."""
@@ -42,20 +38,7 @@ class Tracker(Protocol):
         """End, with the state of the record; harmless if never started."""
 
 
-class NoTracker:
-    """The record alone."""
-
-    def start(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Do nothing."""
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Do nothing."""
-
-    def finish(self, state: str) -> None:
-        """Do nothing."""
-
-
-class WandbTracker:
+class WandbTracker(Tracker):
     """A W&B run: group = data set, job type = optimizer, id = hash and seed.
 
     Args:
@@ -80,7 +63,8 @@ class WandbTracker:
 
         tracking, config = self._config["tracking"], self._config
         run_id = run_name(self._folder)
-        self._remove_earlier(run_id)
+        for stale in (self._folder / "wandb").glob(f"offline-run-*-{run_id}"):
+            shutil.rmtree(stale, ignore_errors=True)
         names = [part_name(config, part) for part in ("dataset", "optimizer")]
         online = tracking["mode"] == "online"
         try:
@@ -99,8 +83,8 @@ class WandbTracker:
             )
         except Exception as error:  # W&B raises what its service sends, not only wandb.Error.
             raise TrackingError(f"W&B refuses to start: {_first_line(error)}") from error
-        self._run.define_metric(STEP_METRIC)
-        self._run.define_metric("*", step_metric=STEP_METRIC)
+        self._run.define_metric(_STEP_METRIC)
+        self._run.define_metric("*", step_metric=_STEP_METRIC)
         for row in history:
             self.log(row)
 
@@ -128,11 +112,6 @@ class WandbTracker:
         except Exception as error:
             raise TrackingError(f"W&B lost the end of the run: {_first_line(error)}") from error
 
-    def _remove_earlier(self, run_id: str) -> None:
-        """Remove the offline directories of earlier processes; see the module docstring."""
-        for stale in (self._folder / "wandb").glob(f"offline-run-*-{run_id}"):
-            shutil.rmtree(stale, ignore_errors=True)
-
 
 def make_tracker(config: Config, folder: Path) -> Tracker:
     """Return the tracker that the configuration asks for, after checking that it can work.
@@ -146,10 +125,10 @@ def make_tracker(config: Config, folder: Path) -> Tracker:
     if name not in _NAMES:
         raise ConfigError(f"tracking.name must be one of {', '.join(_NAMES)}, got {name!r}")
     if name == "none":
-        return NoTracker()
-    if tracking.get("mode") not in MODES:
+        return Tracker()
+    if tracking.get("mode") not in _MODES:
         raise ConfigError(
-            f"tracking.mode must be one of {', '.join(MODES)}, got {tracking.get('mode')!r}; "
+            f"tracking.mode must be one of {', '.join(_MODES)}, got {tracking.get('mode')!r}; "
             "tracking=none switches W&B off"
         )
     if tracking["mode"] == "online":

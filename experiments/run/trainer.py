@@ -1,10 +1,8 @@
 """The training loop, one for all tasks and optimizers.
 
-A step is drawn, computed and applied inside the ``train`` account of the clock and nothing else is;
-see :mod:`experiments.base.clock`. After every step the loop stands at a whole state: there it logs,
-validates, writes checkpoints and listens to signals, so that a resumed run repeats the very same
-numbers. Below the loop: what it sums up between two logged lines, when it validates, and the bar
-that a person sees.
+Only a step itself is booked on the ``train`` account of the clock (:mod:`experiments.base.clock`).
+Between two steps the loop logs, validates, writes checkpoints and listens to signals, so that a
+resumed run repeats the very same numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -58,12 +55,12 @@ class Trainer:
         settings: the ``trainer`` group.
         seed: seed of the run; decides the order of the batches.
         run: identity of configuration and seed; a checkpoint must carry the same.
-        record: where to write; locked by the caller.
+        record: where the first rank reads and writes; locked by the caller.
         clock: the run's clock.
         tracker: mirror of the record.
         progress: what a person sees.
         interrupts: signals received so far.
-        team: the ranks that train the model together; only the first of them reads and writes.
+        team: the ranks that train the model together.
     """
 
     def __init__(
@@ -133,13 +130,19 @@ class Trainer:
         with self.clock.booked_on(TRAIN):
             self.team.reseed(self.seed, self.step)
             evaluation = SharedEvaluation(
-                *(self.team, parts.task, parts.model, self._batch(), parts.optimizer),
+                self.team,
+                parts.task,
+                parts.model,
+                self._batch(),
+                parts.optimizer,
                 step=self.step + 1,
                 repeatable=may_repeat(parts.optimizer),
             )
             value = take_step(self._protocol, parts.optimizer, evaluation)
             self.step += 1
-            self._advance_schedule()
+            epoch_ends = self.step % self.steps_per_epoch == 0
+            if parts.scheduler and (parts.scheduler_interval == "step" or epoch_ends):
+                parts.scheduler.step()
             parts.averaging.update(parts.model, self.step)
         self._step_s = self.clock.seconds()[TRAIN] - started
         after = nfe_counts(parts.model)
@@ -151,7 +154,11 @@ class Trainer:
         row = {"step": self.step, **self.meter.means()}
         results: dict[str, float] = {}
         if self._pending or finished or self.grid.due(self.step, self._trained):
-            results = self._validate()
+            if self._validation_s > LONG_S:  # put the state by before
+                self._save(pending=True)
+            before = self.clock.seconds()[EVALUATION]
+            results = self._evaluate("val")
+            self._validation_s = self.clock.seconds()[EVALUATION] - before
             self._pending = False
             self.reached = self._reaches(results)
             finished = finished or self.reached
@@ -173,20 +180,6 @@ class Trainer:
         start = position * self.settings.batch_size
         chosen = self.team.share(self._order[start : start + self.settings.batch_size])
         return tuple(tensor[chosen] for tensor in tensors)
-
-    def _advance_schedule(self) -> None:
-        scheduler, interval = self.parts.scheduler, self.parts.scheduler_interval
-        if scheduler and (interval == "step" or self.step % self.steps_per_epoch == 0):
-            scheduler.step()
-
-    def _validate(self) -> dict[str, float]:
-        """Validate the state after a step; put it by before, if that takes long."""
-        if self._validation_s > LONG_S:
-            self._save(pending=True)
-        started = self.clock.seconds()[EVALUATION]
-        results = self._evaluate("val")
-        self._validation_s = self.clock.seconds()[EVALUATION] - started
-        return results
 
     def _evaluate(self, split: str) -> dict[str, float]:
         """Return loss and metric on a split, ``<split>/…``; of an average, ``<split>_avg/…``."""
@@ -234,14 +227,10 @@ class Trainer:
         return value >= goal if task.greater_is_better else value <= goal
 
     def _finished(self) -> bool:
-        if self.reached:
-            return True
-        if self.last_step is not None and self.step >= self.last_step:
+        if self.reached or (self.last_step is not None and self.step >= self.last_step):
             return True
         limit = self.settings.max_seconds
-        if limit is None:
-            return False
-        return self._trained() >= limit
+        return limit is not None and self._trained() >= limit
 
     def _trained(self) -> float:
         """Return the training seconds so far, the same on every rank."""
@@ -265,11 +254,7 @@ class Trainer:
             raise Interrupted(received)
 
     def _save(self, *, pending: bool = False) -> None:
-        """Write a checkpoint of the state after :attr:`step` steps.
-
-        Args:
-            pending: whether that step still has to be validated and logged.
-        """
+        """Write a checkpoint; ``pending`` says that its last step is not validated or logged."""
         if not self.team.first:
             return
         self.record.sync()
@@ -309,13 +294,7 @@ class Trainer:
 
 @dataclass
 class Meter:
-    """Sums over the steps since the last logged line.
-
-    Attributes:
-        steps: number of steps.
-        loss: sum of their losses.
-        nfe: sums of their function evaluations, by kind.
-    """
+    """Sums over the steps since the last logged line: steps, losses, evaluations by kind."""
 
     steps: int = 0
     loss: float = 0.0
@@ -344,15 +323,13 @@ class Meter:
 class ValidationGrid:
     """Tells after every step whether a validation is due.
 
-    Runs of different optimizers that are compared by time should be looked at equally often in
-    time: with a grid of steps, the one with the cheaper steps would have more chances to meet a
-    goal.
+    Optimizers that are compared by time need validations at equal times: on a grid of steps, one
+    with cheaper steps would have more chances to meet a goal.
 
     Args:
         steps: steps between validations.
-        seconds: training seconds between validations; where given, ``steps`` does not count. Due is
-            the first step that ends at or beyond a multiple of it; a step that passes several is
-            followed by one validation.
+        seconds: training seconds between validations, in place of ``steps``. A validation follows
+            the first step that ends at or beyond a multiple of it.
     """
 
     def __init__(self, steps: int, seconds: float | None) -> None:
@@ -366,7 +343,7 @@ class ValidationGrid:
         self._passed = self._points(trained)
 
     def due(self, step: int, trained: Callable[[], float]) -> bool:
-        """Return whether a validation follows a step; to be asked after every step, once.
+        """Return whether a validation follows a step; ask once after every step.
 
         Args:
             step: number of the step.
@@ -383,10 +360,9 @@ class ValidationGrid:
 
 
 class ProgressBar:
-    """Shows how far a run is; loss, metric, NFE of the last step and the time left.
+    """Shows how far a run is: loss, metric, NFE of the last step and the time left.
 
-    The bar is redrawn from :meth:`update` and not by rich's own thread, which would take time from
-    training without being booked.
+    :meth:`update` redraws the bar; rich's thread would take time from training unbooked.
 
     Args:
         show: draw a bar; None means on a terminal only.
@@ -416,12 +392,7 @@ class ProgressBar:
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Remove the bar."""
         self._bar.stop()
 

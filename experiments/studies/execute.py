@@ -1,12 +1,11 @@
 """Planned runs, and the one place that starts training processes.
 
-Every run is a process of its own (``scripts/train.py``) with its own threads, memory and random
-state; a crash takes nothing else with it. Runs go one at a time by default: several on the same
-cores disturb the clock that figures show.
+Every run is its own process (``scripts/train.py``); a crash takes nothing else with it. Runs go one
+at a time by default: several on the same cores disturb the clock that figures show.
 
-Processes are in sessions of their own, so whoever is killed leaves its runs alive. The next start
-gives such a run the place that it takes up and waits for its end: the record's lock forbids to
-train it twice, and training beside it would disturb the clock.
+Processes are in their own sessions: a worker that is killed leaves its runs alive. The next start
+counts such a run among its jobs and waits for its end: the record's lock forbids to train it twice,
+and training beside it would disturb the clock.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar
 
 from hydra.utils import get_method
@@ -28,6 +26,7 @@ from hydra.utils import get_method
 from experiments.base.environment import REPOSITORY
 from experiments.base.errors import DataError, RecordError
 from experiments.base.files import is_held
+from experiments.run.build import check_optimizer
 from experiments.run.config import check_config, identity, load_config, resolve, run_folder
 from experiments.run.records import FAILED, INTERRUPTED, Record, finished
 
@@ -46,25 +45,15 @@ GRACE_S = 120.0
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One training run that a figure or a search needs.
-
-    Attributes:
-        dataset: data set name.
-        optimizer: optimizer name, or what else tells the run from others of its data set.
-        seed: seed.
-        folder: where its record is, or will be.
-        overrides: what the result depends on, as arguments of ``scripts/train.py``.
-        places: where data and records lie: arguments that a result does not depend on.
-        identity: hash of the configuration, whatever hash the folder of an older record has.
-    """
+    """One training run that a figure or a search needs."""
 
     dataset: str
-    optimizer: str
+    optimizer: str  # its name, or what else tells the run from others of its data set
     seed: int
-    folder: Path
-    overrides: tuple[str, ...]
-    places: tuple[str, ...]
-    identity: str = ""
+    folder: Path  # where its record is, or will be
+    overrides: tuple[str, ...]  # what the result depends on, as arguments of scripts/train.py
+    places: tuple[str, ...]  # where data and records lie, as further arguments
+    identity: str = ""  # hash of the configuration, whatever the folder of an older record has
 
     @property
     def name(self) -> str:
@@ -89,18 +78,19 @@ def planned(
 
     Args:
         experiment: its name; empty: none.
-        dataset: data set name, for messages.
-        optimizer: optimizer name, for messages.
-        seeds: seeds of the runs.
+        dataset: for messages.
+        optimizer: for messages.
+        seeds: one a run.
         overrides: what to change in every run.
         where: see :func:`experiments.run.config.places`.
 
     Raises:
-        ConfigError: the experiment or an override is unknown, or parts do not fit.
+        ConfigError: an override is unknown or out of range, or parts do not fit.
     """
     chosen = [f"experiment={experiment}"] if experiment else []
     config = resolve(load_config([*chosen, *overrides, *where]))
     check_config(config)
+    check_optimizer(config)
     return [
         PlannedRun(
             dataset,
@@ -116,13 +106,9 @@ def planned(
 
 
 def interleave(groups: Sequence[Sequence[T]]) -> list[T]:
-    """Order runs, or what stands for them, so that drift of the machine hits all optimizers alike.
+    """Order the runs of several optimizers so that drift of the machine hits all of them alike.
 
-    Args:
-        groups: for each optimizer its runs, as many and in the same order, such as by seed.
-
-    Returns:
-        The first of each, then the second of each, and so on, another optimizer first each time.
+    The first run of each group, then the second of each, and so on, another group first each time.
     """
     ordered: list[T] = []
     for turn, same_seed in enumerate(zip(*groups, strict=True)):
@@ -133,17 +119,18 @@ def interleave(groups: Sequence[Sequence[T]]) -> list[T]:
 
 @dataclass(eq=False)
 class Job:
-    """A run that was given to :class:`Training`.
-
-    Attributes:
-        run: the run.
-        process: its process; None while another process trains the run.
-        error: why it failed; None where it is finished, was interrupted or goes on.
-    """
+    """A run that was given to :class:`Training`."""
 
     run: PlannedRun
-    process: subprocess.Popen[bytes] | None = None
-    error: str | None = None
+    process: subprocess.Popen[bytes] | None = None  # None while another process trains the run
+    error: str | None = None  # why it failed; None where it is finished, was interrupted or goes on
+
+
+def shared_cores(jobs: int) -> dict[str, str]:
+    """Return the environment of processes of which as many run at a time, with as many threads."""
+    if jobs == 1:
+        return dict(os.environ)
+    return {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
 
 
 class Training:
@@ -170,20 +157,13 @@ class Training:
         self._say = say
         self._command = list(train or [sys.executable, str(REPOSITORY / "scripts" / "train.py")])
         self._log = log
-        self._environment = dict(os.environ)
-        if jobs > 1:
-            self._environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+        self._environment = shared_cores(jobs)
 
     def __enter__(self) -> Training:
         """Start nothing."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Interrupt runs and wait for their checkpoints; Ctrl-C again, or two minutes, end them."""
         processes = [job.process for job in self.live if job.process is not None]
         if processes:
@@ -278,9 +258,14 @@ class Training:
                 f"it ended with exit status {code}; its own message is above."
                 f" Command: {run.command}"
             )
-        lines = self._log(run).read_text(encoding="utf-8", errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        last = last_line(self._log(run))
         return last.removeprefix("error: ") if code == 2 else f"exit status {code}: {last}"
+
+
+def last_line(log: Path) -> str:
+    """Return the last words of a process."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
 
 def held(folder: Path) -> bool:
@@ -296,9 +281,14 @@ def _finished(run: PlannedRun) -> bool:
 
 
 def execute(
-    runs: Sequence[PlannedRun], jobs: int, say: Say, train: Sequence[str] | None = None
-) -> dict[str, str]:
-    """Train the runs that are not finished; return why, for each that could not be.
+    runs: Sequence[PlannedRun],
+    jobs: int,
+    say: Say,
+    train: Sequence[str] | None = None,
+    *,
+    consequence: str,
+) -> None:
+    """Train the runs that are not finished.
 
     A run that fails is tried once more, after all others; one that diverged is finished. Ctrl-C and
     SIGTERM are passed on to the runs, which write a checkpoint and stop; the same call resumes
@@ -309,8 +299,10 @@ def execute(
         jobs: processes at a time.
         say: prints one line.
         train: the training command, to which overrides are appended.
+        consequence: what does not happen if runs fail, such as "figure-1 is not drawn".
 
     Raises:
+        RecordError: runs failed; every one of them is named, with its reason.
         KeyboardInterrupt: a signal came; every run has stopped.
     """
     waiting = deque(run for run in runs if not finished(run.folder))
@@ -337,48 +329,18 @@ def execute(
                 if first:
                     waiting.append(job.run)
                     total += 1
-    return failures
-
-
-def execute_all(
-    runs: Sequence[PlannedRun],
-    jobs: int,
-    say: Say,
-    train: Sequence[str] | None = None,
-    *,
-    consequence: str,
-) -> None:
-    """Train the runs that are not finished, all of them; see :func:`execute`.
-
-    Args:
-        runs: what to run, in this order.
-        jobs: processes at a time.
-        say: prints one line.
-        train: the training command.
-        consequence: what does not happen if runs fail, such as "figure-1 is not drawn".
-
-    Raises:
-        RecordError: runs failed; every one of them is named, with its reason.
-        KeyboardInterrupt: a signal came; every run has stopped.
-    """
-    failures = execute(runs, jobs, say, train)
     if failures:
-        raise RecordError(
-            f"{consequence}, {len(failures)} of {len(runs)} runs failed:{listed(failures)}"
-        )
+        lines = listed(failures)
+        raise RecordError(f"{consequence}, {len(failures)} of {len(runs)} runs failed:{lines}")
 
 
 def listed(failures: Mapping[str, str]) -> str:
-    """Return what :func:`execute` returned as indented lines, a line break before each."""
+    """Return the reasons of failures as indented lines, a line break before each."""
     return "".join(f"\n  {name}: {reason}" for name, reason in failures.items())
 
 
 def check_data(run: PlannedRun) -> None:
-    """Load the data set of a run once, to learn whether it is there before any training starts.
-
-    Raises:
-        DataError: it is missing or damaged.
-    """
+    """Load the data set of a run; raise a DataError, before any training, where it is not there."""
     dataset = resolve(load_config([*run.overrides, *run.places]))["dataset"]
     load = get_method(dataset["_target_"])
     load(**{key: value for key, value in dataset.items() if key not in ("_target_", "task")})

@@ -22,10 +22,8 @@ GREATER = {"accuracy": True, "nll": False}
 class Cost:
     """What a run took, all of it infinite where the goal was missed.
 
-    Attributes:
-        seconds: seconds of the training clock.
-        steps: optimizer steps.
-        nfe: evaluations of the vector field in training: forward, backward and curvature.
+    Seconds of the training clock, optimizer steps, and evaluations of the vector field in training:
+    forward, backward and curvature.
     """
 
     seconds: float
@@ -37,39 +35,24 @@ MISSED = Cost(math.inf, math.inf, math.inf)
 
 
 def best(rows: Rows, metric: str, *, greater: bool) -> float:
-    """Return the best validation value of a run.
+    """Return the best validation value of a run; the worst possible one where there is none.
 
     Args:
         rows: lines of ``metrics.jsonl``.
         metric: name of the metric, without ``val/``.
         greater: whether a larger value is a better one.
-
-    Returns:
-        The value, or the worst possible one where the run was never validated.
     """
     values = [row[f"val/{metric}"] for row in rows if f"val/{metric}" in row]
-    worst = -math.inf if greater else math.inf
-    return max(values, default=worst) if greater else min(values, default=worst)
-
-
-def reaches(value: float, goal: float, *, greater: bool) -> bool:
-    """Return whether a value is as good as the goal."""
-    return value >= goal if greater else value <= goal
+    return max(values, default=-math.inf) if greater else min(values, default=math.inf)
 
 
 def cost_to(rows: Rows, metric: str, goal: float, *, greater: bool) -> Cost:
-    """Return what it took to the first validation that is as good as the goal.
-
-    Args:
-        rows: lines of ``metrics.jsonl`` in the order of writing.
-        metric: name of the metric, without ``val/``.
-        goal: the value to reach.
-        greater: whether a larger value is a better one.
-    """
+    """Return what it took to the first validation that is as good as the goal; see :func:`best`."""
     seen: list[Mapping[str, Any]] = []
     for row in rows:
         seen.append(row)
-        if f"val/{metric}" in row and reaches(row[f"val/{metric}"], goal, greater=greater):
+        value = row.get(f"val/{metric}")
+        if value is not None and (value >= goal if greater else value <= goal):
             return total_cost(seen)
     return MISSED
 
@@ -86,10 +69,7 @@ def total_cost(rows: Sequence[Mapping[str, Any]]) -> Cost:
 
 
 def time_to(rows: Rows, metric: str, goal: float, *, greater: bool) -> float:
-    """Return the training seconds at the first validation that is as good as the goal.
-
-    Infinite where it is never reached; see :func:`cost_to`.
-    """
+    """Return the training seconds to a goal; see :func:`cost_to`."""
     return cost_to(rows, metric, goal, greater=greater).seconds
 
 

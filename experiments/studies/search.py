@@ -26,50 +26,33 @@ from experiments.base.errors import ConfigError, RecordError
 from experiments.run.config import (
     CONFIGS,
     Space,
-    places,
     search_space_of,
     tuned_line,
     write_tuned,
 )
 from experiments.run.records import DIVERGED, DONE, Summary, summarise
 from experiments.studies.execute import PlannedRun, Say, interleave, planned
-from experiments.studies.study import Params, point_of, sample, train_points
+from experiments.studies.study import Params, Point, Workplace, point_of, sample, train_points
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is equal for all optimizers; ``configs/search/<target>.yaml``.
+    """What is equal for all optimizers; ``configs/search/<target>.yaml``."""
 
-    Attributes:
-        trials: trials of each optimizer on each data set.
-        seed: seed of every trial.
-        sampler_seed: seed of the quasi-random points.
-        criterion: what is minimised, for example ``val/loss``.
-        optimizers: optimizer names.
-        max_seconds: seconds of the training clock of a trial, by data set.
-        spaces: by data set and optimizer, the optimizer configuration whose search space it is,
-            where it is another one.
-        finalists: how many of the best trials are repeated with ``final_seeds``.
-        final_seeds: further seeds; a finalist is judged by its worst seed.
-    """
-
-    trials: int
-    seed: int
-    sampler_seed: int
-    criterion: str
+    trials: int  # of each optimizer on each data set
+    seed: int  # of every trial
+    sampler_seed: int  # of the quasi-random points
+    criterion: str  # what is minimised, for example val/loss
     optimizers: tuple[str, ...]
-    max_seconds: dict[str, float]
+    max_seconds: dict[str, float]  # of the training clock of a trial, by data set
+    # by data set and optimizer, the optimizer whose search space it has, where it is another one
     spaces: dict[str, dict[str, str]] = field(default_factory=dict)
-    finalists: int = 1
-    final_seeds: tuple[int, ...] = ()
+    finalists: int = 1  # how many of the best trials are repeated with final_seeds
+    final_seeds: tuple[int, ...] = ()  # a finalist is judged by its worst seed
 
 
 def load_protocol(path: Path) -> Protocol:
-    """Read a protocol.
-
-    Raises:
-        ConfigError: the file is missing, or lacks a key or has one too many.
-    """
+    """Read a protocol; raise a ConfigError where its file is missing or has wrong keys."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -91,129 +74,79 @@ def load_protocol(path: Path) -> Protocol:
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to search, and where everything lies.
+class Request(Workplace):
+    """What to search, and where everything lies."""
 
-    Attributes:
-        target: the figure; ``configs/search/<target>.yaml`` is its protocol.
-        data_dir: where data sets lie.
-        output_dir: where run records lie.
-        results_dir: the search is recorded in ``search/`` below it.
-        configs_dir: the folder of the configuration groups, where winners are written.
-        overrides: changes to every trial.
-        jobs: runs at a time.
-        storage: URL of the database of the trials; None: a journal file below ``output_dir``.
-    """
-
-    target: str
-    data_dir: Path = Path("data")
-    output_dir: Path = Path("outputs")
-    results_dir: Path = Path("results")
-    configs_dir: Path = CONFIGS
-    overrides: Sequence[str] = ()
-    jobs: int = 1
-    storage: str | None = None
-
-    def protocol(self) -> Protocol:
-        """Return what is equal for all; see :func:`load_protocol`."""
-        return load_protocol(self.configs_dir / "search" / f"{self.target}.yaml")
+    target: str  # the figure; configs/search/<target>.yaml is its protocol
+    results_dir: Path = Path("results")  # the search is recorded in search/ below it
+    configs_dir: Path = CONFIGS  # the configuration groups, where winners are written
+    overrides: Sequence[str] = ()  # changes to every trial
 
 
 @dataclass(frozen=True)
 class Trials:
-    """The trials of one optimizer on one data set.
-
-    Attributes:
-        dataset: data set name.
-        optimizer: optimizer name.
-        space: what was sampled.
-        points: settings of each trial.
-        runs: the run of each trial.
-    """
+    """The trials of one optimizer on one data set."""
 
     dataset: str
     optimizer: str
-    space: Space
-    points: Sequence[Params]
-    runs: Sequence[PlannedRun]
+    space: Space  # what was sampled
+    points: Sequence[Params]  # settings of each trial
+    runs: list[PlannedRun]  # one a trial
+
+    def point(self, place: int, run: PlannedRun) -> Point:
+        """Return a run of the trial at a place as a point of a study."""
+        prefix = f"{self.dataset}.{self.optimizer}."
+        return point_of(run, self.points[place], self.space, prefix)
 
 
-def search(request: Request, say: Say, train: Sequence[str] | None = None) -> list[Path]:
+def search(request: Request, say: Say) -> list[Path]:
     """Run the trials that are missing, record the search, write the winners; return the records.
-
-    Args:
-        request: what to search.
-        say: prints one line.
-        train: the training command; see :func:`experiments.studies.execute.execute`.
 
     Raises:
         ConfigError: protocol, space or experiment is missing or damaged.
         RecordError: a trial failed twice, or all trials of an optimizer diverged.
         KeyboardInterrupt: stopped; finished trials are kept.
     """
-    protocol = request.protocol()
-    all_trials = plan(request, protocol)
-    for trials in all_trials:
-        # What is missing is named before hours of training.
+    protocol = load_protocol(request.configs_dir / "search" / f"{request.target}.yaml")
+    plans = plan(request, protocol)
+    for trials in plans:  # what is missing is named before hours of training
         tuned_line(request.target, trials.dataset, trials.optimizer, request.configs_dir)
-    ordered = []
-    for dataset in protocol.max_seconds:
-        own = [trials for trials in all_trials if trials.dataset == dataset]
-        ordered += interleave(
-            [[(t, *one) for one in zip(t.runs, t.points, strict=True)] for t in own]
+
+    def train(part: str, points: list[Point]) -> None:
+        train_points(
+            f"{request.target}-{part}",
+            points,
+            lambda found: scores_of(found, protocol)[0],
+            request,
+            say,
+            consequence="nothing is chosen",
         )
-    _train(request, protocol, "search", ordered, say, train)
-    finals = [plan_finals(request, protocol, trials) for trials in all_trials]
+
+    ordered: list[Point] = []
+    for dataset in protocol.max_seconds:
+        own = [trials for trials in plans if trials.dataset == dataset]
+        ordered += interleave(
+            [[t.point(place, run) for place, run in enumerate(t.runs)] for t in own]
+        )
+    train("search", ordered)
+    finals = [plan_finals(request, protocol, trials) for trials in plans]
+    pairs = list(zip(plans, finals, strict=True))
     again = [
-        (trials, run, trials.points[place])
-        for trials, final in zip(all_trials, finals, strict=True)
-        for place, runs in final.items()
-        for run in runs
+        t.point(place, run) for t, final in pairs for place, runs in final.items() for run in runs
     ]
-    _train(request, protocol, "finals", again, say, train)
+    train("finals", again)
     written = []
-    for trials, final in zip(all_trials, finals, strict=True):
+    for trials, final in pairs:
+        who = (trials.dataset, trials.optimizer)
         outcome = judge(trials, protocol, final)
         path = request.results_dir / "search" / trials.dataset / f"{trials.optimizer}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(outcome, indent=2, ensure_ascii=False) + "\n", "utf-8")
         chosen = outcome["chosen"]
-        write_tuned(
-            request.target,
-            trials.dataset,
-            trials.optimizer,
-            chosen["params"],
-            request.configs_dir,
-        )
-        say(f"{trials.dataset} · {trials.optimizer}: {chosen['params']}, {chosen['score']:.4g}")
+        write_tuned(request.target, *who, chosen["params"], request.configs_dir)
+        say(f"{' · '.join(who)}: {chosen['params']}, {chosen['score']:.4g}")
         written.append(path)
     return written
-
-
-def _train(
-    request: Request,
-    protocol: Protocol,
-    part: str,
-    runs: Sequence[tuple[Trials, PlannedRun, Params]],
-    say: Say,
-    train: Sequence[str] | None,
-) -> None:
-    """Work off trials as a study; nothing is chosen unless all of them have ended."""
-    points = [
-        point_of(run, params, trials.space, f"{trials.dataset}.{trials.optimizer}.")
-        for trials, run, params in runs
-    ]
-    train_points(
-        f"{request.target}-{part}",
-        points,
-        lambda found: scores_of(found, protocol)[0],
-        output_dir=request.output_dir,
-        storage=request.storage,
-        jobs=request.jobs,
-        say=say,
-        train=train,
-        consequence="nothing is chosen",
-    )
 
 
 def plan(request: Request, protocol: Protocol) -> list[Trials]:
@@ -222,17 +155,17 @@ def plan(request: Request, protocol: Protocol) -> list[Trials]:
     Raises:
         ConfigError: a space or an experiment is missing or damaged.
     """
-    trials = []
+    plans = []
     for dataset in protocol.max_seconds:
         for optimizer in protocol.optimizers:
             name = protocol.spaces.get(dataset, {}).get(optimizer, optimizer)
             space = search_space_of(name, request.configs_dir)
             points = sample(space, protocol.trials, protocol.sampler_seed)
-            runs = []
-            for point in points:
-                runs += _planned(request, protocol, dataset, optimizer, point, [protocol.seed])
-            trials.append(Trials(dataset, optimizer, space, points, runs))
-    return trials
+            trials = Trials(dataset, optimizer, space, points, [])
+            for place in range(len(points)):
+                trials.runs.extend(_planned(request, protocol, trials, place, [protocol.seed]))
+            plans.append(trials)
+    return plans
 
 
 def plan_finals(
@@ -241,40 +174,27 @@ def plan_finals(
     """Return the repetitions of the best trials with the final seeds, by place of the trial."""
     scores = scores_of([summarise(run.folder) for run in trials.runs], protocol)
     ranked = sorted(range(len(scores)), key=lambda place: scores[place])
-    best = [place for place in ranked[: protocol.finalists] if math.isfinite(scores[place])]
-    if not protocol.final_seeds:
-        return {place: [] for place in best}
     return {
-        place: _planned(
-            request,
-            protocol,
-            trials.dataset,
-            trials.optimizer,
-            trials.points[place],
-            protocol.final_seeds,
-        )
-        for place in best
+        place: _planned(request, protocol, trials, place, protocol.final_seeds)
+        for place in ranked[: protocol.finalists]
+        if math.isfinite(scores[place])
     }
 
 
 def _planned(
-    request: Request,
-    protocol: Protocol,
-    dataset: str,
-    optimizer: str,
-    point: Params,
-    seeds: Sequence[int],
+    request: Request, protocol: Protocol, trials: Trials, place: int, seeds: Sequence[int]
 ) -> list[PlannedRun]:
+    """Return the runs of the trial at a place, one a seed."""
     changes = [
-        f"trainer.max_seconds={protocol.max_seconds[dataset]}",
+        f"trainer.max_seconds={protocol.max_seconds[trials.dataset]}",
         "trainer.epochs=null",
         "trainer.max_steps=null",
-        *(f"optimizer.{key}={value}" for key, value in point.items()),
+        *(f"optimizer.{key}={value}" for key, value in trials.points[place].items()),
         *request.overrides,
     ]
-    where = (*places(request.data_dir, request.output_dir), "tracking=none")
-    experiment = f"{request.target}/{dataset}-{optimizer}"
-    return planned(experiment, dataset, optimizer, seeds, changes, where)
+    where = (*request.where, "tracking=none")
+    experiment = f"{request.target}/{trials.dataset}-{trials.optimizer}"
+    return planned(experiment, trials.dataset, trials.optimizer, seeds, changes, where)
 
 
 def score(run: Summary, criterion: str, seconds: float) -> float:
@@ -302,18 +222,6 @@ def scores_of(runs: Sequence[Summary], protocol: Protocol) -> list[float]:
     return [score(run, protocol.criterion, protocol.max_seconds[run.dataset]) for run in runs]
 
 
-def choose(scores: Sequence[float]) -> int:
-    """Return the place of the lowest score, the first of equal ones.
-
-    Raises:
-        RecordError: no trial has a finite score.
-    """
-    best = min(range(len(scores)), key=lambda place: scores[place])
-    if not math.isfinite(scores[best]):
-        raise RecordError(f"all {len(scores)} trials diverged; widen the search space")
-    return best
-
-
 def judge(
     trials: Trials, protocol: Protocol, finals: Mapping[int, Sequence[PlannedRun]] | None = None
 ) -> dict[str, Any]:
@@ -323,7 +231,7 @@ def judge(
         trials: the trials of one optimizer on one data set.
         protocol: what is equal for all.
         finals: repetitions of the finalists with further seeds, by place; the finalist whose worst
-            seed is best is chosen. None: the best trial.
+            seed is best is chosen, the first of equal ones. None: the best trial.
 
     Raises:
         RecordError: a trial did not finish, or all diverged.
@@ -347,7 +255,9 @@ def judge(
             "threads": run.status.get("threads"),
         }
         entries.append(entry)
-    best = choose(standing)
+    best = min(range(len(standing)), key=lambda place: standing[place])
+    if not math.isfinite(standing[best]):
+        raise RecordError(f"all {len(standing)} trials diverged; widen the search space")
     return {
         "dataset": trials.dataset,
         "optimizer": trials.optimizer,

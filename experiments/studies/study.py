@@ -5,18 +5,16 @@ storage in the order of the plan; every process that works on the study takes th
 its runs (:mod:`experiments.studies.execute`) and tells the objective, infinite where a run
 diverged. The same command in another terminal, or on another machine, is one more worker.
 
-Who works on a trial holds the lock of its file in the study's folder; the kernel lets go of it
-however the process ends. A trial that Optuna calls running and that nobody holds was interrupted,
-or its worker died: the next worker takes it up, and its runs go on from their records. So nothing
-is lost, and nothing is trained to its end twice: what has a complete record is never trained again.
-Machines that work on one study share the folder of the records.
+A worker holds the lock of its own file in the study's folder; the kernel lets go of it however the
+process ends. A trial that Optuna calls running and whose worker is gone is taken up by the next
+one, and its runs go on from their records. So nothing is lost, and what has a complete record is
+never trained again. Machines that work on one study share the folder of the records.
 
 The storage is a journal file in that folder, or any database that Optuna knows, by its URL.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
@@ -25,7 +23,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,8 +37,8 @@ from scipy.stats import qmc
 from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.base.errors import ConfigError, RecordError, one_line
-from experiments.base.files import is_held, write_whole
-from experiments.run.config import Space
+from experiments.base.files import is_held, locked, write_whole
+from experiments.run.config import Space, places
 from experiments.run.records import (
     DIVERGED,
     DONE,
@@ -54,6 +52,9 @@ from experiments.run.records import (
 from experiments.studies.execute import ATTEMPTS, Job, PlannedRun, Say, Training, held, listed
 
 Params = dict[str, Any]
+
+Objective = Callable[[Sequence[Summary]], float]
+"""From the finished runs of a trial, none of which diverged, to what is minimised."""
 
 FOLDER = "studies"
 """Where studies lie below the folder of the run records."""
@@ -76,60 +77,44 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def sample(space: Space, trials: int, seed: int) -> list[Params]:
-    """Return quasi-random points of a space (scrambled Halton sequence).
+    """Return quasi-random points of a space (scrambled Halton sequence); more begin with the same.
 
-    Numbers are rounded to three digits, so that they read well in an experiment file. More points
-    begin with the same ones.
+    Numbers are rounded to three digits, so that they read well in an experiment file.
 
     Args:
         space: see :func:`experiments.run.config.search_space_of`.
         trials: how many points.
         seed: seed of the scrambling.
     """
+
+    def value(dimension: Mapping[str, Any], u: float) -> Any:
+        if "choice" in dimension:
+            return dimension["choice"][int(u * len(dimension["choice"]))]
+        low, high = dimension["log_uniform"]
+        return float(f"{low * (high / low) ** u:.3g}")
+
     unit = qmc.Halton(len(space), scramble=True, rng=seed).random(trials)
     return [
-        {
-            key: _place(dimension, float(u))
-            for (key, dimension), u in zip(space.items(), row, strict=True)
-        }
+        {key: value(space[key], float(u)) for key, u in zip(space, row, strict=True)}
         for row in unit
     ]
 
 
-def _place(dimension: Mapping[str, Any], u: float) -> Any:
-    """Map ``u`` in [0, 1) to a value of a dimension."""
-    if "choice" in dimension:
-        return dimension["choice"][int(u * len(dimension["choice"]))]
-    low, high = dimension["log_uniform"]
-    return float(f"{low * (high / low) ** u:.3g}")
-
-
 @dataclass(frozen=True)
 class Point:
-    """A trial, planned.
+    """A trial, planned."""
 
-    Attributes:
-        key: what tells it from the other points of its study, for good.
-        runs: from settings to the runs that measure them, one a seed.
-        space: its search space.
-        params: its settings; None: the sampler chooses them when the trial starts.
-    """
-
-    key: str
-    runs: Callable[[Params], Sequence[PlannedRun]]
+    key: str  # what tells it from the other points of its study, for good
+    runs: Callable[[Params], Sequence[PlannedRun]]  # those that measure settings, one a seed
     space: Space
-    params: Params | None = None
+    params: Params | None = None  # its settings; None: the sampler chooses them when it starts
 
 
 def point_of(run: PlannedRun, params: Params, space: Space, prefix: str = "") -> Point:
     """Return the point of a planned run.
 
-    Args:
-        run: the run.
-        params: its settings.
-        space: the space that they were drawn from.
-        prefix: goes before the names of settings, such as ``digits.adam.``: settings of one name
-            must have the same choices throughout a study.
+    ``prefix``, such as ``digits.adam.``, goes before the names of settings: those of one name must
+    have the same choices throughout a study.
     """
     *names, digest, seed = run.folder.parts[-5:]
     return Point(
@@ -140,30 +125,34 @@ def point_of(run: PlannedRun, params: Params, space: Space, prefix: str = "") ->
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Workplace:
+    """Where a study works, and how."""
+
+    data_dir: Path = Path("data")
+    output_dir: Path = Path("outputs")  # of run records
+    jobs: int = 1  # runs at a time
+    storage: str | None = None  # URL of the database of the trials; None: a journal file
+    train: Sequence[str] | None = None  # the training command; None: scripts/train.py
+
+    @property
+    def where(self) -> tuple[str, str]:
+        """The overrides that say where data and records lie."""
+        return places(self.data_dir, self.output_dir)
+
+
 def train_points(
     name: str,
     points: Sequence[Point],
-    objective: Callable[[Sequence[Summary]], float],
-    *,
-    output_dir: Path,
-    jobs: int,
+    objective: Objective,
+    place: Workplace,
     say: Say,
+    *,
     consequence: str,
-    storage: str | None = None,
-    train: Sequence[str] | None = None,
 ) -> None:
     """Work off a fixed list of points as the study ``<name>-<digest of the list>``.
 
-    Args:
-        name: what is searched.
-        points: the trials, in this order.
-        objective: see :meth:`Study.work`.
-        output_dir: where run records lie.
-        jobs: runs at a time.
-        say: prints one line.
-        consequence: what does not happen if trials fail, such as "nothing is chosen".
-        storage: URL of a database; None: a journal file.
-        train: the training command.
+    ``consequence`` is what does not happen if trials fail, such as "nothing is chosen".
 
     Raises:
         ConfigError: the storage cannot be used.
@@ -175,9 +164,9 @@ def train_points(
         say(f"{len(points)} of {len(points)} trials are done already")
         return
     digest = hashlib.sha256(json.dumps([point.key for point in points]).encode()).hexdigest()
-    study = Study(f"{name}-{digest[:8]}", output_dir, storage)
+    study = Study(f"{name}-{digest[:8]}", place.output_dir, place.storage)
     plan = {point.key: point for point in points}
-    failures = study.work(plan, objective, jobs=jobs, say=say, train=train)
+    failures = study.work(plan, objective, jobs=place.jobs, say=say, train=place.train)
     if failures:
         lines = listed(failures)
         raise RecordError(f"{consequence}, {len(failures)} of {len(plan)} runs failed:{lines}")
@@ -185,25 +174,15 @@ def train_points(
 
 @dataclass(frozen=True)
 class View:
-    """A trial as it stands.
+    """A trial as it stands."""
 
-    Attributes:
-        key: key of its point.
-        name: what messages call it; empty where it was never begun.
-        state: one of :data:`STATES`.
-        params: its settings, as far as they are known.
-        value: objective, infinite where a run diverged; None where it has none.
-        error: why it failed.
-        folders: records of its runs; empty where it was never begun.
-    """
-
-    key: str
-    name: str
-    state: str
-    params: Params
-    value: float | None
-    error: str | None
-    folders: tuple[Path, ...]
+    key: str  # of its point
+    name: str  # what messages call it; empty where it was never begun
+    state: str  # one of STATES
+    params: Params  # its settings, as far as they are known
+    value: float | None  # objective, infinite where a run diverged; None where it has none
+    error: str | None  # why it failed
+    folders: tuple[Path, ...]  # records of its runs; empty where it was never begun
 
 
 @dataclass
@@ -249,7 +228,6 @@ class Study:
         self._where = storage or str(self.folder.parent)
         self._seed = sampler_seed
         self._prunes = pruner != "none"
-        self._locks: dict[int, int] = {}
         with _storing(self._where):
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._alone():
@@ -265,8 +243,8 @@ class Study:
     def _check_home(self) -> None:
         """Refuse a study whose records lie elsewhere: nobody could tell what is trained there."""
         path = self.folder / "id"
-        here = path.read_text(encoding="utf-8") if path.is_file() else None
         there = self.study.user_attrs.get("id")
+        here = path.read_text(encoding="utf-8") if path.is_file() else None
         if here is None and there is None:
             here = uuid.uuid4().hex
             write_whole(path, here)
@@ -281,7 +259,7 @@ class Study:
     def work(
         self,
         plan: Mapping[str, Point],
-        objective: Callable[[Sequence[Summary]], float],
+        objective: Objective,
         *,
         jobs: int,
         say: Say,
@@ -297,8 +275,7 @@ class Study:
 
         Args:
             plan: the points by key; every worker has the same ones.
-            objective: from the finished runs of a trial, none of which diverged, to what is
-                minimised.
+            objective: what is minimised.
             jobs: runs at a time.
             say: prints one line.
             train: the training command.
@@ -318,7 +295,7 @@ class Study:
         look = 0.0
         with (
             _storing(self._where),
-            self._holding(),
+            self.alive() as worker,
             Training(jobs, say, train, self._log if log else None) as training,
         ):
             failed = {key: len(own) for key, own in self._by_key().items() if _lost(own)}
@@ -330,26 +307,24 @@ class Study:
                 while training.free and time.monotonic() >= look:
                     one = next((one for one in owned if one.waiting), None)
                     if one is None:
-                        one = self._take(plan) if more else None
+                        one = self._take(plan, worker) if more else None
                         if one is None:
                             look = time.monotonic() + LOOK_S
                             break
                         owned.append(one)
-                    if one.waiting:
-                        run = one.waiting.popleft()
-                        say(f"[{one.trial.number + 1}] {run.name}")
-                        one.jobs.append(training.start(run))
-                    else:  # its records are complete already
-                        owned.remove(one)
-                        self._tell(one, objective, say)
+                    if not one.waiting:
+                        break  # its records are complete already
+                    run = one.waiting.popleft()
+                    say(f"[{one.trial.number + 1}] {run.name}")
+                    one.jobs.append(training.start(run))
                 for job in training.ended():
                     one = next(one for one in owned if job in one.jobs)
                     one.jobs.remove(job)
                     one.error = one.error or job.error
                     look = 0.0
-                    if not one.jobs and not one.waiting:
-                        owned.remove(one)
-                        self._tell(one, objective, say)
+                for one in [one for one in owned if not one.jobs and not one.waiting]:
+                    owned.remove(one)
+                    self._tell(one, objective, say)
                 if self._prunes and progress is not None:
                     for one in owned:
                         self._judge(one, progress)
@@ -360,17 +335,11 @@ class Study:
             return {one.name: str(one.error) for one in self.views() if one.state == FAILED}
 
     @contextmanager
-    def orders(self) -> Iterator[Path]:
-        """Give a file that is locked as long as we live, by which workers know what we want."""
-        path = self.folder / f"orders-{uuid.uuid4().hex}"
-        path.write_text("go on")
-        handle = os.open(path, os.O_RDWR)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    def alive(self) -> Iterator[Path]:
+        """Give a file that is locked as long as we live."""
+        path = self.folder / f"worker-{uuid.uuid4().hex}"
+        with locked(path):
             yield path
-        finally:
-            path.unlink(missing_ok=True)
-            os.close(handle)
 
     def views(self) -> list[View]:
         """Return where the points stand, each by its last trial."""
@@ -379,27 +348,18 @@ class Study:
 
     def _view(self, key: str, trial: FrozenTrial) -> View:
         folders = self._folders(trial)
+        attrs = trial.user_attrs
         match trial.state:
             case TrialState.COMPLETE:
-                state = DIVERGED if trial.user_attrs.get("diverged") else DONE
+                state = DIVERGED if attrs.get("diverged") else DONE
             case TrialState.RUNNING:
-                alive = is_held(self._lock_path(trial.number)) or any(map(held, folders))
+                alive = self._has_worker(trial) or any(map(held, folders))
                 state = RUNNING if alive else INTERRUPTED
-            case TrialState.WAITING:
-                state = WAITING
-            case TrialState.PRUNED:
-                state = PRUNED
-            case _:
-                state = FAILED
-        return View(
-            key,
-            str(trial.user_attrs.get("name", "")),
-            state,
-            trial.params,
-            trial.value if state in (DONE, DIVERGED) else None,
-            trial.user_attrs.get("error"),
-            tuple(folders),
-        )
+            case other:
+                state = {TrialState.WAITING: WAITING, TrialState.PRUNED: PRUNED}.get(other, FAILED)
+        value = trial.value if trial.state == TrialState.COMPLETE else None
+        error = attrs.get("error")
+        return View(key, attrs.get("name", ""), state, trial.params, value, error, tuple(folders))
 
     def _by_key(self) -> dict[str, list[FrozenTrial]]:
         found: dict[str, list[FrozenTrial]] = {}
@@ -419,10 +379,8 @@ class Study:
     ) -> bool:
         """Let every point wait that has no trial or may be tried again; return whether one does.
 
-        Args:
-            plan: the points by key.
-            failed: how often points had failed that were given up before.
-            first: whether to look for trials that are complete but have lost their records.
+        ``failed`` says how often points had failed before; ``first``: look for trials that are
+        complete but have lost their records.
         """
         queued = False
         with self._alone():
@@ -441,22 +399,21 @@ class Study:
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states or None)
 
-    def _take(self, plan: Mapping[str, Point]) -> _Owned | None:
+    def _has_worker(self, trial: FrozenTrial) -> bool:
+        return is_held(self.folder / trial.user_attrs.get("worker", ""))
+
+    def _take(self, plan: Mapping[str, Point], worker: Path) -> _Owned | None:
         """Take a trial that nobody works on, those that were begun first; None: there is none."""
         with self._alone():
-            trial = None
-            for begun in self._trials(TrialState.RUNNING):
-                if begun.number in self._locks or not self._acquire(begun.number):
-                    continue
-                if begun.number in [one.number for one in self._trials(TrialState.RUNNING)]:
-                    trial = optuna.Trial(self.study, begun._trial_id)
-                    break
-                self._release(begun.number)  # it ended between the look and the lock
-            if trial is None:
-                if not self._trials(TrialState.WAITING):
-                    return None
+            begun = self._trials(TrialState.RUNNING)
+            free = next((one for one in begun if not self._has_worker(one)), None)
+            if free is not None:
+                trial = optuna.Trial(self.study, free._trial_id)
+            elif self._trials(TrialState.WAITING):
                 trial = self.study.ask()
-                self._acquire(trial.number, wait=True)  # somebody may look whether it is held
+            else:
+                return None
+            trial.set_user_attr("worker", worker.name)
         point = plan[trial.user_attrs["key"]]
         params = self._suggest(trial, point)
         runs = point.runs(params)
@@ -498,7 +455,7 @@ class Study:
                     job.process.terminate()
             one.reported = max(one.reported, len(values))
 
-    def _tell(self, one: _Owned, objective: Callable[[Sequence[Summary]], float], say: Say) -> None:
+    def _tell(self, one: _Owned, objective: Objective, say: Say) -> None:
         """Tell how a trial ended; one that was interrupted stays open for the next worker."""
         number, value = one.trial.number, None
         try:
@@ -514,56 +471,23 @@ class Study:
         if one.error is not None:
             line = one.error.strip().partition("\n")[0]
             one.trial.set_user_attr("error", line)
-            self.study.tell(number, state=TrialState.FAIL)
             say(f"    failed: {line}")
-        elif value is not None:
-            self.study.tell(number, value)
-        elif one.pruned:
-            self.study.tell(number, state=TrialState.PRUNED)
-        else:
-            self._release(number)
-            return
-        self._lock_path(number).unlink(missing_ok=True)  # nobody will ask for it again
-        self._release(number)
+        with self._alone():  # whoever looks for trials without a worker sees this one told
+            if one.error is not None:
+                self.study.tell(number, state=TrialState.FAIL)
+            elif value is not None:
+                self.study.tell(number, value)
+            elif one.pruned:
+                self.study.tell(number, state=TrialState.PRUNED)
+            else:
+                one.trial.set_user_attr("worker", "")
 
     def _log(self, run: PlannedRun) -> Path:
         return self.folder / "runs" / f"{'-'.join(run.folder.parts[-2:])}.log"
 
-    def _lock_path(self, number: int) -> Path:
-        return self.folder / f"trial-{number}.lock"
-
-    def _acquire(self, number: int, *, wait: bool = False) -> bool:
-        """Return whether the trial is ours now."""
-        handle = os.open(self._lock_path(number), os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            os.close(handle)
-            return False
-        self._locks[number] = handle
-        return True
-
-    def _release(self, number: int) -> None:
-        os.close(self._locks.pop(number))
-
-    @contextmanager
-    def _holding(self) -> Iterator[None]:
-        """Let go of all trials at the end."""
-        try:
-            yield
-        finally:
-            for number in list(self._locks):
-                self._release(number)
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self) -> AbstractContextManager[None]:
         """Look at the queue and change it while nobody else does."""
-        lock = _KernelLock(self.folder / "queue")
-        lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+        return locked(self.folder / "queue.lock")
 
 
 def _lost(trials: Sequence[FrozenTrial]) -> bool:
@@ -583,13 +507,11 @@ class _KernelLock(BaseJournalFileLock):
     def __init__(self, path: Path) -> None:
         """Touch nothing."""
         self._path = path
-        self._handle = -1
+        self._held = ExitStack()
 
     def acquire(self) -> bool:
         """Wait for the lock."""
-        handle = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        self._handle = handle
+        self._held.enter_context(locked(Path(f"{self._path}.lock")))
         if self._path.is_file():
             with self._path.open("r+b") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -601,19 +523,11 @@ class _KernelLock(BaseJournalFileLock):
 
     def release(self) -> None:
         """Let go of it."""
-        os.close(self._handle)
+        self._held.close()
 
 
 def open_storage(output_dir: Path, url: str | None = None) -> BaseStorage:
-    """Return a storage.
-
-    Args:
-        output_dir: where run records lie.
-        url: URL of a database; None: the journal file below ``output_dir``.
-
-    Raises:
-        ConfigError: there is no such database.
-    """
+    """Return the storage at a URL; None: the journal file below ``output_dir``."""
     if url is None:
         path = output_dir.absolute() / FOLDER / "journal.log"
         return JournalStorage(JournalFileBackend(str(path), lock_obj=_KernelLock(path)))
@@ -622,11 +536,7 @@ def open_storage(output_dir: Path, url: str | None = None) -> BaseStorage:
 
 
 def study_names(output_dir: Path, url: str | None = None) -> list[str]:
-    """Return the studies in a storage.
-
-    Raises:
-        ConfigError: there is no such database.
-    """
+    """Return the studies in a storage; see :func:`open_storage`."""
     if url is None and not (output_dir / FOLDER / "journal.log").is_file():
         return []
     with _storing(url or str(output_dir / FOLDER)):

@@ -20,14 +20,15 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import hydra
 import pandas as pd
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments.base.environment import REPOSITORY
 from experiments.base.errors import ConfigError, RecordError, suggestion
@@ -39,14 +40,13 @@ from experiments.run.config import (
     identity,
     load_config,
     part_name,
-    places,
     quoted,
     resolve,
     search_space_of,
     searched,
 )
 from experiments.run.records import DIVERGED, DONE, FAILED, Record, Summary, finished, summarise
-from experiments.studies.execute import PlannedRun, Say, planned
+from experiments.studies.execute import PlannedRun, Say, last_line, listed, planned, shared_cores
 from experiments.studies.goals import GREATER, best
 from experiments.studies.study import (
     FOLDER,
@@ -57,6 +57,7 @@ from experiments.studies.study import (
     Point,
     Study,
     View,
+    Workplace,
     sample,
     study_names,
 )
@@ -68,57 +69,33 @@ SAMPLERS = ("halton", "tpe")
 LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
 """``basic`` is the process of the command itself; the others are Hydra's."""
 
-_ABSENT = object()
 
-T = TypeVar("T")
+def check_known(what: str, value: str, known: Sequence[str]) -> None:
+    """Refuse a value that is none of those known."""
+    if value not in known:
+        close = suggestion(value, known)
+        raise ConfigError(f"unknown {what} {value!r}{close}; valid: {', '.join(known)}")
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to sweep, where everything lies, and who does it.
+class Request(Workplace):
+    """What to sweep, where everything lies, and who does it."""
 
-    Attributes:
-        search: optimizer whose space is searched.
-        trials: points of the space.
-        seeds: seeds of every point.
-        sampler: one of :data:`SAMPLERS`.
-        sampler_seed: seed of the points.
-        pruner: a key of :data:`experiments.studies.study.PRUNERS`.
-        overrides: changes to every run, as arguments of ``scripts/train.py``.
-        data_dir: where data sets lie.
-        output_dir: where run records lie.
-        storage: URL of a database; None: a journal file below ``output_dir``.
-        launcher: one of :data:`LAUNCHERS`.
-        jobs: runs at a time.
-        settings: arguments of the launcher, such as ``hydra.launcher.partition=gpu``.
-    """
-
-    search: str
-    trials: int
-    seeds: tuple[int, ...] = (0,)
+    search: str  # optimizer whose space is searched
+    trials: int  # points of the space
+    seeds: tuple[int, ...] = (0,)  # of every point
     sampler: str = "halton"
     sampler_seed: int = 0
     pruner: str = "none"
-    overrides: tuple[str, ...] = ()
-    data_dir: Path = Path("data")
-    output_dir: Path = Path("outputs")
-    storage: str | None = None
+    overrides: tuple[str, ...] = ()  # changes to every run, as arguments of scripts/train.py
     launcher: str = "basic"
-    jobs: int = 1
-    settings: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()  # of the launcher, such as hydra.launcher.partition=gpu
 
     def __post_init__(self) -> None:
-        """Check what needs no configuration.
-
-        Raises:
-            ConfigError: a value is unknown or makes no sense.
-        """
-        choices = (("sampler", SAMPLERS), ("pruner", tuple(PRUNERS)), ("launcher", LAUNCHERS))
-        for key, known in choices:
-            value = getattr(self, key)
-            if value not in known:
-                close = suggestion(value, known)
-                raise ConfigError(f"unknown {key} {value!r}{close}; valid: {', '.join(known)}")
+        """Check what needs no configuration; raise a ConfigError."""
+        check_known("sampler", self.sampler, SAMPLERS)
+        check_known("pruner", self.pruner, tuple(PRUNERS))
+        check_known("launcher", self.launcher, LAUNCHERS)
         for key in ("trials", "jobs"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key} must be at least 1, got {getattr(self, key)}")
@@ -135,31 +112,32 @@ class Request:
 
 
 def parse(arguments: Sequence[str]) -> Request:
-    """Read the command line.
-
-    Raises:
-        ConfigError: an argument is no ``key=value``, is unknown or given twice, or search or trials
-            are missing.
-    """
+    """Read the command line; raise a ConfigError that names what is wrong with it."""
     own, overrides, settings = _sorted(arguments)
     for key in ("search", "trials"):
         if key not in own:
             raise ConfigError(f"{key} is missing, as in: search=snopt dataset=digits trials=40")
-    found: dict[str, Any] = dict(own)
-    for key in found:
-        if key in ("trials", "sampler_seed", "jobs"):
-            found[key] = _read(key, own[key], int, "a whole number")
-        elif key in ("data_dir", "output_dir"):
+    found: dict[str, Any] = {**own, "overrides": tuple(overrides), "settings": tuple(settings)}
+    for key in own:
+        if key in ("data_dir", "output_dir"):
             found[key] = Path(own[key])
+        elif key in ("trials", "sampler_seed", "jobs"):
+            try:
+                found[key] = int(own[key])
+            except ValueError:
+                raise ConfigError(f"{key} must be a whole number, got {own[key]!r}") from None
     if seed := found.pop("seed", None):
-        what = "whole numbers such as 0,1,2"
-        found["seeds"] = _read("seed", seed, lambda s: tuple(map(int, s.split(","))), what)
-    return Request(**found, overrides=tuple(overrides), settings=tuple(settings))
+        try:
+            found["seeds"] = tuple(map(int, seed.split(",")))
+        except ValueError:
+            raise ConfigError(f"seed must be whole numbers such as 0,1,2, got {seed!r}") from None
+    return Request(**found)
 
 
 def _sorted(arguments: Sequence[str]) -> tuple[dict[str, str], list[str], list[str]]:
     """Return the words of the sweep, the changes to every run and the launcher's settings."""
-    words = [one.name for one in fields(Request) if one.name not in ("overrides", "settings")]
+    no_words = ("overrides", "settings", "train")
+    words = [one.name for one in fields(Request) if one.name not in no_words]
     words[words.index("seeds")] = "seed"
     others = [*(str(key) for key in load_config()), "experiment"]
     own: dict[str, str] = {}
@@ -184,36 +162,15 @@ def _sorted(arguments: Sequence[str]) -> tuple[dict[str, str], list[str], list[s
     return own, overrides, settings
 
 
-def _read(key: str, text: str, convert: Callable[[str], T], what: str) -> T:
-    try:
-        return convert(text)
-    except ValueError:
-        raise ConfigError(f"{key} must be {what}, got {text!r}") from None
-
-
 class Plan(dict[str, Point]):
     """The points of a sweep by key, which is their number; further ones are made when asked for.
 
-    Attributes:
-        request: what was asked.
-        name: name of the study; it changes with whatever its runs depend on.
-        title: search and data set.
-        space: the search space.
+    ``name``, that of the study, changes with whatever its runs depend on.
     """
 
     def __init__(self, request: Request) -> None:
-        """Plan what is asked; nothing is written.
-
-        Raises:
-            ConfigError: search, data set or an override is unknown, or the search varies what an
-                override sets.
-        """
-        known = searched()
-        if request.search not in known:
-            close = suggestion(request.search, known)
-            raise ConfigError(
-                f"unknown search {request.search!r}{close}; valid: {', '.join(known)}"
-            )
+        """Plan what is asked and write nothing; raise a ConfigError where it cannot be run."""
+        check_known("search", request.search, searched())
         given = [*request.overrides]
         if not any(one.startswith("optimizer=") for one in given):
             given.insert(0, f"optimizer={request.search}")
@@ -260,7 +217,7 @@ class Plan(dict[str, Point]):
             words,
             self.request.seeds,
             [*self._given, *settings],
-            places(self.request.data_dir, self.request.output_dir),
+            self.request.where,
         )
 
 
@@ -271,20 +228,17 @@ def missing(config: Mapping[str, Any], space: Space) -> list[str]:
     """
     found = []
     for key in space:
-        group: Any = config["optimizer"]
-        for part in key.split("."):
-            group = group.get(part, _ABSENT) if isinstance(group, Mapping) else _ABSENT
-        if group is _ABSENT:
+        *groups, last = key.split(".")
+        group = config["optimizer"]
+        for part in groups:
+            group = group.get(part) if isinstance(group, Mapping) else None
+        if not isinstance(group, Mapping) or last not in group:
             found.append(key)
     return found
 
 
 def task_of(given: Sequence[str]) -> list[str]:
-    """Return the task that the data set is made for, unless a task or an experiment is chosen.
-
-    Raises:
-        ConfigError: the data set is unknown.
-    """
+    """Return the task that the data set is made for, unless a task or an experiment is chosen."""
     chosen = dict(override.partition("=")[::2] for override in given)
     if "dataset" not in chosen or "task" in chosen or "experiment" in chosen:
         return []
@@ -293,11 +247,7 @@ def task_of(given: Sequence[str]) -> list[str]:
 
 
 def sweep(arguments: Sequence[str], say: Say) -> str:
-    """Work off a sweep, report, and return the closing line.
-
-    Args:
-        arguments: the command line.
-        say: prints one line.
+    """Work off the sweep of a command line, report, and return the closing line.
 
     Raises:
         ConfigError: the command line, a configuration or the storage is wrong.
@@ -320,10 +270,8 @@ def sweep(arguments: Sequence[str], say: Say) -> str:
     write_whole(study.folder / "results.csv", csv_of(table, digits=6))
     for line in report(study, found):
         say(line)
-    failed = [f"{one.name}: {one.error}" for one in found if one.state == FAILED]
-    if failed:
-        lines = "".join(f"\n  {line}" for line in failed)
-        raise RecordError(f"{len(failed)} of {len(found)} trials failed:{lines}")
+    if failed := {one.name: str(one.error) for one in found if one.state == FAILED}:
+        raise RecordError(f"{len(failed)} of {len(found)} trials failed:{listed(failed)}")
     if rest := sum(one.state not in (DONE, DIVERGED, PRUNED) for one in found):
         raise RecordError(
             f"{rest} of {len(found)} trials are not complete; the same command goes on"
@@ -332,7 +280,7 @@ def sweep(arguments: Sequence[str], say: Say) -> str:
 
 
 def open_study(plan: Plan) -> Study:
-    """Return the study of a plan; see :class:`experiments.studies.study.Study`."""
+    """Return the study of a plan."""
     request = plan.request
     return Study(
         plan.name,
@@ -360,16 +308,8 @@ def work(
     study.work(plan, objective, jobs=jobs, say=say, log=True, progress=progress, going=going)
 
 
-# Workers that Hydra's launchers start.
-
-
 def _launch(plan: Plan, study: Study, arguments: Sequence[str]) -> None:
-    """Start workers and wait for them; Ctrl-C asks them to stop.
-
-    Raises:
-        RecordError: the launcher failed.
-        KeyboardInterrupt: a signal came; every run has written its checkpoint.
-    """
+    """Start workers and wait for them; Ctrl-C asks them to stop, with checkpoints."""
     request = plan.request
     local = request.launcher != "submitit_slurm"
     settings = {
@@ -379,12 +319,12 @@ def _launch(plan: Plan, study: Study, arguments: Sequence[str]) -> None:
     left = ("launcher=", "jobs=", "data_dir=", "output_dir=", "hydra.", "+hydra.", "++hydra.")
     kept = [one for one in arguments if not one.startswith(left)]
     kept += [f"{key}={getattr(request, key).absolute()}" for key in ("data_dir", "output_dir")]
-    environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-    if local and request.jobs > 1:
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // request.jobs))
+    # As Hydra's command line reads a list: every item quoted.
+    kept = ["'{}'".format(one.replace("\\", "\\\\").replace("'", "\\'")) for one in kept]
+    python_path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    environment = {**shared_cores(request.jobs if local else 1), "PYTHONPATH": python_path}
     path = study.folder / "launcher.log"
-    with study.orders() as orders, path.open("ab") as log:
+    with study.alive() as orders, path.open("ab") as log:
         command = [
             sys.executable,
             "-m",
@@ -396,7 +336,7 @@ def _launch(plan: Plan, study: Study, arguments: Sequence[str]) -> None:
             f"folder={quoted(study.folder)}",
             f"orders={quoted(orders)}",
             f"local={str(local).lower()}",
-            f"arguments={_list(kept)}",
+            f"arguments=[{','.join(kept)}]",
             f"worker={','.join(str(number) for number in range(min(request.jobs, len(plan))))}",
         ]
         # A session of its own: joblib would kill its workers on the terminal's Ctrl-C, and what
@@ -416,50 +356,32 @@ def _launch(plan: Plan, study: Study, arguments: Sequence[str]) -> None:
             process.wait()
             raise
     if process.returncode:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-        raise RecordError(
-            f"the launcher ended with exit status {process.returncode}: {last} (all of it: {path})"
-        )
-
-
-def _list(items: Sequence[str]) -> str:
-    """Return a list as Hydra's command line reads it: every item quoted."""
-    escaped = (item.replace("\\", "\\\\").replace("'", "\\'") for item in items)
-    return "[" + ",".join(f"'{item}'" for item in escaped) + "]"
+        said = f"exit status {process.returncode}: {last_line(path)} (all of it: {path})"
+        raise RecordError(f"the launcher ended with {said}")
 
 
 @hydra.main(config_path=str(CONFIGS), config_name="sweep", version_base="1.3")
 def worker(config: DictConfig) -> None:
     """Be one worker of a sweep; Hydra's launchers call this, in whatever process they use."""
     GlobalHydra.instance().clear()  # runs are composed here too
-    given = OmegaConf.to_container(config)
-    assert isinstance(given, dict)  # noqa: S101 (for the type checker: a DictConfig gives a dict)
-    plan = Plan(parse(given["arguments"]))
-    orders = Path(given["orders"])
+    plan = Plan(parse(list(config.arguments)))
+    orders = Path(config.orders)
 
     def going() -> bool:
         if orders.is_file() and orders.read_text() == "stop":
             raise KeyboardInterrupt
         # On this machine nothing more is begun after the command has been killed.
-        return not given["local"] or is_held(orders)
+        return not config.local or is_held(orders)
 
-    try:
+    with suppress(KeyboardInterrupt):
         work(plan, open_study(plan), 1, lambda line: None, going)
-    except KeyboardInterrupt:
-        return
-
-
-# What a sweep found.
 
 
 def measured(run: Summary) -> dict[str, Any]:
-    """Return what a finished run reached.
+    """Return what a finished run reached: ``metric`` of validation and its best ``value``.
 
-    Returns:
-        ``metric`` of validation and its best ``value``; ``score``, the value with the sign that
-        makes lower ones better, and the best validation ``loss``, which decides between equal ones:
-        both infinite where the run diverged.
+    ``score`` is the value with the sign that makes lower ones better, ``loss`` the best validation
+    loss, which decides between equal ones: both are infinite where the run diverged.
     """
     metric = METRICS[run.task]
     value = best(run.metrics, metric, greater=GREATER[metric])
@@ -471,11 +393,7 @@ def measured(run: Summary) -> dict[str, Any]:
 
 
 def report(study: Study, found: Sequence[View], shown: int = 5) -> list[str]:
-    """Return the lines that end a sweep: the best points, and how many diverged.
-
-    Raises:
-        RecordError: a record is damaged.
-    """
+    """Return the lines that end a sweep: the best points, and how many diverged."""
     table = runs_of(study, [one for one in found if one.state in (DONE, DIVERGED)])
     lines = []
     if not table.empty:
@@ -499,11 +417,7 @@ def report(study: Study, found: Sequence[View], shown: int = 5) -> list[str]:
 
 
 def runs_of(study: Study, found: Sequence[View]) -> pd.DataFrame:
-    """Return a line for each run that was begun; the score of one that diverged is infinite.
-
-    Raises:
-        RecordError: a record is damaged.
-    """
+    """Return a line for each run that was begun; the score of one that diverged is infinite."""
     lines = []
     for one in found:
         for folder in one.folders:
@@ -541,8 +455,7 @@ def status(arguments: Sequence[str]) -> str:
     """Return where sweeps stand, from the storage and the records alone.
 
     Args:
-        arguments: those of a sweep, the name of its study, or nothing, which means every sweep;
-            ``output_dir`` and ``storage`` say where.
+        arguments: those of a sweep, the name of its study, or nothing, which means every sweep.
 
     Raises:
         ConfigError: there is no such sweep.

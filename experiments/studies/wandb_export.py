@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from experiments.base.errors import ConfigError, RecordError
+from experiments.base.errors import RecordError
 from experiments.base.files import write_whole
 from experiments.run.config import (
     Space,
@@ -23,7 +23,7 @@ from experiments.run.config import (
     search_space_of,
     searched,
 )
-from experiments.studies.sweep import missing, task_of
+from experiments.studies.sweep import check_known, missing, task_of
 
 METHODS = ("random", "bayes")
 
@@ -41,36 +41,23 @@ def export(folder: Path, *, method: str = "random", overrides: Sequence[str] = (
         RecordError: a file cannot be written.
     """
     contents = {
-        name: exported(name, search_space_of(name), method, overrides) for name in searched()
+        folder / f"{name}.yaml": exported(name, search_space_of(name), method, overrides)
+        for name in searched()
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RecordError(f"cannot make {folder}: {error.strerror or error}") from error
-    written = []
-    for name, content in contents.items():
-        lines = f"# wandb sweep {name}.yaml, then wandb agent, both in the repository's root.\n"
+    for path, content in contents.items():
+        line = f"# wandb sweep {path.name}, then wandb agent, both in the repository's root.\n"
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
-        path = folder / f"{name}.yaml"
-        write_whole(path, lines + text)
-        written.append(path)
-    return written
+        write_whole(path, line + text)
+    return list(contents)
 
 
 def exported(name: str, space: Space, method: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the sweep file of one space.
-
-    Args:
-        name: of the space, which is that of an optimizer.
-        space: its dimensions.
-        method: ``random`` or ``bayes``.
-        overrides: changes to every run.
-
-    Raises:
-        ConfigError: the method or an override is unknown.
-    """
-    if method not in METHODS:
-        raise ConfigError(f"unknown method {method!r}; valid: {', '.join(METHODS)}")
+    """Return the sweep file of an optimizer's space; see :func:`export`."""
+    check_known("method", method, METHODS)
     fixed = [f"optimizer={name}", *_task(space, overrides), *overrides]
     if not any(override.startswith("tracking.mode=") for override in overrides):
         fixed.append("tracking.mode=online")  # an agent talks to the server anyway

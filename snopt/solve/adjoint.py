@@ -1,8 +1,4 @@
-"""The adjoint method as an autograd function.
-
-Forward: one solve without graph (:mod:`snopt.solve.forward`). Backward:
-:mod:`snopt.solve.backward`.
-"""
+"""The adjoint method as an autograd function: forward one solve without graph, backward another."""
 
 from __future__ import annotations
 
@@ -57,8 +53,8 @@ def odeint_adjoint(
     asked: the methods dopri5, bosh3, fehlberg2, adaptive_heun, euler, midpoint and rk4, with
     options of step-size control or a ``step_size``, without callbacks. It takes torchdiffeq's
     steps, lands on the last output time instead of interpolating back to it, and leaves the
-    parameter adjoints out of the backward state and so out of its error control (``"seminorm"``).
-    Everything else, and all with ``engine="torchdiffeq"``, runs on torchdiffeq.
+    parameter adjoints out of the error control of the backward solve (``"seminorm"``). Everything
+    else, and all with ``engine="torchdiffeq"``, runs on torchdiffeq.
 
     Do not use it to differentiate twice (use :func:`snopt.odeint`), nor where memory is plentiful
     and the gradient must be that of the discretised solve.
@@ -73,12 +69,12 @@ def odeint_adjoint(
         method: any torchdiffeq method; None means ``"dopri5"``.
         options: solver options. ``max_num_steps`` is 10 000 where not given.
         event_fn: must be None.
-        adjoint_rtol: relative tolerance of the backward solve, a scalar; None means ``rtol``.
-        adjoint_atol: absolute tolerance of the backward solve, a scalar; None means ``atol``.
-        adjoint_method: method of the backward solve; None means ``method``.
-        adjoint_options: options of the backward solve; None means ``options`` without its norm.
-            ``norm`` may be a function of the tuple (vjp_t, *y, *a, *parameter adjoints), or
-            ``"seminorm"``, which leaves the parameter adjoints out of the step-size control.
+        adjoint_rtol: ``rtol`` of the backward solve, a scalar; None means that of the forward one.
+        adjoint_atol: likewise.
+        adjoint_method: likewise.
+        adjoint_options: likewise, without its norm. ``norm`` may be a function of the tuple
+            (vjp_t, *y, *a, *parameter adjoints), or ``"seminorm"``, which leaves the parameter
+            adjoints out of the step-size control.
         adjoint_params: tensors to differentiate with respect to; None means
             ``func.parameters()``.
         nfe: counter to which evaluations are added.

@@ -7,18 +7,16 @@ With a(t1) = Φ_z and Q_u(t1) = 0 it integrates
 (docs/method.md, eq. 2), adding the loss's gradient at every output time on the way: O(1) memory in
 the number of solver steps.
 
-On the engine the state is (z, a) alone. Nothing depends on Q_u while the solve runs, so it is an
+On the engine the state is (z, a) alone: nothing depends on Q_u while the solve runs, so it is an
 integral along the path,
 
     Q_u(t0) = ∫ F_θᵀ a dt  ≈  Σ over accepted steps of dt Σ_i b_i F_θᵀ a at stage i,
 
-the same sum that a Runge-Kutta method makes of it as a state. Stages with b_i = 0 cost no parameter
-product. The product of a stage comes out of the one backward pass through F that -F_zᵀ a needs
-anyway; taking it after acceptance would repeat that pass for five stages out of six, which costs
-more than the products of a few rejected steps that are taken in vain
-(``results/benchmarks/deferral.json``). Error control sees z and a: the semantics of
-``norm="seminorm"``, exactly. Output times are jumps of a within one solve: the first stage is taken
-anew and the step size stays.
+the sum that a Runge-Kutta method makes of it as a state. Stages with b_i = 0 cost no parameter
+product. The others take it in the one backward pass through F that -F_zᵀ a needs; to wait for
+acceptance would repeat that pass, which costs more than the products of a few rejected steps
+(``results/benchmarks/deferral.json``). Error control sees z and a, as with ``norm="seminorm"``.
+Output times are jumps of a within one solve: the first stage is taken anew, the step size stays.
 
 What the engine does not take runs on torchdiffeq with Q_u in the state
 (:func:`snopt.solve.torchdiffeq.backward_on_torchdiffeq`).
@@ -42,7 +40,7 @@ from snopt.curvature.collector import (
     inside_solve,
     node_collectors,
 )
-from snopt.solve.field import adjoint_norm, rms_norm
+from snopt.solve.field import adjoint_norm, products, rms_norm
 from snopt.solve.observers import leaves_no_trace, observer_on_torchdiffeq, observers_on_engine
 from snopt.solve.runge_kutta import Negated, Part, Stepper, takes
 from snopt.solve.solver import NFE, Problem
@@ -68,7 +66,7 @@ def integrate_backward(
         solution: components of the forward solution, each (T, …).
         grad_solution: gradient of the loss with respect to them, same shapes.
         params: parameters whose gradient is accumulated (Q_u).
-        collectors: who wants curvature, on every output interval.
+        collectors: who wants curvature.
         t_requires_grad: whether to compute gradients with respect to ``t``.
 
     Returns:
@@ -76,8 +74,7 @@ def integrate_backward(
 
     Raises:
         SolverError: if the solve fails.
-        ValueError: if a collector wants what only the engine has and the engine does not take the
-            solve.
+        ValueError: if a collector wants what the engine alone has and it does not take the solve.
     """
     # A norm of the user's own may read the parameter adjoints: they must be in the state.
     own_norm = callable(problem.backward.options.get("norm"))
@@ -121,25 +118,17 @@ class _BackwardSolve:
         # A last stage at the step's end; None if the method has none.
         self.end_stage = tableau.stages - 1 if tableau.ends_on_a_stage else None
         self.end = self.times[0]
-        self.calls = 0
+        self.stepper = Stepper(
+            problem, "backward", self._derivative, self.layout, self._norm(), solution[0]
+        )
 
     def run(
         self, grad_solution: Sequence[Tensor], *, t_requires_grad: bool
     ) -> tuple[list[Tensor], Tensor | None, list[Tensor]]:
         """Return a(t[0]) by part, the gradient to ``t`` or None, and Q_u(t[0])."""
-        memory, times = self.problem.memory, self.times
+        times, stepper = self.times, self.stepper
         grad_t = torch.zeros_like(self.t) if t_requires_grad else None
         a = [torch.zeros_like(g[0]) for g in grad_solution]
-        stepper = Stepper(
-            self._derivative,
-            self.problem.backward,
-            self.layout,
-            self._norm(),
-            self.solution[0],
-            kind="backward",
-            evaluations=lambda: self.calls,
-            first_step=None if memory is None else memory.recall("backward"),
-        )
         for i in range(len(times) - 1, 0, -1):
             z = [part[i] for part in self.solution]
             if grad_t is not None:
@@ -160,8 +149,8 @@ class _BackwardSolve:
         if grad_t is not None:
             # Moving the start moves the whole solution along F: dΦ/dt0 = -a(t0)ᵀ F(t0, z(t0)).
             grad_t[0] = -self._time_product(times[0], [part[0] for part in self.solution], a)
-        if memory is not None:
-            memory.keep("backward", stepper.dt)
+        if self.problem.memory is not None:
+            self.problem.memory.keep("backward", stepper.dt)
         a = [adj + g[0] for adj, g in zip(a, grad_solution, strict=True)]
         return a, grad_t, self.Q_u.result()
 
@@ -169,7 +158,7 @@ class _BackwardSolve:
         self, stage: int, t: float, y: Tensor
     ) -> tuple[Sequence[Part], Recording | None]:
         """Return (F, -F_zᵀ a) by parts and the uses of layers; hand the parameter products on."""
-        self.calls += 1
+        self.stepper.calls += 1
         self.problem.nfe.backward += 1
         # The last stage of all has weight 0, and there is no next step to hand it on to.
         last = stage == self.end_stage and t == self.end
@@ -183,25 +172,14 @@ class _BackwardSolve:
             z = [part.detach().requires_grad_() for part in parts[:n]]
             outputs = self.problem.field.at(t, z)
             inputs: list[Any] = [*z, *wanted, *(recording.edges if recording else ())]
-            adjoints = parts[n:]
-            if all(o.requires_grad for o in outputs):
-                reached = outputs
-            else:  # a constant part of the field has no graph
-                live = [i for i, o in enumerate(outputs) if o.requires_grad]
-                reached, adjoints = [outputs[i] for i in live], [adjoints[i] for i in live]
-            products: Sequence[Tensor | None] = [None] * len(inputs)
-            if reached:
-                # retain_graph: a field may hold a graph made before the solve.
-                products = torch.autograd.grad(
-                    reached, inputs, adjoints, allow_unused=True, retain_graph=True
-                )
+            found = products(outputs, inputs, parts[n:])
         if wanted:
-            self.Q_u.add(stage, products[n : n + len(wanted)])
+            self.Q_u.add(stage, found[n : n + len(wanted)])
         if recording is not None:
-            recording.gradients = products[n + len(wanted) :]
+            recording.gradients = found[n + len(wanted) :]
         adjoint = [
             torch.zeros_like(part) if p is None else Negated(p)
-            for part, p in zip(parts, products[:n], strict=False)
+            for part, p in zip(parts, found[:n], strict=False)
         ]
         return [*outputs, *adjoint], recording
 
@@ -246,14 +224,8 @@ def collect_without_gradient(
             all_or_nothing(collectors),
             leaves_no_trace(problem.field.func, t.device),
         ):
-            integrate_backward(
-                replace(problem, nfe=nfe, memory=None),
-                t,
-                solution,
-                grad_solution,
-                (),
-                collectors,
-            )
+            apart = replace(problem, nfe=nfe, memory=None)
+            integrate_backward(apart, t, solution, grad_solution, (), collectors)
     except RuntimeError as error:
         warnings.warn(f"no curvature from this step: {error}", RuntimeWarning, stacklevel=2)
     problem.nfe.add("curvature", nfe.backward + nfe.curvature)
@@ -268,17 +240,12 @@ class PathSum:
     """Sums the products F_θᵀ a of a Runge-Kutta method's stages, in little memory.
 
     Products arrive stage by stage, before it is known whether the step will be accepted. They are
-    added to a pending sum at once: apart from it, only the product of the stage that one step hands
-    on to the next is kept, where keeping all of them would take seven times the parameters with
-    dopri5.
-
-    Args:
-        params: parameters θ.
-        tableau: the method.
+    added to a pending sum at once. Apart from it, only the product of the stage that one step hands
+    on to the next is kept: all of them would take seven times the parameters with dopri5.
     """
 
     def __init__(self, params: Sequence[Tensor], tableau: Tableau) -> None:
-        """Start at zero."""
+        """Start at zero for the parameters θ."""
         self._params = params
         self._tableau = tableau
         self._total: Sums = None

@@ -18,9 +18,17 @@ from torch.autograd.function import once_differentiable
 
 from snopt.curvature.collector import Collector, Recording, armed_collectors, inside_solve
 from snopt.solve.backward import collect_without_gradient
-from snopt.solve.field import Field, State, autocast_state, check_times, parameters_of, parts_of
+from snopt.solve.field import (
+    Field,
+    State,
+    autocast_state,
+    check_times,
+    parameters_of,
+    parts_of,
+    products,
+)
 from snopt.solve.forward import forward_steps
-from snopt.solve.runge_kutta import Step, stages_like, take_step, takes
+from snopt.solve.runge_kutta import Step, stages_like, takes
 from snopt.solve.solver import NFE, Problem, Solver
 from snopt.solve.tableau import TABLEAUX
 
@@ -41,23 +49,11 @@ def odeint_checkpoint(
 
     Use it where the gradient must be that of the discretised solve and the graph of all steps does
     not fit into memory. One backward pass costs a forward pass over the accepted steps more than
-    ``snopt.odeint``.
+    :func:`snopt.odeint`.
 
-    Args:
-        func: vector field F(t, y); an ``nn.Module``, or a callable with ``adjoint_params``.
-        y0: state at ``t[0]``, a tensor or a tuple of tensors.
-        t: output times, (T,), strictly monotonic; without a gradient.
-        rtol: relative tolerance.
-        atol: absolute tolerance.
-        method: a method of the engine: dopri5 (None), bosh3, fehlberg2, adaptive_heun, euler,
-            midpoint or rk4.
-        options: solver options.
-        adjoint_params: tensors to differentiate with respect to; None means the parameters of
-            ``func``.
-        nfe: counter to which evaluations are added.
-
-    Returns:
-        The solution at all times: like ``y0`` with a leading axis of length T.
+    Arguments and result are those of :func:`snopt.odeint_adjoint`, but ``t`` may not require a
+    gradient, and ``method`` must be one of the engine: dopri5 (None), bosh3, fehlberg2,
+    adaptive_heun, euler, midpoint or rk4.
 
     Raises:
         SolverError: if the solve fails.
@@ -123,7 +119,7 @@ class _Checkpoint(torch.autograd.Function):
         records, rows = [], [layout.flatten(parts)]
         with torch.no_grad(), inside_solve():
             for step, inside in forward_steps(problem, parts, times):
-                k0 = step.stages[0].clone() if step.tableau.adaptive else None
+                k0 = step.stages[0].clone() if step.stages.tableau.adaptive else None
                 records.append(_Record(step.t0, step.t1, step.y0, k0, inside))
                 rows.extend(step.interpolate(times[i], cubic=_cubic(problem)) for i in inside)
         solution = tuple(layout.split(torch.stack(rows)))
@@ -164,7 +160,6 @@ class _Replay:
         collectors: Sequence[Collector],
     ) -> None:
         self.problem, self.layout, self.times = problem, problem.field.layout, times
-        self.tableau = TABLEAUX[problem.forward.method]
         self.params = list(params)
         self.grads = [torch.zeros_like(p) for p in params]
         self.collectors = collectors  # who takes every evaluation for a use
@@ -176,7 +171,8 @@ class _Replay:
         """Return the gradients to a step's state and first stage from those to its results."""
         with torch.enable_grad():
             y0 = record.y0.detach().requires_grad_(True)
-            stages = stages_like(y0, self.tableau, differentiable=True)
+            tableau = TABLEAUX[self.problem.forward.method]
+            stages = stages_like(y0, tableau, differentiable=True)
             inputs = [y0]
             if record.k0 is None:
                 stages[0], _ = self._derivative(0, record.t0, y0)
@@ -184,18 +180,12 @@ class _Replay:
                 k0 = record.k0.detach().requires_grad_(True)
                 stages[0] = [k0]
                 inputs.append(k0)
-            kept: list[Any] = [None] * self.tableau.stages
-            y1 = take_step(self._derivative, self.tableau, y0, record.t0, record.t1, stages, kept)
-            step = Step(
-                record.t0,
-                record.t1,
-                y0,
-                y1,
-                stages,
-                kept,
-                self.tableau,
-                lambda: stages[-1] if self.tableau.adaptive else self._flat(record.t1, y1),
-            )
+            y1 = stages.advance(self._derivative, y0, record.t0, record.t1)
+
+            def end() -> Tensor:
+                return stages[-1] if tableau.adaptive else self._flat(record.t1, y1)
+
+            step = Step(record.t0, record.t1, y0, y1, stages, end)
             results = [(y1, y_bar)]
             if k_bar is not None:
                 results.append((stages[-1], k_bar))
@@ -213,16 +203,10 @@ class _Replay:
         return y_bar + self._grad([(k0, k_bar)], [y0])[0]
 
     def _grad(self, results: list[tuple[Tensor, Tensor]], inputs: list[Tensor]) -> list[Tensor]:
-        results = [(value, bar) for value, bar in results if value.requires_grad]
         uses, self.uses = self.uses, Recording(self.collectors)
         wanted: list[Any] = [*inputs, *self.params]
-        found = torch.autograd.grad(
-            [value for value, _ in results],
-            [*wanted, *uses.edges],
-            [bar for _, bar in results],
-            allow_unused=True,
-            retain_graph=True,  # a field may hold a graph made before the solve
-        )
+        values, bars = zip(*results, strict=True)
+        found = products(values, [*wanted, *uses.edges], bars)
         for total, g in zip(self.grads, found[len(inputs) : len(wanted)], strict=True):
             if g is not None:
                 total.add_(g)

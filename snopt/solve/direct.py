@@ -36,28 +36,12 @@ def odeint(
 ) -> Any:
     """Integrate ``dy/dt = func(t, y)``; gradients come from backpropagation through the solver.
 
-    Arguments, defaults and results are those of ``torchdiffeq.odeint`` (without events). Memory
-    grows with the number of steps; the gradient is that of the discretised solve, and it can be
-    differentiated again.
+    Arguments, defaults and results are those of ``torchdiffeq.odeint`` (without events); those in
+    addition and errors are as in :func:`snopt.odeint_adjoint`. Memory grows with the number of
+    steps; the gradient is that of the discretised solve, and it can be differentiated again.
 
-    Args:
-        func: vector field F(t, y) -> dy/dt.
-        y0: state at ``t[0]``, a tensor of any shape or a tuple of tensors.
-        t: output times, (T,), strictly increasing or strictly decreasing. A gradient to ``t`` is
-            that of torchdiffeq's interpolation, which on fixed grids and with bosh3 or dopri8 is
-            far from dΦ/dt; the adjoint's is F(t_i, z(t_i))ᵀ Φ_z.
-        rtol: relative tolerance.
-        atol: absolute tolerance.
-        method: any torchdiffeq method; None means ``"dopri5"``.
-        options: solver options. ``max_num_steps`` is 10 000 where not given.
-        event_fn: must be None.
-        nfe: counter to which evaluations are added.
-        engine: ``"auto"`` or ``"torchdiffeq"``, see :func:`snopt.odeint_adjoint`. Gradients to
-            ``t`` always take torchdiffeq.
-        memory: step sizes that one solve leaves for the next, or None.
-
-    Returns:
-        The solution at all times: like ``y0`` with a leading axis of length T.
+    A gradient to ``t`` always takes torchdiffeq. It is that of torchdiffeq's interpolation, which
+    on fixed grids and with bosh3 or dopri8 is far from dΦ/dt; the adjoint's is F(t_i, z(t_i))ᵀ Φ_z.
 
     Raises:
         SolverError: if the solve fails.
@@ -68,9 +52,8 @@ def odeint(
         raise ValueError(NO_EVENTS)
     solver = Solver(method, rtol, atol, options, engine)
     counter = NFE() if nfe is None else nfe
-    return solve_through(
-        Problem(Field(func, y0), solver, solver.curvature(), counter, memory), y0, t
-    )
+    problem = Problem(Field(func, y0), solver, solver.curvature(), counter, memory)
+    return solve_through(problem, y0, t)
 
 
 def solve_through(problem: Problem, y0: State, t: Tensor) -> State:

@@ -75,14 +75,15 @@ class Field:
         is_tuple: whether its state is a tuple.
         layout: parts of the state within a flat vector.
         dtype: of the state; None where its parts differ.
-
-    Raises:
-        TypeError: if the state is not of floating point, or of a wrong container type.
-        ValueError: if the state has no part or a part has no entry.
     """
 
     def __init__(self, func: Callable[..., Any], y0: State) -> None:
-        """Look up shapes and type of the state ``y0``."""
+        """Look up shapes and type of the state ``y0``.
+
+        Raises:
+            TypeError: if it is not of floating point, or of a wrong container type.
+            ValueError: if it has no part or a part has no entry.
+        """
         parts = (y0,) if isinstance(y0, Tensor) else y0
         _check_state(y0, parts)
         self.func = func
@@ -96,11 +97,7 @@ class Field:
         return tuple(parts) if self.is_tuple else parts[0]
 
     def at(self, t: float, parts: Sequence[Tensor]) -> list[Tensor]:
-        """Return F(t, z) by parts, in the dtype of the state, which is given by parts.
-
-        Raises:
-            ValueError: if the field's answer is not of the state's shape.
-        """
+        """Return F(t, z) by parts; raise ValueError if it is not of the state's shape."""
         first = parts[0]
         time = torch.full((), t, dtype=first.dtype, device=first.device)
         out = self.func(time, tuple(parts) if self.is_tuple else first)
@@ -167,11 +164,7 @@ def check_monotonic(times: Sequence[float]) -> None:
 
 
 def parameters_of(func: object, given: Iterable[Tensor] | None) -> list[Tensor]:
-    """Return the tensors to differentiate with respect to: those given, or the parameters of F.
-
-    Raises:
-        ValueError: if none are given and ``func`` is no module.
-    """
+    """Return the tensors to differentiate with respect to: those given, or the parameters of F."""
     if given is None:
         if not isinstance(func, nn.Module):
             raise ValueError(
@@ -182,11 +175,21 @@ def parameters_of(func: object, given: Iterable[Tensor] | None) -> list[Tensor]:
     return [p for p in given if p.requires_grad]
 
 
-def autocast_state(device_type: str) -> Callable[[], AbstractContextManager[Any]]:
-    """Return a context that brings back the present autocast state of a device type.
+def products(
+    outputs: Sequence[Tensor], inputs: Sequence[Any], adjoints: Sequence[Tensor]
+) -> Sequence[Tensor | None]:
+    """Return Jᵀ a by input, None where the outputs F do not depend on it."""
+    if not all(o.requires_grad for o in outputs):  # a constant part of the field has no graph
+        live = [i for i, o in enumerate(outputs) if o.requires_grad]
+        outputs, adjoints = [outputs[i] for i in live], [adjoints[i] for i in live]
+    if not outputs:
+        return [None] * len(inputs)
+    # retain_graph: a field may hold a graph made before the solve.
+    return torch.autograd.grad(outputs, inputs, adjoints, allow_unused=True, retain_graph=True)
 
-    For a backward pass that evaluates the field again.
-    """
+
+def autocast_state(device_type: str) -> Callable[[], AbstractContextManager[Any]]:
+    """Return a context for the backward pass that brings back the present autocast state."""
     return functools.partial(
         torch.autocast,
         device_type,
@@ -209,8 +212,7 @@ def rms_norm(layout: Layout) -> Callable[[Tensor], Tensor]:
         return lengths.max() / math.sqrt(size)
 
     def of_parts(e: Tensor) -> Tensor:
-        pieces = e.split_with_sizes(sizes)
-        return torch.stack([_rms(p) for p in pieces]).max()
+        return torch.stack([_rms(p) for p in e.split_with_sizes(sizes)]).max()
 
     if count == 1:
         return of_one

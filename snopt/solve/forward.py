@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from snopt.curvature.collector import inside_solve
-from snopt.solve.field import rms_norm
+from snopt.solve.field import parts_of, rms_norm
 from snopt.solve.runge_kutta import Step, Stepper, takes
 from snopt.solve.solver import Problem
 from snopt.solve.torchdiffeq import solve
@@ -17,20 +17,17 @@ from snopt.solve.torchdiffeq import solve
 def solve_forward(
     problem: Problem, parts: Sequence[Tensor], t: Tensor, *, differentiable: bool = False
 ) -> tuple[Tensor, ...]:
-    """Return the solution at all output times by part, each (T, …).
+    """Return the solution at all output times by part, each (T, …), from the parts at ``t[0]``.
 
-    Args:
-        problem: field and settings.
-        parts: state at ``t[0]`` by part.
-        t: output times, (T,).
-        differentiable: whether autograd is to record the steps. Gradients to ``t`` itself need
-            torchdiffeq, which then does the solve.
+    If it is ``differentiable``, autograd records the steps. Gradients to ``t`` itself need
+    torchdiffeq, which then does the solve.
 
     Raises:
         SolverError: if the solve fails.
     """
     field, solver = problem.field, problem.forward
-    if engine_takes(problem, t) and not (differentiable and t.requires_grad):
+    on_engine = t.numel() > 1 and takes(solver, field)
+    if on_engine and not (differentiable and t.requires_grad):
         times = t.detach().tolist()
         rows = [field.layout.flatten(parts)]
         cubic = solver.options.get("interp") == "cubic"
@@ -38,21 +35,7 @@ def solve_forward(
             for step, inside in forward_steps(problem, parts, times, differentiable=differentiable):
                 rows.extend(step.interpolate(times[i], cubic=cubic) for i in inside)
         return tuple(field.layout.split(torch.stack(rows)))
-    solution = solve(
-        field.func,
-        field.pack(parts),
-        t,
-        solver,
-        nfe=problem.nfe,
-        kind="forward",
-        callbacks=field.callbacks(),
-    )
-    return solution if isinstance(solution, tuple) else (solution,)
-
-
-def engine_takes(problem: Problem, t: Tensor) -> bool:
-    """Return whether the forward solve is one for the engine."""
-    return t.numel() > 1 and takes(problem.forward, problem.field)
+    return parts_of(solve(problem, "forward", field.func, field.pack(parts), t))
 
 
 def forward_steps(
@@ -64,35 +47,20 @@ def forward_steps(
 ) -> Iterator[tuple[Step, list[int]]]:
     """Yield every accepted step of a solve on the engine with the output times that lie in it.
 
-    To be run to its end inside :class:`snopt.curvature.collector.inside_solve`; arguments and
-    errors as of :func:`solve_forward`.
+    To be run to its end inside :class:`snopt.curvature.collector.inside_solve`.
     """
-    field, solver, memory = problem.field, problem.forward, problem.memory
-    layout = field.layout
+    field, solver, layout = problem.field, problem.forward, problem.field.layout
     y = layout.flatten(parts)
-    calls = 0
 
     def evaluate(_stage: int, t: float, y: Tensor) -> tuple[Sequence[Tensor], None]:
-        nonlocal calls
-        calls += 1
+        stepper.calls += 1
         problem.nfe.forward += 1
         return field.at(t, layout.split(y)), None
 
-    user_norm = solver.options.get("norm")
-    norm = rms_norm(layout)
+    norm, user_norm = rms_norm(layout), solver.options.get("norm")
     if user_norm is not None:
         norm = lambda e: user_norm(field.pack(layout.split(e)))  # noqa: E731
-    stepper = Stepper(
-        evaluate,
-        solver,
-        layout,
-        norm,
-        y,
-        kind="forward",
-        evaluations=lambda: calls,
-        first_step=None if memory is None else memory.recall("forward"),
-        differentiable=differentiable,
-    )
+    stepper = Stepper(problem, "forward", evaluate, layout, norm, y, differentiable=differentiable)
     # Without a step size the output times are the grid of a method without step-size control.
     grid_is_output_times = not stepper.tableau.adaptive and solver.options.get("step_size") is None
     ends = times[1:] if grid_is_output_times else times[-1:]
@@ -107,6 +75,6 @@ def forward_steps(
             yield step, inside
             y = step.y1
         start = end
-    if memory is not None:
-        memory.keep("forward", stepper.dt)
+    if problem.memory is not None:
+        problem.memory.keep("forward", stepper.dt)
     stepper.check_finite(y, times[-1])

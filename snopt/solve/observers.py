@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from snopt.curvature.collector import Collector, Recording, inside_solve
 from snopt.curvature.quadrature import Evaluations, Nodes, StepEnds
+from snopt.solve.field import parts_of
 
 if TYPE_CHECKING:
     from snopt.solve.runge_kutta import Step
@@ -33,31 +35,23 @@ class Observer:
         """Be told that the solve goes on from output time ``t1`` back to ``t0``."""
 
     def records(self, stage: int, *, counts: bool) -> Sequence[Collector]:
-        """Return who wants the uses of layers at a stage recorded.
-
-        Args:
-            stage: index of the stage.
-            counts: whether the gradient gets a product of this stage.
-        """
+        """Return who wants the uses of layers at a stage; it ``counts`` if Q_u takes a product."""
         return ()
 
     def on_step(self, step: Step, *, is_last: bool) -> None:
-        """Be told of an accepted step over the flat state (z, a).
+        """Be told of an accepted step over the flat state (z, a), maybe the last of its interval.
 
-        Args:
-            step: the step; ``step.kept`` has what was recorded at its stages.
-            is_last: whether it is the last one before an output time.
+        ``step.stages.kept`` has what was recorded at its stages.
         """
 
 
+@dataclass
 class AtNodes(Observer):
     """Nodes of quadrature rules, by dense output: the steps are those of a solve without nodes."""
 
-    def __init__(self, problem: Problem, collectors: Sequence[Collector]) -> None:
-        """Wait for the first interval."""
-        self.problem = problem
-        self.collectors = collectors
-        self._ahead: list[tuple[float, Takers]] = []
+    problem: Problem
+    collectors: Sequence[Collector]
+    _ahead: list[tuple[float, Takers]] = field(default_factory=list)
 
     def plan(self, t1: float, t0: float) -> list[tuple[float, Takers]]:
         """Return the nodes from ``t1`` to ``t0`` in order, each with its takers and weights."""
@@ -76,7 +70,7 @@ class AtNodes(Observer):
         """Collect at the nodes that lie in this step."""
         sign, layout = (1.0 if step.t1 > step.t0 else -1.0), self.problem.field.layout.twice()
         # On a grid the last step's interpolant needs an evaluation that the solve does not.
-        extra = is_last and not step.tableau.adaptive
+        extra = is_last and not step.stages.tableau.adaptive
         found = False
         while self._ahead and sign * (self._ahead[0][0] - step.t1) <= 0:
             node, takers = self._ahead.pop(0)
@@ -124,11 +118,11 @@ class AtStepEnds(Observer):
         half = abs(step.t1 - step.t0) / 2
         weight, self._owed = self._owed + half, half
         if self._starts_on_a_stage:
-            step.kept[0].give(dict.fromkeys(self.collectors, weight))
+            step.stages.kept[0].give(dict.fromkeys(self.collectors, weight))
         else:
             self._collect(step.t0, step.y0, weight)
         if is_last and self._ends_on_a_stage:
-            step.kept[-1].give(dict.fromkeys(self.collectors, half))
+            step.stages.kept[-1].give(dict.fromkeys(self.collectors, half))
         elif is_last:
             self._collect(step.t1, step.y1, half)
 
@@ -137,16 +131,15 @@ class AtStepEnds(Observer):
         _collect(self.problem, _time(t, y), parts, [(c, weight) for c in self.collectors])
 
 
+@dataclass
 class AtStages(Observer):
-    """The stages that the gradient is made of, each a use of its own.
+    """The stages that the gradient is made of, each a use by itself.
 
     Stage i of a step dt has the weight dt b_i in the sum that is Q_u, so that dt b_i (∂F/∂h)ᵀ a is
     the gradient at its output.
     """
 
-    def __init__(self, collectors: Sequence[Collector]) -> None:
-        """Keep who wants them."""
-        self.collectors = collectors
+    collectors: Sequence[Collector]
 
     def records(self, stage: int, *, counts: bool) -> Sequence[Collector]:
         """Return all of them for a stage that counts."""
@@ -155,7 +148,7 @@ class AtStages(Observer):
     def on_step(self, step: Step, *, is_last: bool) -> None:
         """Give the recorded uses with the weight that their stage has in the gradient."""
         dt = step.t0 - step.t1  # the solve runs from the end of the path to its start
-        for weight, recording in zip(step.tableau.b, step.kept, strict=True):
+        for weight, recording in zip(step.stages.tableau.b, step.stages.kept, strict=True):
             if weight != 0:
                 recording.give(dict.fromkeys(self.collectors, 1.0), scale=dt * weight)
 
@@ -164,17 +157,13 @@ def observers_on_engine(
     problem: Problem, collectors: Sequence[Collector], tableau: Tableau
 ) -> list[Observer]:
     """Return the observers that collectors need, none without collectors."""
-    at: dict[str, list[Collector]] = {}
-    for collector in collectors:
-        at.setdefault(collector.looks_at, []).append(collector)
-    found: list[Observer] = []
-    if "nodes" in at:
-        found.append(AtNodes(problem, at["nodes"]))
-    if "step ends" in at:
-        found.append(AtStepEnds(problem, at["step ends"], tableau))
-    if "evaluations" in at:
-        found.append(AtStages(at["evaluations"]))
-    return found
+    kinds: dict[str, Callable[[list[Collector]], Observer]] = {
+        "nodes": lambda found: AtNodes(problem, found),
+        "step ends": lambda found: AtStepEnds(problem, found, tableau),
+        "evaluations": AtStages,
+    }
+    at = {kind: [c for c in collectors if c.looks_at == kind] for kind in kinds}
+    return [make(at[kind]) for kind, make in kinds.items() if at[kind]]
 
 
 def observer_on_torchdiffeq(problem: Problem, collectors: Sequence[Collector]) -> AtNodes | None:
@@ -198,32 +187,23 @@ def _collect(problem: Problem, t: Tensor, parts: Sequence[Tensor], takers: Taker
 
     g_ℓ = (∂F/∂h_ℓ)ᵀ a is the total derivative at the layer's output (for a continuous normalizing
     flow: trace included), taken with respect to the node of the graph at which the layer produced
-    it, so that in-place activations behind it do no harm.
-
-    Args:
-        problem: the solve; the evaluation is counted as one for the curvature.
-        t: time, a scalar tensor.
-        parts: z and a, part by part.
-        takers: collectors with the weight of this point.
+    it, so that in-place activations behind it do no harm. ``parts`` are those of z, then of a.
     """
     problem.nfe.curvature += 1
-    field, n = problem.field, len(parts) // 2
+    func, n = problem.field.func, len(parts) // 2
     recording = Recording([collector for collector, _ in takers])
-    trace = leaves_no_trace(field.func, parts[0].device)
+    trace = leaves_no_trace(func, parts[0].device)
     with torch.enable_grad(), trace, inside_solve(recording):
         z = tuple(part.detach().requires_grad_(True) for part in parts[:n])
-        out = field.func(t, field.pack(z))
-        outputs = tuple(out) if field.is_tuple else (out,)
+        outputs = parts_of(func(t, problem.field.pack(z)))
         pairs = [(o, adj) for o, adj in zip(outputs, parts[n:], strict=True) if o.requires_grad]
         if not recording.uses or not pairs:
             return
+        reached, adjoints = zip(*pairs, strict=True)
         recording.gradients = torch.autograd.grad(
-            [o for o, _ in pairs],
-            recording.edges,
-            [adj for _, adj in pairs],
-            allow_unused=True,
+            reached, recording.edges, adjoints, allow_unused=True
         )
-        del out, outputs, pairs  # before the factors need room of their own
+        del outputs, pairs, reached  # before the factors need room of their own
     recording.give(dict(takers))
 
 

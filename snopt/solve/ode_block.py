@@ -40,7 +40,7 @@ class ODEBlock(nn.Module):
         rtol: relative tolerance.
         atol: absolute tolerance.
         options: solver options.
-        adjoint_rtol: see :func:`snopt.odeint_adjoint`; only with ``gradient="adjoint"``.
+        adjoint_rtol: only with ``gradient="adjoint"``, see :func:`snopt.odeint_adjoint`.
         adjoint_atol: likewise.
         adjoint_method: likewise.
         adjoint_options: likewise.
@@ -124,7 +124,7 @@ class ODEBlock(nn.Module):
     def integrate(
         self, func: nn.Module, y0: State, t: Sequence[float] | Tensor | None = None
     ) -> Any:
-        """Integrate a field other than the block's own with its settings, times and counter.
+        """Integrate another field with the block's settings, times and counter.
 
         For a field that is made anew for each solve, such as one with frozen noise; the backward
         pass keeps it. Other arguments, result and errors are those of a call of the block.
@@ -149,29 +149,20 @@ class ODEBlock(nn.Module):
         return solution[-1].to(half or solution.dtype, copy=True)
 
     def velocity(self, t: float, y: State) -> State:
-        """Return F(t, y): one evaluation, without a graph and without a trace.
+        """Return F(t, y), like ``y`` and at least in float32, without a graph and without a trace.
 
         It is counted as one of ``nfe.curvature``. Random generators and running statistics of the
         field are afterwards what they were; layers that an optimizer watches do not see it.
-
-        Args:
-            t: time.
-            y: state, a tensor or a tuple of tensors.
-
-        Returns:
-            dy/dt, like ``y`` and at least in float32.
         """
         parts = tuple(map(at_least_float32, parts_of(y)))
-        device, dtype = parts[0].device, parts[0].dtype
-        func, _ = _on_full_precision(self.func, device.type)
-        with torch.no_grad(), leaves_no_trace(self.func, device), inside_solve():
+        first = parts[0]
+        func, _ = _on_full_precision(self.func, first.device.type)
+        with torch.no_grad(), leaves_no_trace(self.func, first.device), inside_solve():
             self.nfe.add("curvature")
-            time = torch.full((), t, dtype=dtype, device=device)
-            out = func(time, parts if isinstance(y, tuple) else parts[0])
-        if isinstance(y, tuple):
-            return tuple(o.to(part.dtype) for o, part in zip(out, parts, strict=True))
-        answer: Tensor = out.to(dtype)
-        return answer
+            time = torch.full((), t, dtype=first.dtype, device=first.device)
+            out = func(time, parts if isinstance(y, tuple) else first)
+        rates = [o.to(part.dtype) for o, part in zip(parts_of(out), parts, strict=True)]
+        return tuple(rates) if isinstance(y, tuple) else rates[0]
 
     def extra_repr(self) -> str:
         """Return times, gradient mode and solver for ``print(block)``."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from snopt.errors import NON_FINITE, SolverError, too_many_steps, why_stuck
 from snopt.solve.field import Field, Layout
-from snopt.solve.solver import CONTROL_OPTIONS, GRID_OPTIONS, Solver
+from snopt.solve.solver import CONTROL_OPTIONS, GRID_OPTIONS, Problem, Solver
 from snopt.solve.tableau import TABLEAUX, Tableau
 
 # (stage, t, y) -> derivative by parts, and what the caller wants to keep of that stage. The stage
@@ -29,11 +29,7 @@ Derivative: TypeAlias = "Callable[[int, float, Tensor], tuple[Sequence[Part], An
 
 
 def knows(solver: Solver) -> bool:
-    """Return whether the engine has a method with all of its options.
-
-    It has the methods of :mod:`snopt.solve.tableau` with the options of step-size control and of
-    fixed grids.
-    """
+    """Return whether the engine has a method (one of ``TABLEAUX``) with all of its options."""
     tableau = TABLEAUX.get(solver.method)
     if tableau is None or solver.engine != "auto":
         return False
@@ -44,8 +40,7 @@ def knows(solver: Solver) -> bool:
 def takes(solver: Solver, field: Field) -> bool:
     """Return whether the engine can do a solve exactly as asked; torchdiffeq does the others.
 
-    Beside a method that it knows, it needs a state of one dtype, float32 or float64, and a field
-    without callbacks.
+    It needs a state of one dtype, float32 or float64, and a field without callbacks.
     """
     return (
         knows(solver)
@@ -60,15 +55,13 @@ class Control:
     """Step-size control of an adaptive method; the defaults are torchdiffeq's.
 
     Attributes:
-        rtol: relative tolerance, a number or one for each entry of the state.
-        atol: absolute tolerance, a scalar tensor or one for each entry.
+        rtol: a number, or one for each entry of the state.
+        atol: a scalar tensor, or one for each entry.
         norm: maps the error in units of the tolerance, (n,), to a scalar.
         safety: factor on the step that the error estimate would just allow.
         ifactor: largest growth of a step.
         dfactor: largest reduction after a rejected step.
         min_step: below it every step is accepted.
-        max_step: longest step.
-        max_num_steps: steps, accepted and rejected, after which the solve is given up.
     """
 
     rtol: float | Tensor
@@ -125,8 +118,7 @@ class Step:
         t1: its end, beyond or before ``t0``.
         y0: state at ``t0``, (n,).
         y1: state at ``t1``, (n,).
-        stages: derivatives at the stages; valid until the next step is asked for.
-        kept: what the field returned for each stage.
+        stages: valid until the next step is asked for.
         end_derivative: returns F at the end; on a grid that takes the next step's first stage.
     """
 
@@ -135,8 +127,6 @@ class Step:
     y0: Tensor
     y1: Tensor
     stages: Stages
-    kept: list[Any]
-    tableau: Tableau
     end_derivative: Callable[[], Tensor]
 
     def interpolate(self, t: float, *, cubic: bool = True) -> Tensor:
@@ -149,11 +139,12 @@ class Step:
         x = (t - self.t0) / dt
         if t == self.t1:
             return self.y1
-        if self.tableau.adaptive:
+        tableau = self.stages.tableau
+        if tableau.adaptive:
             middle = x * x * (16 + x * (-32 + x * 16))
             first = x * (1 + x * (-4 + x * (5 - x * 2)))
             last = x * x * (1 + x * (-3 + x * 2))
-            weights = [middle * m for m in self.tableau.mid]
+            weights = [middle * m for m in tableau.mid]
             weights[0] += first
             weights[-1] += last
             end = x * x * (-5 + x * (14 - x * 8))
@@ -172,15 +163,17 @@ class Stepper:
     """Steps of one solve; consecutive intervals continue with the step size of the last.
 
     Args:
+        problem: the solve.
+        kind: ``"forward"`` or ``"backward"``: which of the problem's solvers to use.
         derivative: the vector field (see :data:`Derivative`).
-        solver: method, tolerances, options.
         layout: parts of the state.
         norm: maps an error in units of the tolerance, (n,), to a scalar.
         like: a tensor of the state's dtype and device.
-        kind: ``"forward"`` or ``"backward"``, for errors.
-        evaluations: returns the evaluations so far, for errors.
-        first_step: step size to start with, positive; None means Hairer's choice.
         differentiable: whether autograd is to record the steps (never their size).
+
+    Attributes:
+        dt: the next step, positive; None means Hairer's choice.
+        calls: evaluations so far, for errors; ``derivative`` counts them.
 
     Raises:
         SolverError: from the steps, if the solve fails.
@@ -188,41 +181,32 @@ class Stepper:
 
     def __init__(
         self,
+        problem: Problem,
+        kind: str,
         derivative: Derivative,
-        solver: Solver,
         layout: Layout,
         norm: Callable[[Tensor], Tensor],
         like: Tensor,
         *,
-        kind: str,
-        evaluations: Callable[[], int],
-        first_step: float | None = None,
         differentiable: bool = False,
     ) -> None:
         """Keep the settings; nothing is evaluated yet."""
-        self.derivative = derivative
-        self.solver = solver
-        self.tableau = TABLEAUX[solver.method]
-        self.control = Control.of(solver, layout, norm, like)
+        self.solver: Solver = getattr(problem, kind)
         self.kind = kind
-        self.evaluations = evaluations
-        given = solver.options.get("first_step")
-        self.dt = first_step if given is None else float(given)
-        self.count = 0
+        self.derivative = derivative
+        self.tableau = TABLEAUX[self.solver.method]
+        self.control = Control.of(self.solver, layout, norm, like)
         self.differentiable = differentiable
+        self.dt: float | None = self.solver.options.get("first_step")
+        if self.dt is not None:
+            self.dt = float(self.dt)
+        elif problem.memory is not None:
+            self.dt = problem.memory.recall(kind)
+        self.steps_taken = self.calls = 0
 
     def failure(self, reason: str, advice: str, t: float, dt: float = math.nan) -> SolverError:
         """Return the error of this solve, stopped at ``t`` on a step of ``dt``."""
-        return SolverError(
-            reason,
-            t=t,
-            dt=dt,
-            rtol=self.solver.rtol,
-            atol=self.solver.atol,
-            nfe=self.evaluations(),
-            direction=self.kind,
-            advice=advice,
-        )
+        return self.solver.failure(self.kind, reason, advice, t=t, dt=dt, nfe=self.calls)
 
     def steps(self, y: Tensor, t0: float, t1: float) -> Iterator[Step]:
         """Yield the accepted steps from ``y`` at ``t0`` to exactly ``t1``."""
@@ -236,10 +220,9 @@ class Stepper:
             raise self.failure(*NON_FINITE, t)
 
     def _adaptive(self, y: Tensor, t0: float, t1: float) -> Iterator[Step]:
-        control, tableau = self.control, self.tableau
+        control = self.control
         stages = stages_like(y, self.tableau, differentiable=self.differentiable)
-        kept: list[Any] = [None] * tableau.stages
-        stages[0], kept[0] = self.derivative(0, t0, y)
+        stages[0], stages.kept[0] = self.derivative(0, t0, y)
         sign = 1.0 if t1 > t0 else -1.0
         scale = control.scale(y)
         if self.dt is None:
@@ -253,14 +236,13 @@ class Stepper:
             dt = remaining if last else proposed
             end = t1 if last else t + sign * dt
             if end == t or not dt > 1e-16 * abs(t1 - t0):
-                why = why_stuck(
-                    state_finite=_is_finite(y.detach()), field_finite=math.isfinite(ratio)
-                )
+                finite = _is_finite(y.detach())
+                why = why_stuck(state_finite=finite, field_finite=math.isfinite(ratio))
                 raise self.failure(*why, t, dt)
-            if self.count >= control.max_num_steps:
+            if self.steps_taken >= control.max_num_steps:
                 raise self.failure(*too_many_steps(control.max_num_steps), t, dt)
-            self.count += 1
-            y1 = take_step(self.derivative, tableau, y, t, end, stages, kept)
+            self.steps_taken += 1
+            y1 = stages.advance(self.derivative, y, t, end)
             scale1 = control.scale(y1)
             # The scale of the larger state, entry by entry, is the larger of the two scales.
             ratio = float(control.norm(stages.error(y, dt).div_(torch.maximum(scale, scale1))))
@@ -269,19 +251,17 @@ class Stepper:
             # A step cut short by the end says nothing against the length proposed before.
             self.dt = max(grown, proposed) if last and accepted else grown
             if accepted:
-                yield Step(t, end, y, y1, stages, kept, tableau, lambda: stages[-1])
+                yield Step(t, end, y, y1, stages, lambda: stages[-1])
                 t, y, scale = end, y1, scale1
                 if not last:
                     stages.hand_on()
-                    kept[0] = kept[-1]
 
     def _grid(self, y: Tensor, grid: Sequence[float]) -> Iterator[Step]:
         stages = stages_like(y, self.tableau, differentiable=self.differentiable)
-        kept: list[Any] = [None] * self.tableau.stages
         ahead: list[Any] = []  # first stage at the current point, where a step before took it
         for t0, t1 in itertools.pairwise(grid):
-            stages[0], kept[0] = ahead or self.derivative(0, t0, y)
-            y1 = take_step(self.derivative, self.tableau, y, t0, t1, stages, kept)
+            stages[0], stages.kept[0] = ahead or self.derivative(0, t0, y)
+            y1 = stages.advance(self.derivative, y, t0, t1)
             ahead = []
 
             def end_derivative(t1: float = t1, y1: Tensor = y1, ahead: list[Any] = ahead) -> Tensor:
@@ -289,7 +269,7 @@ class Stepper:
                     ahead.extend(self.derivative(0, t1, y1))
                 return join(ahead[0])
 
-            yield Step(t0, t1, y, y1, stages, kept, self.tableau, end_derivative)
+            yield Step(t0, t1, y, y1, stages, end_derivative)
             y = y1
 
     def _factor(self, ratio: float) -> float:
@@ -319,24 +299,6 @@ class Stepper:
         return min(100 * h0, h1)
 
 
-def take_step(
-    derivative: Derivative,
-    tableau: Tableau,
-    y: Tensor,
-    t0: float,
-    t1: float,
-    stages: Stages,
-    kept: list[Any],
-) -> Tensor:
-    """Evaluate all stages but the first, which must be there, and return the state at ``t1``."""
-    dt, at = t1 - t0, y
-    for i, c in enumerate(tableau.c):
-        if i > 0:
-            at = stages.place(i, y, dt)
-            stages[i], kept[i] = derivative(i, t1 if c == 1 else t0 + c * dt, at)
-    return at if tableau.ends_on_a_stage else stages.result(y, dt)
-
-
 def grid_between(t0: float, t1: float, step: Any) -> list[float]:
     """Return the grid from ``t0`` to ``t1``: steps of this length, the last one shorter."""
     if step is None:
@@ -347,8 +309,7 @@ def grid_between(t0: float, t1: float, step: Any) -> list[float]:
 
 
 def _is_finite(y: Tensor) -> bool:
-    """Return whether all entries are finite: one pass, since extremes carry NaN and infinity."""
-    low, high = torch.aminmax(y)
+    low, high = torch.aminmax(y)  # one pass: extremes carry NaN and infinity
     return math.isfinite(float(low)) and math.isfinite(float(high))
 
 
@@ -372,14 +333,20 @@ class Stages:
 
     They lie one below the other in a (stages, n) buffer, so that a combination of them is a single
     matrix-vector product over contiguous memory.
+
+    Attributes:
+        tableau: the method.
+        kept: what the field returned beside each derivative.
     """
 
     def __init__(self, y: Tensor, tableau: Tableau) -> None:
         """Make room for the stages of a method at a state like ``y``, (n,)."""
+        self.tableau = tableau
+        self.kept: list[Any] = [None] * tableau.stages
         self._K = y.new_empty(tableau.stages, y.numel())
         # Views and weights are made once: small solves are otherwise spent on making them.
         self._first = [self._K[:count].T for count in range(tableau.stages + 1)]
-        self._weights = _weights(tableau.name, y.dtype, y.device)
+        self._a, self._b, self._error = _weights(tableau.name, y.dtype, y.device)
         self._places: list[tuple[Tensor, ...]] = []
 
     def __setitem__(self, i: int, parts: Sequence[Part]) -> None:
@@ -399,18 +366,27 @@ class Stages:
         """Return stage ``i``, (n,)."""
         return self._K[i]
 
+    def advance(self, derivative: Derivative, y: Tensor, t0: float, t1: float) -> Tensor:
+        """Take all stages but the first, which must be there; return the state at ``t1``."""
+        dt, at = t1 - t0, y
+        for i, c in enumerate(self.tableau.c):
+            if i > 0:
+                at = self.place(i, y, dt)
+                self[i], self.kept[i] = derivative(i, t1 if c == 1 else t0 + c * dt, at)
+        return at if self.tableau.ends_on_a_stage else self.result(y, dt)
+
     def place(self, i: int, y: Tensor, dt: float) -> Tensor:
         """Return the state at which stage ``i`` is taken, ``y + dt Σ_j a[i][j] k_j``."""
-        return torch.addmv(y, self._first[i], self._weights.a[i], alpha=dt)
+        return torch.addmv(y, self._first[i], self._a[i], alpha=dt)
 
     def result(self, y: Tensor, dt: float) -> Tensor:
         """Return the step's result, ``y + dt Σ_j b[j] k_j``."""
-        return torch.addmv(y, self._first[-1], self._weights.b, alpha=dt)
+        return torch.addmv(y, self._first[-1], self._b, alpha=dt)
 
     def error(self, y: Tensor, dt: float) -> Tensor:
         """Return the error estimate ``dt Σ_j error[j] k_j``, a new tensor without a graph."""
         # beta=0: y lends its size alone; dt within the product saves a pass.
-        return torch.addmv(y, self._first[-1], self._weights.error, beta=0, alpha=dt)
+        return torch.addmv(y, self._first[-1], self._error, beta=0, alpha=dt)
 
     def combine(self, y: Tensor, weights: Sequence[float], dt: float) -> Tensor:
         """Return ``y + dt Σ_j weights[j] k_j`` for weights of the caller's."""
@@ -420,30 +396,32 @@ class Stages:
     def hand_on(self) -> None:
         """Make the last stage the first one of the next step."""
         self._K[0].copy_(self._K[-1])
+        self.kept[0] = self.kept[-1]
 
 
 class _RecordedStages(Stages):
     """Stages as separate tensors with their graph, combined by a chain of additions."""
 
     def __init__(self, tableau: Tableau) -> None:
-        self._tableau = tableau
+        self.tableau = tableau
+        self.kept = [None] * tableau.stages
         self._k: dict[int, Tensor] = {}
 
     def __setitem__(self, i: int, parts: Sequence[Part]) -> None:
         self._k[i] = join(parts)
 
     def __getitem__(self, i: int) -> Tensor:
-        return self._k[i % self._tableau.stages]
+        return self._k[i % self.tableau.stages]
 
     def place(self, i: int, y: Tensor, dt: float) -> Tensor:
-        return self.combine(y, self._tableau.a[i], dt)
+        return self.combine(y, self.tableau.a[i], dt)
 
     def result(self, y: Tensor, dt: float) -> Tensor:
-        return self.combine(y, self._tableau.b, dt)
+        return self.combine(y, self.tableau.b, dt)
 
     def error(self, y: Tensor, dt: float) -> Tensor:
         with torch.no_grad():
-            return self.combine(torch.zeros_like(y), self._tableau.error, dt)
+            return self.combine(torch.zeros_like(y), self.tableau.error, dt)
 
     def combine(self, y: Tensor, weights: Sequence[float], dt: float) -> Tensor:
         for j, weight in enumerate(weights):
@@ -460,19 +438,14 @@ def stages_like(y: Tensor, tableau: Tableau, *, differentiable: bool) -> Stages:
     return _RecordedStages(tableau) if differentiable else Stages(y, tableau)
 
 
-class _Weights(NamedTuple):
-    """A tableau's weights as tensors."""
-
-    a: list[Tensor]
-    b: Tensor
-    error: Tensor
-
-
 @functools.lru_cache(maxsize=64)
-def _weights(method: str, dtype: torch.dtype, device: torch.device) -> _Weights:
+def _weights(
+    method: str, dtype: torch.dtype, device: torch.device
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Return a method's ``a``, ``b`` and ``error`` as tensors."""
     tableau = TABLEAUX[method]
     *a, b, error = (
         torch.tensor(row, dtype=dtype, device=device)
         for row in (*tableau.a, tableau.b, tableau.error)
     )
-    return _Weights(a, b, error)
+    return a, b, error

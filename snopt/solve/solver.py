@@ -10,55 +10,33 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from torch import Tensor, nn
 
+from snopt.errors import SolverError
+
 if TYPE_CHECKING:
     from snopt.solve.field import Field
 
 ADAPTIVE = frozenset({"dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"})
 
-FIXED_GRID = frozenset(
-    {
-        "euler",
-        "midpoint",
-        "heun2",
-        "heun3",
-        "rk4",
-        "explicit_adams",
-        "implicit_adams",
-        "fixed_adams",
-    }
-)
+_ADAMS = frozenset({"explicit_adams", "implicit_adams", "fixed_adams"})
+
+FIXED_GRID = _ADAMS | {"euler", "midpoint", "heun2", "heun3", "rk4"}
 
 METHODS = ADAPTIVE | FIXED_GRID | {"scipy_solver"}
-
-DEFAULT_METHOD = "dopri5"
 
 ENGINES = ("auto", "torchdiffeq")
 
 # torchdiffeq's own limit is 2³¹ - 1: a field that turned stiff would run for days.
 DEFAULT_MAX_NUM_STEPS = 10_000
 
-# Options of step-size control and of fixed grids that both engines know ...
-CONTROL_OPTIONS = frozenset(
-    {
-        "norm",
-        "first_step",
-        "min_step",
-        "max_step",
-        "safety",
-        "ifactor",
-        "dfactor",
-        "max_num_steps",
-    }
-)
+# Options of step-size control and of fixed grids that both engines know; the others are
+# torchdiffeq's alone (:func:`_check_options`).
+_COMMON = frozenset({"norm", "max_num_steps"})
 
-GRID_OPTIONS = frozenset({"step_size", "interp", "norm", "max_num_steps"})
+CONTROL_OPTIONS = _COMMON | {"first_step", "min_step", "max_step", "safety", "ifactor", "dfactor"}
 
-# ... and those that torchdiffeq alone knows.
-_ADAMS = frozenset({"max_order", "max_iters", "implicit"})
+GRID_OPTIONS = _COMMON | {"step_size", "interp"}
 
 _SCIPYS = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
-
-_SCIPY = frozenset({"solver", "min_step", "max_step", "norm", "max_num_steps"})
 
 
 @dataclass(init=False)
@@ -95,7 +73,7 @@ class Solver:
             ValueError: if method or engine is unknown, a tolerance is none, or an option is not one
                 of the method's.
         """
-        self.method = DEFAULT_METHOD if method is None else method
+        self.method = "dopri5" if method is None else method
         self.rtol, self.atol = rtol, atol
         self.options = dict(options or {})
         self.engine = engine
@@ -111,6 +89,28 @@ class Solver:
     def max_num_steps(self) -> int:
         """Steps, accepted and rejected, after which a solve is given up."""
         return int(self.options.get("max_num_steps", DEFAULT_MAX_NUM_STEPS))
+
+    def failure(
+        self,
+        kind: str,
+        reason: str,
+        advice: str = "",
+        *,
+        t: float | None,
+        dt: float | None,
+        nfe: int,
+    ) -> SolverError:
+        """Return the error of a ``kind`` of solve that stopped at ``t`` on a step of ``dt``."""
+        return SolverError(
+            reason,
+            t=t,
+            dt=dt,
+            rtol=self.rtol,
+            atol=self.atol,
+            nfe=nfe,
+            direction=kind,
+            advice=advice,
+        )
 
     def adjoint(
         self,
@@ -189,10 +189,11 @@ class StepMemory(nn.Module):
         sizes: buffer, (2,): forward and backward step, NaN where a solve is to choose anew.
     """
 
+    sizes: Tensor
+
     def __init__(self) -> None:
         """Remember nothing yet."""
         super().__init__()
-        self.sizes: Tensor
         self.register_buffer("sizes", torch.full((2,), math.nan, dtype=torch.float64))
 
     def recall(self, kind: str) -> float | None:
@@ -249,10 +250,10 @@ def _check_options(method: str, options: Mapping[str, Any], name: str) -> None:
         known = CONTROL_OPTIONS | {"step_t", "jump_t", "dtype"}
     elif method in FIXED_GRID:
         known = GRID_OPTIONS | {"grid_constructor", "perturb"}
-        known |= _ADAMS if method.endswith("adams") else frozenset()
-        known -= {"implicit"} if method == "explicit_adams" else frozenset()
+        known |= {"max_order", "max_iters"} if method in _ADAMS else set()
+        known |= {"implicit"} if method in _ADAMS - {"explicit_adams"} else set()
     else:
-        known = _SCIPY
+        known = _COMMON | {"solver", "min_step", "max_step"}
     for option in options:
         if option not in known:
             raise ValueError(

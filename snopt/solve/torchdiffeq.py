@@ -5,7 +5,8 @@ Input is checked, evaluations are counted, and a failure is a :class:`SolverErro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from snopt.curvature.collector import inside_solve
 from snopt.errors import NON_FINITE, SolverError, too_many_steps, why_stuck
-from snopt.solve.field import State, adjoint_norm, parts_of
-from snopt.solve.solver import ADAPTIVE, FIXED_GRID, NFE, Problem, Solver
+from snopt.solve.field import State, adjoint_norm, parts_of, products
+from snopt.solve.solver import ADAPTIVE, FIXED_GRID, Problem, Solver
 
 if TYPE_CHECKING:
     from snopt.solve.observers import AtNodes
@@ -24,27 +25,20 @@ if TYPE_CHECKING:
 class _Watched:
     """The vector field as a solver sees it: counts, watches the steps, passes callbacks on."""
 
-    def __init__(
-        self,
-        func: Callable[..., Any],
-        solver: Solver,
-        nfe: NFE,
-        kind: str,
-        callbacks: Mapping[str, Callable[..., Any]],
-    ) -> None:
+    def __init__(self, problem: Problem, kind: str, func: Callable[..., Any]) -> None:
         self.func = func
-        self.solver = solver
-        self.nfe = nfe
+        self.solver: Solver = getattr(problem, kind)
+        self.nfe = problem.nfe
         self.kind = kind
-        self.calls = 0
-        self.steps = 0
+        self.calls = self.steps = 0
         self.t: float | None = None
         self.dt: float | None = None
         self.own_error: BaseException | None = None
+        callbacks = problem.field.callbacks(adjoint=kind == "backward")
         self._user_step = callbacks.get("callback_step")
         for name, callback in callbacks.items():
             setattr(self, name, callback)
-        if solver.method != "scipy_solver":  # it knows no callbacks and says so at every solve
+        if self.solver.method != "scipy_solver":  # it knows no callbacks and says so at every solve
             self.callback_step = self._step
 
     def __call__(self, t: Tensor, y: State) -> Any:
@@ -73,37 +67,20 @@ class _Watched:
 
     def failure(self, reason: str, advice: str = "") -> SolverError:
         """Return the error that says where this solve stands."""
-        return SolverError(
-            reason,
-            t=self.t,
-            dt=self.dt,
-            rtol=self.solver.rtol,
-            atol=self.solver.atol,
-            nfe=self.calls,
-            direction=self.kind,
-            advice=advice,
-        )
+        return self.solver.failure(self.kind, reason, advice, t=self.t, dt=self.dt, nfe=self.calls)
 
 
-def solve(
-    func: Callable[..., Any],
-    y0: State,
-    t: Tensor,
-    solver: Solver,
-    *,
-    nfe: NFE,
-    kind: str,
-    callbacks: Mapping[str, Callable[..., Any]],
-) -> State:
+def solve(problem: Problem, kind: str, func: Callable[..., Any], y0: State, t: Tensor) -> State:
     """Integrate ``dy/dt = func(t, y)`` with ``torchdiffeq.odeint``; return the state at all times.
 
-    Evaluations are added to the count ``kind`` of ``nfe``.
+    The ``kind`` of solve, ``"forward"`` or ``"backward"``, says which of the problem's solvers,
+    counts and callbacks it is.
 
     Raises:
-        SolverError: if the step underflows, the state is not finite, or the solve takes more than
-            ``max_num_steps`` steps.
+        SolverError: if the solve fails.
     """
-    watched = _Watched(func, solver, nfe, kind, callbacks)
+    watched = _Watched(problem, kind, func)
+    solver = watched.solver
     # The watcher counts the steps of the whole solve; torchdiffeq would for each output time.
     options = {k: v for k, v in solver.options.items() if k != "max_num_steps"}
     try:
@@ -138,9 +115,8 @@ def backward_on_torchdiffeq(
 ) -> tuple[list[Tensor], Tensor | None, list[Tensor]]:
     """Integrate (z, a, Q_u) as one state; see :func:`snopt.solve.backward.integrate_backward`.
 
-    The observer's nodes are extra output times of the same solve. Output times are dense output:
-    they change neither its steps nor its result, so the gradient with collection is the gradient
-    without, bit for bit.
+    The observer's nodes are extra output times. They are dense output and change neither steps nor
+    result: the gradient with collection is the gradient without, bit for bit.
     """
     n = len(solution)
     dynamics = _augmented_dynamics(problem, n, params, t_requires_grad)
@@ -156,15 +132,8 @@ def backward_on_torchdiffeq(
         plan = [] if observer is None else observer.plan(times[i], times[i - 1])
         grid = _output_times(t, i, [node for node, _ in plan])
         z = [s[i] for s in solution]
-        aug = solve(
-            dynamics,
-            (vjp_t, *z, *a, *Q_u),
-            grid,
-            _backward_solver(problem, extra_outputs=bool(plan)),
-            nfe=problem.nfe,
-            kind="backward",
-            callbacks=problem.field.callbacks(adjoint=True),
-        )
+        stable = replace(problem, backward=_backward_solver(problem, extra_outputs=bool(plan)))
+        aug = solve(stable, "backward", dynamics, (vjp_t, *z, *a, *Q_u), grid)
         if observer is not None:
             for k, (_, takers) in enumerate(plan, start=1):
                 observer.on_node(grid[k], [part[k] for part in aug[1 : 1 + 2 * n]], takers)
@@ -194,19 +163,9 @@ def _augmented_dynamics(
             z = tuple(part.detach().requires_grad_(True) for part in z)
             outputs = parts_of(field.func(t, field.pack(z)))
             inputs = [*([t] if t_requires_grad else []), *z, *params]
-            pairs = [(o, -adj) for o, adj in zip(outputs, a, strict=True) if o.requires_grad]
-            products: Sequence[Tensor | None] = [None] * len(inputs)
-            if pairs:
-                # retain_graph: a field may hold a graph made before the solve.
-                products = torch.autograd.grad(
-                    [o for o, _ in pairs],
-                    inputs,
-                    [adj for _, adj in pairs],
-                    allow_unused=True,
-                    retain_graph=True,
-                )
+            found = products(outputs, inputs, [-adj for adj in a])
         filled = [
-            torch.zeros_like(x) if p is None else p for x, p in zip(inputs, products, strict=True)
+            torch.zeros_like(x) if p is None else p for x, p in zip(inputs, found, strict=True)
         ]
         if not t_requires_grad:
             filled = [torch.zeros_like(state[0]), *filled]
@@ -246,8 +205,7 @@ def _output_times(t: Tensor, i: int, nodes: list[float]) -> Tensor:
 def _interpolation_cost(problem: Problem, nodes: int) -> int:
     """Return the evaluations that the backward solve spends on interpolating at the nodes.
 
-    Adaptive methods have dense output for nothing; a fixed grid's cubic (see
-    :func:`_backward_solver`) costs one evaluation for each output time.
+    Adaptive methods have dense output for nothing; a fixed grid's cubic costs one for each.
     """
     if problem.backward.method not in FIXED_GRID or nodes == 0:
         return 0

@@ -1,12 +1,11 @@
 """A vector field as the second-order adjoints see it: flat states, many products at a time.
 
 The state becomes one vector z, (n,), its parts one after the other, and the parameters one vector
-θ, (m,), in the order of ``func.parameters()``. All vector-Jacobian products of one evaluation come
-from one evaluation of F: the vectors are a batch dimension of the backward pass through it
-(``torch.func.vmap``). The other way, F on the batch repeated R times, would evaluate F on R times
-as many rows, add the parameter products of all vectors up, and need samples that do not see one
-another; on ten vectors through two 3×3 convolutions it took 1.4 times as long with parameters and
-2.2 times without.
+θ, (m,), in the order of ``func.parameters()``. All vector-Jacobian products at a point come from
+one evaluation of F: the vectors are a batch dimension of the backward pass (``torch.func.vmap``).
+F on the batch repeated R times would add up the parameter products of all vectors, would need
+samples that do not see one another, and took 1.4 to 2.2 times as long on ten vectors through two
+3×3 convolutions.
 """
 
 from __future__ import annotations
@@ -29,9 +28,7 @@ ScalarOfPath: TypeAlias = Callable[[Tensor, Any], Tensor]
 class FlatField(Field):
     """F(t, z, θ) on flat vectors, with its derivatives.
 
-    Args:
-        func: vector field, an ``nn.Module``; its parameters that require a gradient are θ.
-        y0: a state, for its shapes.
+    θ are the parameters of ``func``, an ``nn.Module``, that require a gradient.
 
     Attributes:
         params: θ by parameter.
@@ -57,16 +54,13 @@ class FlatField(Field):
     def products(
         self, t: Tensor, z: Tensor, vectors: Tensor, *, parameters: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return F, (n,), and the products with its Jacobians.
+        """Return F(t, z), (n,), the rows F_zᵀ v_i, (R, n), and the rows F_θᵀ v_i, (R, m).
 
         Args:
             t: time, a scalar.
             z: state, (n,).
             vectors: rows v_i, (R, n).
             parameters: whether to make the products with F_θ; otherwise they are (R, 0).
-
-        Returns:
-            F(t, z), (n,); the rows F_zᵀ v_i, (R, n); the rows F_θᵀ v_i, (R, m).
         """
         with torch.enable_grad():
             parts = self._leaves(z)
@@ -87,9 +81,6 @@ class FlatField(Field):
 
         Returns:
             The Hessian of h over (z, θ), (n + m, n + m), and the gradient of ℓ, (n + m,).
-
-        Raises:
-            ValueError: if the running cost is no scalar.
         """
         with torch.enable_grad():
             parts = self._leaves(z)
@@ -118,10 +109,10 @@ def product_rows(out: Tensor, inputs: Sequence[Tensor], vectors: Tensor) -> Tens
     They are (R, entries of inputs), zero where ``out`` does not depend on an input. The graph of
     ``out`` is kept.
     """
-    total = sum(x.numel() for x in inputs)
-    if not out.requires_grad or vectors.shape[0] == 0:
-        return vectors.new_zeros(vectors.shape[0], total)
-    found: tuple[Tensor | None, ...]
+    count = vectors.shape[0]
+    if not out.requires_grad or count == 0:
+        return vectors.new_zeros(count, sum(x.numel() for x in inputs))
+    found: Sequence[Tensor | None]
     try:
         found = torch.autograd.grad(
             out, inputs, vectors, is_grads_batched=True, allow_unused=True, retain_graph=True
@@ -133,29 +124,20 @@ def product_rows(out: Tensor, inputs: Sequence[Tensor], vectors: Tensor) -> Tens
             torch.autograd.grad(out, inputs, v, allow_unused=True, retain_graph=True)
             for v in vectors
         ]
-        found = tuple(
-            None if column[0] is None else torch.stack([g for g in column if g is not None])
-            for column in zip(*rows, strict=True)
-        )
-    count = vectors.shape[0]
-    return torch.cat(
-        [
-            vectors.new_zeros(count, x.numel())
-            if f is None
-            else f.reshape(count, -1).to(vectors.dtype)
-            for f, x in zip(found, inputs, strict=True)
-        ],
-        dim=1,
-    )
+        columns = zip(*rows, strict=True)
+        found = [None if column[0] is None else torch.stack(column) for column in columns]
+    blocks = [
+        vectors.new_zeros(count, x.numel()) if f is None else f.reshape(count, -1).to(vectors.dtype)
+        for f, x in zip(found, inputs, strict=True)
+    ]
+    return torch.cat(blocks, dim=1)
 
 
 def scalar_derivatives(value: Tensor, inputs: Sequence[Tensor], name: str) -> tuple[Tensor, Tensor]:
     """Return gradient, (k,), and Hessian, (k, k), of a scalar over all entries of ``inputs``.
 
-    ``name`` is what the scalar is called in an error.
-
     Raises:
-        TypeError: if ``value`` is no tensor.
+        TypeError: if ``value``, called ``name`` in the message, is no tensor.
         ValueError: if it is no finite scalar, or has no graph to ``inputs``.
     """
     if not isinstance(value, Tensor):
@@ -172,7 +154,7 @@ def scalar_derivatives(value: Tensor, inputs: Sequence[Tensor], name: str) -> tu
             f"{name} has no graph to the state or the parameters: it must be computed from them"
             " with torch, without .detach() or torch.no_grad()"
         )
-    dtype, total = inputs[0].dtype, sum(x.numel() for x in inputs)
+    dtype = inputs[0].dtype
     with inside_solve():
         found = torch.autograd.grad(value, inputs, create_graph=True, allow_unused=True)
         slope = torch.cat(
@@ -181,7 +163,7 @@ def scalar_derivatives(value: Tensor, inputs: Sequence[Tensor], name: str) -> tu
                 for g, x in zip(found, inputs, strict=True)
             ]
         )
-        unit = torch.eye(total, dtype=dtype, device=slope.device)
+        unit = torch.eye(len(slope), dtype=dtype, device=slope.device)
         hessian = product_rows(slope, inputs, unit)
     return slope.detach(), (hessian + hessian.T) / 2
 
@@ -189,12 +171,7 @@ def scalar_derivatives(value: Tensor, inputs: Sequence[Tensor], name: str) -> tu
 def terminal_derivatives(
     field: FlatField, z1: Tensor, terminal: Callable[[Any], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Return Φ_z, (n,), and Φ_zz, (n, n), at the flat state ``z1``, (n,).
-
-    Raises:
-        TypeError: if the terminal loss returns no tensor.
-        ValueError: if it is no finite scalar of the state.
-    """
+    """Return Φ_z, (n,), and Φ_zz, (n, n), at the flat state ``z1``, (n,)."""
     # The layers that a loss uses are not used by a training step here.
     with torch.enable_grad(), inside_solve():
         parts = [part.detach().requires_grad_(True) for part in field.layout.split(z1)]
@@ -205,13 +182,7 @@ def terminal_derivatives(
 def end_of_solve(
     field: FlatField, y0: State, t: Tensor, solver: Solver, nfe: NFE | None
 ) -> list[Tensor]:
-    """Solve forward without graph; return the state at ``t[-1]`` by part.
-
-    Raises:
-        SolverError: if the solve fails.
-        TypeError: if ``t`` is not of floating point.
-        ValueError: if ``t`` has no start and end, or is not strictly monotonic.
-    """
+    """Solve forward without graph; return the state at ``t[-1]`` by part."""
     check_times(t)
     if t.numel() < 2:
         raise ValueError(
@@ -232,10 +203,7 @@ def solve_back(
 ) -> tuple[Tensor, ...]:
     """Integrate a tuple state without graph, as a backward solve; return it at all times.
 
-    A norm of the user's own is left out: it is one of z, and this state has other components.
-
-    Raises:
-        SolverError: if the solve fails.
+    A norm given by the user is left out: it is one of z, and this state has other components.
     """
     backward = solver.adjoint()
     problem = Problem(Field(func, parts), backward, backward, NFE())
@@ -244,8 +212,7 @@ def solve_back(
         with torch.no_grad():
             return solve_forward(problem, parts, t)
     except SolverError as error:
-        facts = {**error.__dict__, "direction": "backward"}
-        raise SolverError(facts.pop("reason"), **facts) from error
+        raise SolverError(**{**vars(error), "direction": "backward"}) from error
     finally:
         if nfe is not None:
             nfe.add("backward", problem.nfe.forward)

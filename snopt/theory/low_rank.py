@@ -9,8 +9,7 @@ where the rows solve the first-order adjoint from other terminal values (eq. 6):
 
     -dq_i/dt = F_zᵀ q_i,    q_i(t1) = y_i;        -dp_i/dt = F_θᵀ q_i,    p_i(t1) = 0.
 
-Memory is R (|z| + |θ|). All R rows go through one backward solve: see
-:mod:`snopt.theory.flat_field` for how their products are made.
+Memory is R (|z| + |θ|). All R rows go through one backward solve.
 """
 
 from __future__ import annotations
@@ -56,15 +55,13 @@ def low_rank_adjoint(
     Jᵀ y and ``p`` the products (∂z(t1)/∂θ)ᵀ y with the Jacobians of the solve.
 
     Args:
-        func: vector field F(t, z), an ``nn.Module``; θ are its parameters that require a gradient,
-            flattened in the order of ``func.parameters()``.
-        y0: state at ``t[0]``, a tensor of any shape or a tuple of tensors; flattened in the result.
+        func: vector field F(t, z), an ``nn.Module``; see :func:`second_order_adjoint`.
+        y0: state at ``t[0]``, a tensor of any shape or a tuple of tensors.
         t: times, (T,), strictly increasing or decreasing; see :func:`second_order_adjoint`.
         vectors: the rows y_i at ``t[-1]``: R states one below the other, (R, …) or by part of a
             tuple state, or flat, (R, n); or a function of the state at ``t[-1]`` that returns them.
         nfe: counter to which evaluations are added.
-        **solver: ``method``, ``rtol``, ``atol``, ``options`` and ``engine`` of both solves, as in
-            :func:`snopt.odeint`; a ``norm`` is used by the forward solve alone.
+        **solver: settings of both solves, see :func:`second_order_adjoint`.
 
     Returns:
         ``q``, (R, n), and ``p``, (R, m), at ``t[0]``, without graph.

@@ -1,7 +1,7 @@
 """Kronecker factors of any rows of Proposition 2, integrated along the path.
 
-Equation numbers are those of docs/method.md. A layer's part of p_i is ∫ x ⊗ g_i dt with its input x
-and g_i = (∂F/∂h)ᵀ q_i at its output h. From the rows y_i of every sample's own loss come
+A layer's part of p_i is ∫ x ⊗ g_i dt with its input x and g_i = (∂F/∂h)ᵀ q_i at its output h. From
+the rows y_i of every sample's own loss come (docs/method.md)
 
     A = ∫ E[x xᵀ] dt,    B = ∫ Σ_i E[g_i g_iᵀ] dt                                                (8)
 
@@ -49,8 +49,7 @@ def path_factors(
             sample: of the sample's own loss, not divided by N.
         quadrature: rule for the nodes; None means ``gauss_legendre(4)``.
         nfe: counter to which evaluations are added.
-        **solver: ``method``, ``rtol``, ``atol``, ``options`` and ``engine`` of both solves, as in
-            :func:`snopt.odeint`; a ``norm`` is used by the forward solve alone.
+        **solver: settings of both solves, see :func:`snopt.second_order_adjoint`.
 
     Returns:
         Factors by layer name, for the layers that the field used.
@@ -76,27 +75,24 @@ def path_factors(
     rows = rows.to(end[0]) / field.layout.shapes[0][0]
     start, stop = t.detach()
     nodes, weights = rule(float(stop), float(start))
+
+    def first_order(time: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        F, dq, _ = field.products(time, state[0], state[1], parameters=False)
+        return F, -dq
+
     solution = solve_back(
-        lambda time, state: _first_order(field, time, state),
+        first_order,
         (field.layout.flatten(end), rows),
         torch.cat([stop[None], nodes.to(t), start[None]]),
         _with_nodes(settings, abs(float(stop) - float(start))),
         nfe,
     )
-    layers: dict[nn.Module, str] = {
-        m: name for name, m in func.named_modules() if isinstance(m, SUPPORTED)
-    }
-    sums = _Sums(field, layers)
+    sums = _Sums(field, {m: n for n, m in func.named_modules() if isinstance(m, SUPPORTED)})
     for k, (node, weight) in enumerate(zip(nodes.tolist(), weights.tolist(), strict=True), start=1):
         sums.add(node, solution[0][k], solution[1][k], weight)
         if nfe is not None:
             nfe.add("curvature")
     return sums.factors
-
-
-def _first_order(field: FlatField, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    F, dq, _ = field.products(t, state[0], state[1], parameters=False)
-    return F, -dq
 
 
 def _with_nodes(solver: Solver, length: float) -> Solver:

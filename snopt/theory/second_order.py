@@ -13,8 +13,8 @@ the full Hessian, of aᵀF,
     -dQ_uu/dt = F_θᵀ Q_zu + Q_uz F_θ + H_θθ        Q_uu(t1) = 0.
 
 Without aᵀF in H this is Gauss-Newton's matrix of the solve, the one that SNOpt approximates.
-Memory is quadratic in |z| + |θ|, each evaluation makes |z| vector-Jacobian products: it is the
-oracle for everything cheaper, :func:`snopt.low_rank_adjoint` and the Kronecker factors.
+It is the oracle for everything cheaper: memory is quadratic in |z| + |θ|, and each evaluation makes
+|z| vector-Jacobian products.
 """
 
 from __future__ import annotations
@@ -145,18 +145,16 @@ def _right_hand_side(
         # Every matrix is M + Mᵀ for one product M: it stays symmetric to the last bit.
         M = Q_zz @ F_z
         dz, dzz = a @ F_z, M + M.T
-        du = duz = duu = None
-        if more:
-            _, Q_uz, _ = more
-            M = Q_uz @ F_u
-            du, duz, duu = a @ F_u, F_u.T @ Q_zz + Q_uz @ F_z, M + M.T
         if curved:
             H, slope = field.path_scalar(t, z, a if full_hessian else None, running)
             dz, dzz = dz + slope[:n], dzz + H[:n, :n]
-            if du is not None and duz is not None and duu is not None:
-                du, duz, duu = du + slope[n:], duz + H[n:, :n], duu + H[n:, n:]
-        if du is None or duz is None or duu is None:
+        if not more:
             return F, -dz, -dzz
+        _, Q_uz, _ = more
+        M = Q_uz @ F_u
+        du, duz, duu = a @ F_u, F_u.T @ Q_zz + Q_uz @ F_z, M + M.T
+        if curved:
+            du, duz, duu = du + slope[n:], duz + H[n:, :n], duu + H[n:, n:]
         return F, -dz, -dzz, -du, duz.neg_(), duu.neg_()
 
     return rhs
@@ -165,11 +163,7 @@ def _right_hand_side(
 def dense_size_mb(n: int, m: int, dtype: torch.dtype, method: str) -> tuple[float, float]:
     """Return the memory of Q_zz, Q_uz and Q_uu, and about that of the solve, in MB of 2**20 bytes.
 
-    Args:
-        n: entries of the state.
-        m: entries of θ.
-        dtype: of the state.
-        method: the solver keeps one copy for each of its stages.
+    The state has ``n`` entries of ``dtype``, θ has ``m``; the solver keeps a copy for each stage.
     """
     matrices = (n * n + m * n + m * m) * dtype.itemsize / 2**20
     stages = TABLEAUX[method].stages if method in TABLEAUX else _STAGES_ELSEWHERE

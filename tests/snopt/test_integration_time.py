@@ -543,13 +543,13 @@ def test_a_closure_is_refused():
     ("settings", "message"),
     [
         ({"mode": "newton"}, "mode must be one of fixed, baseline, feedback, got 'newton'"),
-        ({"lr": 0.0}, "lr .* above 0, got 0.0"),
-        ({"lr": math.nan}, "lr .* above 0, got nan"),
+        ({"lr": 0.0}, "lr .* greater than 0, got 0.0"),
+        ({"lr": math.nan}, "lr .* greater than 0, got nan"),
         ({"cost": -1.0}, "cost .* at least 0, got -1.0"),
         ({"cost": 0.0}, "cost .* above 0 for feedback"),
         ({"every": 0}, "every .* at least 1, got 0"),
-        ({"every": 1.5}, "every .* whole number"),
-        ({"minimum": 0.0}, "minimum .* above 0"),
+        ({"every": 1.5}, "every .* integer of at least 1, got 1.5"),
+        ({"minimum": 0.0}, "minimum .* greater than 0"),
         ({"decay": 1.0}, r"decay .* \[0, 1\), got 1.0"),
     ],
 )

@@ -23,7 +23,7 @@ from experiments.base.errors import ConfigError, suggestion
 from experiments.run.config import CONFIGS, Space, options, search_space_of
 from experiments.studies.comparison.settings import Protocol, Workload
 from experiments.studies.execute import PlannedRun, interleave, planned
-from experiments.studies.study import Params, sample
+from experiments.studies.study import Params, Point, point_of, sample
 
 PLAIN = ("adam",)
 """Optimizers that train everything even where others train the ODE alone."""
@@ -31,15 +31,10 @@ PLAIN = ("adam",)
 
 @dataclass(frozen=True)
 class Candidate:
-    """An optimizer on a workload.
+    """An optimizer on a workload."""
 
-    Attributes:
-        overrides: what chooses it, as arguments of ``scripts/train.py``.
-        space: its search space; keys below ``optimizer``.
-    """
-
-    overrides: tuple[str, ...]
-    space: Space
+    overrides: tuple[str, ...]  # what chooses it, as arguments of scripts/train.py
+    space: Space  # keys below optimizer
 
     def with_settings(self, settings: Params) -> list[str]:
         """Return the overrides that choose it with these settings."""
@@ -49,11 +44,7 @@ class Candidate:
 
 
 def candidate(optimizer: str, workload: Workload) -> Candidate:
-    """Return how an optimizer takes part in a workload.
-
-    Raises:
-        ConfigError: there is no such optimizer, or no search space for it.
-    """
+    """Return how an optimizer takes part in a workload."""
     known = options("optimizer")
     if optimizer not in known:
         raise ConfigError(
@@ -80,12 +71,7 @@ SHARE = 0.05
 
 
 def at_border(space: Space, settings: Params) -> tuple[str, ...]:
-    """Return in words which numbers lie on the border; choices have none.
-
-    Args:
-        space: the search space.
-        settings: a point of it.
-    """
+    """Return in words which numbers of a point lie on the border; choices have none."""
     found = []
     for key, dimension in space.items():
         if "log_uniform" not in dimension or key not in settings:
@@ -104,27 +90,24 @@ SEARCH, FRESH = "search", "fresh"
 
 @dataclass(frozen=True)
 class Trial:
-    """A run of the comparison, planned.
+    """A run of the comparison, planned."""
 
-    Attributes:
-        optimizer: name of the optimizer under test.
-        role: ``"search"`` or ``"fresh"``.
-        study: number of the study, from 0; of a fresh run, that of the setting's trial.
-        trial: number of the trial in its study, from 0; likewise.
-        settings: what the search chose, below ``optimizer``.
-        border: which of the settings lie on the border of their space.
-        run: the run.
-        space: the search space of the settings.
-    """
-
-    optimizer: str
-    role: str
-    study: int
-    trial: int
-    settings: Params
-    border: tuple[str, ...]
+    optimizer: str  # under test
+    role: str  # SEARCH or FRESH
+    study: int  # from 0; of a fresh run, that of the setting's trial
+    trial: int  # in its study, from 0; likewise
+    settings: Params  # what the search chose, below optimizer
     run: PlannedRun
-    space: Space
+    space: Space  # of the settings
+
+    @property
+    def border(self) -> tuple[str, ...]:
+        """Which of the settings lie on the border of their space."""
+        return at_border(self.space, self.settings)
+
+    def point(self, dataset: str) -> Point:
+        """Return it as a point of a study."""
+        return point_of(self.run, self.settings, self.space, f"{dataset}.{self.optimizer}.")
 
 
 def search_trials(
@@ -133,13 +116,8 @@ def search_trials(
     """Return the trials of all optimizers on a data set, in the order of training.
 
     Study by study and trial by trial, the optimizers in turn and another one first each time, so
-    that a machine that slows down hits all of them.
-
-    Args:
-        protocol: what is compared.
-        workload: on what.
-        stop_at: validation value at which a trial ends.
-        where: see :func:`experiments.run.config.places`.
+    that a machine that slows down hits all of them. A trial ends at the validation value
+    ``stop_at``.
 
     Raises:
         ConfigError: an optimizer or its space is unknown, or does not fit the data set.
@@ -159,10 +137,7 @@ def search_trials(
                     [*chosen.with_settings(settings), *limits(workload, stop_at=stop_at)],
                     where,
                 )
-                border = at_border(chosen.space, settings)
-                trials.append(
-                    Trial(optimizer, SEARCH, study, number, settings, border, run, chosen.space)
-                )
+                trials.append(Trial(optimizer, SEARCH, study, number, settings, run, chosen.space))
         groups.append(trials)
     return interleave(groups)
 
@@ -176,12 +151,7 @@ def fresh_trials(
 ) -> list[Trial]:
     """Return the repetitions of an optimizer's best setting: the whole budget, without a goal.
 
-    Args:
-        protocol: what is compared.
-        workload: on what.
-        optimizer: its name.
-        best: study and trial of the setting.
-        where: see :func:`experiments.run.config.places`.
+    ``best`` is study and trial of the setting.
     """
     chosen = candidate(optimizer, workload)
     study, number = best
@@ -194,20 +164,13 @@ def fresh_trials(
         [*chosen.with_settings(settings), *limits(workload)],
         where,
     )
-    border = at_border(chosen.space, settings)
-    return [
-        Trial(optimizer, FRESH, study, number, settings, border, run, chosen.space) for run in runs
-    ]
+    return [Trial(optimizer, FRESH, study, number, settings, run, chosen.space) for run in runs]
 
 
 def target_runs(
     protocol: Protocol, workload: Workload, where: Sequence[str]
 ) -> dict[str, list[PlannedRun]]:
-    """Return the runs that set the target of a data set, by optimizer.
-
-    Raises:
-        ConfigError: there are no tuned settings.
-    """
+    """Return the runs that set the target of a data set, by optimizer."""
     rule = protocol.targets
     return {
         optimizer: planned(

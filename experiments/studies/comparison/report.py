@@ -88,12 +88,7 @@ def reference_of(rows: pd.DataFrame) -> str:
 
 
 def speed_ups(found: pd.DataFrame, rows: pd.DataFrame) -> dict[tuple[str, str], SpeedUp]:
-    """Return the speed-ups by optimizer and measure.
-
-    Args:
-        found: the studies.
-        rows: the runs, which name the optimizers and the reference.
-    """
+    """Return the speed-ups by optimizer and measure."""
     reference = reference_of(rows)
     return {
         (name, measure): speed_up(found, name, reference, measure)
@@ -108,11 +103,7 @@ def _fastest_first(ups: dict[tuple[str, str], SpeedUp]) -> list[str]:
 
 
 def table(rows: pd.DataFrame) -> str:
-    """Return ``table.md``: all data sets together, then each, then what the columns mean.
-
-    Raises:
-        RecordError: the runs are not those of an equal search.
-    """
+    """Return ``table.md``: all data sets together, then each, then what the columns mean."""
     found, fresh = studies_of(rows), fresh_of(rows)
     parts = [_overall(found, rows).markdown()]
     for dataset, own in rows.groupby("dataset", sort=False):
@@ -189,7 +180,7 @@ def _one(found: pd.DataFrame, fresh: pd.DataFrame, rows: pd.DataFrame) -> Table:
 def _fresh_cells(fresh: pd.Series | None) -> list[str]:
     if fresh is None:
         return ["–"] * 6
-    counts = (fresh["steps"], fresh["nfe"])
+    counts = [fresh["steps"], fresh["nfe"]]
     return [
         _seconds(fresh["seconds"]),
         f"{fresh['reached']} of {fresh['seeds']}",

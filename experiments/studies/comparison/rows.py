@@ -65,12 +65,6 @@ TYPES: dict[str, Any] = {
 def row_of(trial: Trial, workload: Workload, target: float, jobs: int) -> dict[str, Any]:
     """Return what a finished run says, a value for each of :data:`TYPES`.
 
-    Args:
-        trial: the run.
-        workload: its data set.
-        target: validation value to reach.
-        jobs: runs at a time.
-
     Raises:
         RecordError: it is not finished, or was never validated.
     """
@@ -124,11 +118,7 @@ def table_of(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def write_rows(path: Path, table: pd.DataFrame) -> None:
-    """Write ``runs.csv``; floats to six digits.
-
-    Raises:
-        RecordError: it cannot be written.
-    """
+    """Write ``runs.csv``; floats to six digits."""
     packed = {name: table[name].map(json.dumps) for name in ("settings", "border")}
     write_whole(path, csv_of(table.assign(**packed), digits=6))
 

@@ -96,14 +96,8 @@ def scores_of(found: pd.DataFrame) -> pd.DataFrame:
 def profile(found: pd.DataFrame, optimizer: str, taus: Sequence[float]) -> list[float]:
     """Return a performance profile: where an optimizer is within τ times the best.
 
-    Args:
-        found: all studies.
-        optimizer: its name.
-        taus: values of τ, each at least 1.
-
-    Returns:
-        For each τ the fraction of data sets on which the optimizer's score is at most τ times the
-        best score of all. A data set that all miss counts, and no one gets it.
+    For each τ, at least 1, the fraction of data sets on which the optimizer's score is at most τ
+    times the best score of all. A data set that all miss counts, and no one gets it.
     """
     seconds = scores_of(found)["seconds"]
     own, best = seconds.xs(optimizer, level="optimizer"), seconds.groupby("dataset").min()
@@ -114,27 +108,16 @@ def profile(found: pd.DataFrame, optimizer: str, taus: Sequence[float]) -> list[
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """How many times faster than the reference an optimizer is: geometric mean over data sets.
-
-    Attributes:
-        optimizer: its name.
-        measure: what is compared: a key of :data:`MEASURES`.
-        strict: a miss counts as speed-up 0; NaN where nothing can be compared.
-        bounded: a miss counts with what it took at least.
-        low: lower end of the bootstrap interval of ``bounded``.
-        high: its upper end.
-        upper: ``bounded`` is an upper bound: the optimizer missed somewhere.
-        lower: ``bounded`` is a lower bound: the reference missed somewhere.
-    """
+    """How many times faster than the reference an optimizer is: geometric mean over data sets."""
 
     optimizer: str
-    measure: str
-    strict: float
-    bounded: float
-    low: float
+    measure: str  # a key of MEASURES
+    strict: float  # a miss counts as speed-up 0; NaN where nothing can be compared
+    bounded: float  # a miss counts with what it took at least
+    low: float  # ends of the bootstrap interval of bounded
     high: float
-    upper: bool
-    lower: bool
+    upper: bool  # bounded is an upper bound: the optimizer missed somewhere
+    lower: bool  # bounded is a lower bound: the reference missed somewhere
 
     @property
     def sign(self) -> str:
@@ -156,15 +139,7 @@ def speed_up(
     """Return the speed-up over a reference with its bootstrap interval.
 
     Studies are resampled within each data set, for both optimizers the same ones, since the studies
-    of a number share their seed. A percentile interval.
-
-    Args:
-        found: all studies.
-        optimizer: its name.
-        reference: name of what it is compared with.
-        measure: a key of :data:`MEASURES`.
-        draws: samples of the bootstrap.
-        seed: seed of the samples.
+    of a number share their seed. A percentile interval from ``draws`` samples.
 
     Raises:
         RecordError: there are no studies of one of the two.
@@ -235,13 +210,8 @@ def best_trial(rows: pd.DataFrame) -> pd.Series:
     best last validation value (a run that diverged has the worst); of these the first.
 
     Args:
-        rows: the search trials of one optimizer on one data set.
-
-    Raises:
-        RecordError: there is none.
+        rows: the search trials of one optimizer on one data set, at least one.
     """
-    if rows.empty:
-        raise RecordError("there are no trials to choose from")
     sign = rows["metric"].map(lambda metric: -1.0 if GREATER[metric] else 1.0)
     badness = (sign * rows["last"]).where(rows["state"] != DIVERGED, math.inf)
     order = ["seconds", "badness", "study", "trial"]

@@ -25,7 +25,6 @@ from experiments.base.environment import git_commit, git_dirty
 from experiments.base.errors import ConfigError
 from experiments.base.files import write_whole
 from experiments.publish.provenance import devices, processor
-from experiments.run.config import places
 from experiments.run.records import Summary, summarise
 from experiments.studies.comparison.planning import (
     Trial,
@@ -36,9 +35,9 @@ from experiments.studies.comparison.planning import (
 from experiments.studies.comparison.rows import RUNS, row_of, table_of, write_rows
 from experiments.studies.comparison.scoring import best_trial
 from experiments.studies.comparison.settings import FOLDER, Protocol, Workload, load
-from experiments.studies.execute import PlannedRun, Say, available, execute_all, interleave
+from experiments.studies.execute import PlannedRun, Say, available, execute, interleave
 from experiments.studies.goals import best, target_of, time_to
-from experiments.studies.study import point_of, train_points
+from experiments.studies.study import Point, Workplace, train_points
 
 TARGETS = "targets.yaml"
 
@@ -54,35 +53,16 @@ Setters = Mapping[str, Mapping[str, Sequence[PlannedRun]]]
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to compare, and where everything lies.
+class Request(Workplace):
+    """What to compare, and where everything lies."""
 
-    Attributes:
-        budget: name of the description, ``small`` or ``full``.
-        datasets: data sets of it; empty means all.
-        data_dir: where data sets lie.
-        output_dir: where run records lie.
-        results_dir: where results go: ``protocol/`` below it, or ``protocol-<budget>/``.
-        configs: the folder with the descriptions.
-        jobs: runs at a time.
-        storage: URL of the database of the trials; None: a journal file below ``output_dir``.
-    """
-
-    budget: str = "small"
-    datasets: tuple[str, ...] = ()
-    data_dir: Path = Path("data")
-    output_dir: Path = Path("outputs")
+    budget: str = "small"  # name of the description, small or full
+    datasets: tuple[str, ...] = ()  # of the description; empty means all
     results_dir: Path = Path("results")
-    configs: Path = FOLDER
-    jobs: int = 1
-    storage: str | None = None
+    configs: Path = FOLDER  # of the descriptions
 
     def __post_init__(self) -> None:
-        """Refuse a number of jobs that is none.
-
-        Raises:
-            ConfigError: it is below 1.
-        """
+        """Refuse a number of jobs below 1."""
         if self.jobs < 1:
             raise ConfigError(f"--jobs must be at least 1, got {self.jobs}")
 
@@ -98,13 +78,8 @@ class Request:
         names = "".join(f" {name}" for name in self.datasets)
         return f"python scripts/compare.py run{names} --budget {self.budget} --jobs {self.jobs}"
 
-    @property
-    def where(self) -> tuple[str, str]:
-        """The overrides that say where data and records lie."""
-        return places(self.data_dir, self.output_dir)
 
-
-def compare(request: Request, say: Say, train: Sequence[str] | None = None) -> pd.DataFrame:
+def compare(request: Request, say: Say) -> pd.DataFrame:
     """Train what is missing, write ``runs.csv`` and return its rows.
 
     Raises:
@@ -121,7 +96,7 @@ def compare(request: Request, say: Say, train: Sequence[str] | None = None) -> p
         (w, search_trials(protocol, w, targets[w.dataset].stop_at, request.where))
         for w in workloads
     ]
-    rows = _train(request, "search", search, targets, say, train)
+    rows = _train(request, "search", search, targets, say)
     fresh = []
     for workload in workloads:
         groups = []
@@ -131,8 +106,7 @@ def compare(request: Request, say: Say, train: Sequence[str] | None = None) -> p
             place = (int(chosen["study"]), int(chosen["trial"]))
             groups.append(fresh_trials(protocol, workload, optimizer, place, request.where))
         fresh.append((workload, interleave(groups)))
-    again = _train(request, "fresh seeds", fresh, targets, say, train)
-    rows = pd.concat([rows, again], ignore_index=True)
+    rows = pd.concat([rows, _train(request, "fresh seeds", fresh, targets, say)], ignore_index=True)
     request.folder.mkdir(parents=True, exist_ok=True)
     write_rows(request.folder / RUNS, rows)
     return rows
@@ -144,15 +118,13 @@ def _train(
     trials: Sequence[tuple[Workload, Sequence[Trial]]],
     targets: Mapping[str, Target],
     say: Say,
-    train: Sequence[str] | None,
 ) -> pd.DataFrame:
     """Work off trials as a study and return their rows, by data set, optimizer, study and trial."""
-    points, workloads = [], {}
+    points: list[Point] = []
+    workloads: dict[Path, Workload] = {}
     for workload, own in trials:
-        for trial in own:
-            prefix = f"{workload.dataset}.{trial.optimizer}."
-            points.append(point_of(trial.run, trial.settings, trial.space, prefix))
-            workloads[trial.run.folder] = workload
+        points += [trial.point(workload.dataset) for trial in own]
+        workloads |= {trial.run.folder: workload for trial in own}
     say(f"{part}: {len(points)} runs")
 
     def seconds(runs: Sequence[Summary]) -> float:
@@ -160,17 +132,8 @@ def _train(
         goal = targets[workload.dataset].value
         return time_to(runs[0].metrics, workload.metric, goal, greater=workload.greater)
 
-    train_points(
-        f"protocol-{request.budget}-{part.partition(' ')[0]}",
-        points,
-        seconds,
-        output_dir=request.output_dir,
-        storage=request.storage,
-        jobs=request.jobs,
-        say=say,
-        train=train,
-        consequence="nothing is compared",
-    )
+    name = f"protocol-{request.budget}-{part.partition(' ')[0]}"
+    train_points(name, points, seconds, request, say, consequence="nothing is compared")
     tables = []
     for workload, own in trials:
         target = targets[workload.dataset].value
@@ -196,18 +159,13 @@ def _present(
 
 @dataclass(frozen=True)
 class Target:
-    """The target of one data set.
-
-    Attributes:
-        value: validation value to reach.
-        stop_at: value at which a trial ends.
-    """
+    """The validation value to reach on a data set, and the one at which a trial ends."""
 
     value: float
     stop_at: float
 
 
-def set_targets(request: Request, say: Say, train: Sequence[str] | None = None) -> Path:
+def set_targets(request: Request, say: Say) -> Path:
     """Train Adam and SGD as tuned, write their targets and return the file; other targets stay.
 
     Raises:
@@ -222,7 +180,7 @@ def set_targets(request: Request, say: Say, train: Sequence[str] | None = None) 
     for dataset, runs in _present(request, protocol, say).items():
         workload = protocol.workloads[dataset]
         ordered = interleave(list(runs.values()))
-        execute_all(ordered, request.jobs, say, train, consequence="no target is set")
+        execute(ordered, request.jobs, say, request.train, consequence="no target is set")
         entries[dataset] = entry = _entry(protocol, workload, runs, request.jobs)
         order = [name for name in protocol.workloads if name in entries]
         order += [name for name in entries if name not in order]
@@ -234,12 +192,7 @@ def set_targets(request: Request, say: Say, train: Sequence[str] | None = None) 
 
 
 def load_targets(protocol: Protocol, setters: Setters) -> dict[str, Target]:
-    """Return the targets of some data sets.
-
-    Args:
-        protocol: what is compared.
-        setters: the runs that would set the targets; see
-            :func:`experiments.studies.comparison.planning.target_runs`.
+    """Return the targets of the data sets in ``setters``.
 
     Raises:
         ConfigError: the file or a data set is missing, or a target is one of other settings.

@@ -22,29 +22,18 @@ FOLDER = CONFIGS / "protocol"
 class Workload:
     """One data set with its network, its budget and how it is judged.
 
-    Network, solver and batches are those of ``experiment=<data set>``; the other attributes are
+    Network, solver and batches are those of ``experiment=<data set>``; what follows ``split`` is
     ``budget`` in ``configs/dataset/<data set>.yaml``.
-
-    Attributes:
-        dataset: data set name.
-        metric: validation metric, that of the task.
-        split: the optimizer under test trains the ODE and Adam the rest, as published for time
-            series.
-        tuned: table in ``configs/tuned`` with the settings that the target comes from.
-        seconds: budget of a run, in seconds of the training clock.
-        eval_every_s: seconds of the training clock between validations.
-        overrides: further changes to every run.
-        spaces: by optimizer, the optimizer whose search space it has, where it is another one.
     """
 
     dataset: str
-    metric: str
-    split: bool
-    tuned: str
-    seconds: float
-    eval_every_s: float
-    overrides: tuple[str, ...] = ()
-    spaces: Mapping[str, str] = field(default_factory=dict)
+    metric: str  # of validation
+    split: bool  # the optimizer under test trains the ODE, Adam the rest, as published
+    tuned: str  # table in configs/tuned with the settings that the target comes from
+    seconds: float  # of the training clock, of a run
+    eval_every_s: float  # seconds of the training clock between validations
+    overrides: tuple[str, ...] = ()  # further changes to every run
+    spaces: Mapping[str, str] = field(default_factory=dict)  # by optimizer, whose space it has
 
     @property
     def greater(self) -> bool:
@@ -58,50 +47,29 @@ class TargetRule:
 
     A target is the median, over these optimizers and seeds, of a run's best validation value. Tuned
     Adam should get there well within the budget, or the budget decides and not the optimizer.
-
-    Attributes:
-        optimizers: run at their tuned settings.
-        more_seconds: their budget, relative to that of the comparison.
-        seeds: seeds of their runs.
     """
 
     optimizers: tuple[str, ...] = ("adam", "sgd")
-    more_seconds: float = 1.2
+    more_seconds: float = 1.2  # their budget, relative to that of the comparison
     seeds: tuple[int, ...] = (500, 501, 502)
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """One comparison.
+    """One comparison."""
 
-    Attributes:
-        budget: name of the file that describes it: ``small`` or ``full``.
-        studies: independent searches of each optimizer on each data set.
-        trials: trials of a study.
-        search_seed: study k draws its points, and trains all of its trials, with this seed plus k.
-        fresh_seeds: seeds with which the best setting is trained again.
-        optimizers: what is compared.
-        workloads: by data set.
-        targets: who sets the targets.
-        folder: where the description lies.
-    """
-
-    budget: str
-    studies: int
-    trials: int
-    search_seed: int
-    fresh_seeds: tuple[int, ...]
+    budget: str  # name of the file that describes it: small or full
+    studies: int  # independent searches of each optimizer on each data set
+    trials: int  # of a study
+    search_seed: int  # study k draws its points, and trains all of its trials, with this plus k
+    fresh_seeds: tuple[int, ...]  # with which the best setting is trained again
     optimizers: tuple[str, ...]
-    workloads: Mapping[str, Workload]
+    workloads: Mapping[str, Workload]  # by data set
     targets: TargetRule
-    folder: Path
+    folder: Path  # of the description
 
     def of(self, datasets: Sequence[str]) -> list[Workload]:
-        """Return the workloads of some data sets; of all where none is named.
-
-        Raises:
-            ConfigError: there is no such data set.
-        """
+        """Return the workloads of some data sets; of all where none is named."""
         for name in datasets:
             if name not in self.workloads:
                 raise ConfigError(
@@ -109,6 +77,11 @@ class Protocol:
                     f"{suggestion(name, list(self.workloads))}; it has {', '.join(self.workloads)}"
                 )
         return [self.workloads[name] for name in datasets or self.workloads]
+
+
+_KEYS = ("studies", "trials", "search_seed", "fresh_seeds", "optimizers", "datasets")
+
+_OPTIONAL = ("targets", "workloads")
 
 
 def load(budget: str, folder: Path = FOLDER) -> Protocol:
@@ -121,29 +94,7 @@ def load(budget: str, folder: Path = FOLDER) -> Protocol:
         ConfigError: the file is missing, lacks a key, or has a value out of range.
     """
     path = folder / f"{budget}.yaml"
-    content = _only(path, _read(path))
-    changed = content.get("workloads", {})
-    protocol = Protocol(
-        budget=budget,
-        studies=content["studies"],
-        trials=content["trials"],
-        search_seed=content["search_seed"],
-        fresh_seeds=tuple(content["fresh_seeds"]),
-        optimizers=tuple(content["optimizers"]),
-        workloads={name: _workload(path, name, changed) for name in content["datasets"]},
-        targets=_rule(content.get("targets", {})),
-        folder=folder,
-    )
-    _check(path, protocol)
-    return protocol
-
-
-_KEYS = ("studies", "trials", "search_seed", "fresh_seeds", "optimizers", "datasets")
-
-_OPTIONAL = ("targets", "workloads")
-
-
-def _only(path: Path, content: Mapping[str, Any]) -> Mapping[str, Any]:
+    content = _read(path)
     for key in content:
         if key not in (*_KEYS, *_OPTIONAL):
             raise ConfigError(f"{path}: {key} is unknown{suggestion(str(key), _KEYS)}")
@@ -155,12 +106,21 @@ def _only(path: Path, content: Mapping[str, Any]) -> Mapping[str, Any]:
     for key in _OPTIONAL:
         if not isinstance(content.get(key, {}), dict):
             raise ConfigError(f"{path}: {key} must be a mapping, got {content[key]!r}")
-    return content
-
-
-def _rule(changed: Mapping[str, Any]) -> TargetRule:
-    rule: dict[str, Any] = {**vars(TargetRule()), **changed}
-    return TargetRule(tuple(rule["optimizers"]), rule["more_seconds"], tuple(rule["seeds"]))
+    changed = content.get("workloads", {})
+    rule = {**vars(TargetRule()), **content.get("targets", {})}
+    protocol = Protocol(
+        budget=budget,
+        studies=content["studies"],
+        trials=content["trials"],
+        search_seed=content["search_seed"],
+        fresh_seeds=tuple(content["fresh_seeds"]),
+        optimizers=tuple(content["optimizers"]),
+        workloads={name: _workload(path, name, changed) for name in content["datasets"]},
+        targets=TargetRule(tuple(rule["optimizers"]), rule["more_seconds"], tuple(rule["seeds"])),
+        folder=folder,
+    )
+    _check(path, protocol)
+    return protocol
 
 
 def _workload(path: Path, dataset: str, changed: Mapping[str, Any]) -> Workload:

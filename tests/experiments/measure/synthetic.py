@@ -7,7 +7,7 @@ from typing import Any
 from experiments.measure import engine, memory, step_cost
 from experiments.measure.engine import Counts
 from experiments.measure.steps import TIMED
-from experiments.measure.workloads import ENGINE_VARIANTS, GRADIENT_MODES
+from experiments.measure.workloads import ENGINE_VARIANTS
 
 ORIGIN = {
     "device": "cpu",
@@ -26,14 +26,13 @@ FACTORS = dict(zip((v.name for v in ENGINE_VARIANTS), (1.25, 1.0, 4.0, 5.0, 2.0)
 COUNTS = Counts(solves=1, forward=14, backward=14, steps_forward=2, steps_backward=2)
 
 
-def engine_entry(title: str = "four linear layers") -> dict[str, Any]:
+def engine_entry(title: str = "four linear layers", **more: Any) -> dict[str, Any]:
     # Each round is slower than the last one; the ratios do not care.
     samples = {"floor": [0.1, 0.2, 0.4]}
     samples |= {name: [f * s for s in samples["floor"]] for name, f in FACTORS.items()}
-    counts = dict.fromkeys(FACTORS, COUNTS)
-    differences = dict.fromkeys(FACTORS, 1e-6)
+    counts, differences = dict.fromkeys(FACTORS, COUNTS), dict.fromkeys(FACTORS, 1e-6)
     scores = engine.score(samples, counts, differences)
-    return {"origin": ORIGIN, "title": title, **scores}
+    return {"origin": ORIGIN, "title": title, **scores, **more}
 
 
 def optimizer_entry() -> dict[str, Any]:
@@ -70,5 +69,4 @@ def steps_entry() -> dict[str, Any]:
         ]
         for name, slope in slopes.items()
     }
-    scores = memory.score_steps(points, {mode.name: mode.label for mode in GRADIENT_MODES})
-    return {"origin": ORIGIN, "title": "memory against steps", **scores}
+    return {"origin": ORIGIN, "title": "memory against steps", **memory.score_steps(points)}

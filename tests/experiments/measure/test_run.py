@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from PIL import Image
 
 from experiments.base.environment import REPOSITORY
 from experiments.base.errors import RecordError
-from experiments.measure import engine, harness, pictures
-from experiments.measure.run import ALL, BENCHMARKS, Plan, measurements, run
+from experiments.measure import harness, pictures
+from experiments.measure.harness import Effort
+from experiments.measure.run import ALL, BENCHMARKS, chosen, run
 from experiments.measure.workloads import ENGINE_VARIANTS, GRADIENT_MODES
 from tests.experiments.measure.synthetic import (
     engine_entry,
@@ -27,15 +29,12 @@ from tests.experiments.measure.synthetic import (
 from tests.experiments.measure.tiny import CPU
 
 RESULTS = REPOSITORY / "results" / "benchmarks"
+EFFORT = Effort(CPU, repeats=3)
 
 
-def plan(folder: Path, *benchmarks: str, only: tuple[str, ...] = ()) -> Plan:
-    return Plan(benchmarks or ALL, only, CPU, repeats=3, folder=folder)
-
-
-def test_all_workloads_are_planned_and_only_selects(tmp_path: Path) -> None:
+def test_all_workloads_are_planned_and_only_selects() -> None:
     def named(*benchmarks: str, only: tuple[str, ...] = ()) -> list[tuple[str, str]]:
-        return [(b, w.name) for b, w in measurements(plan(tmp_path, *benchmarks, only=only))]
+        return [(b, w.name) for b, w in chosen(benchmarks or ALL, only)]
 
     everything = named()
     assert len(everything) == 13
@@ -47,28 +46,29 @@ def test_all_workloads_are_planned_and_only_selects(tmp_path: Path) -> None:
     assert series == [("scaling", "japanese_vowels")]
 
 
-def raising(error: BaseException, at: str) -> Any:
-    """A measurement that raises at one workload."""
+def run_raising(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, error: BaseException, at: str
+) -> list[str]:
+    """Run the benchmark ``engine``, which raises at one workload; return what was said."""
+    said: list[str] = []
 
-    def measure(workload: Any, *_: Any) -> dict[str, Any]:
+    def measure(workload: Any, _: Effort) -> dict[str, Any]:
         if workload.name == at:
             raise error
-        entry = engine_entry(workload.title)
-        del entry["origin"]
-        return entry
+        return {k: v for k, v in engine_entry(workload.title).items() if k != "origin"}
 
-    return measure
+    monkeypatch.setitem(BENCHMARKS, "engine", replace(BENCHMARKS["engine"], measure=measure))
+    with pytest.raises(RecordError if isinstance(error, Exception) else type(error)) as raised:
+        run(chosen(["engine"], ()), EFFORT, folder, said.append)
+    return [*said, str(raised.value)]
 
 
 def test_finished_workloads_are_kept_when_one_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    error = RuntimeError("out of memory")
-    monkeypatch.setattr(engine, "measure_engine", raising(error, at="linear"))
     harness.save(tmp_path, "deferral", "conv", engine_entry())
-    said: list[str] = []
-    with pytest.raises(RecordError, match=r"1 workloads failed:\n  engine linear: out of memory"):
-        run(plan(tmp_path, "engine"), said.append)
+    *said, message = run_raising(monkeypatch, tmp_path, RuntimeError("out of memory"), "linear")
+    assert message == "1 workloads failed:\n  engine linear: out of memory"
     assert "    failed: out of memory" in said
     table = harness.entries(tmp_path, "engine")
     assert list(table) == ["conv", "softplus", "ode_rnn", "mnist"]
@@ -82,9 +82,7 @@ def test_finished_workloads_are_kept_when_one_fails(
 def test_finished_workloads_are_kept_when_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "measure_engine", raising(KeyboardInterrupt(), at="softplus"))
-    with pytest.raises(KeyboardInterrupt):
-        run(plan(tmp_path, "engine"), lambda _: None)
+    run_raising(monkeypatch, tmp_path, KeyboardInterrupt(), "softplus")
     assert list(harness.entries(tmp_path, "engine")) == ["conv", "linear"]
 
 
@@ -119,6 +117,8 @@ def test_the_command_line_says_what_is_wrong(arguments: list[str], message: str)
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
 def test_results_are_drawn_again_as_they_are_committed(tmp_path: Path, benchmark: str) -> None:
+    with pytest.raises(RecordError, match=r"no results in .*json yet"):
+        BENCHMARKS[benchmark].draw(tmp_path)
     shutil.copy(RESULTS / f"{benchmark}.json", tmp_path)
     drawn = BENCHMARKS[benchmark].draw(tmp_path)
     assert {*tmp_path.iterdir()} == {tmp_path / f"{benchmark}.json", *drawn}
@@ -128,12 +128,6 @@ def test_results_are_drawn_again_as_they_are_committed(tmp_path: Path, benchmark
         else:
             with Image.open(path) as picture, Image.open(RESULTS / path.name) as committed:
                 assert picture.size == committed.size
-
-
-@pytest.mark.parametrize("benchmark", BENCHMARKS)
-def test_without_results_it_says_so(tmp_path: Path, benchmark: str) -> None:
-    with pytest.raises(RecordError, match=r"no results in .*json yet"):
-        BENCHMARKS[benchmark].draw(tmp_path)
 
 
 def test_memory_draws_what_there_is(tmp_path: Path) -> None:

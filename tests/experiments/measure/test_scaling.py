@@ -14,7 +14,7 @@ from experiments.measure.harness import entries, origin, save
 from experiments.measure.scaling import Compute, Link, efficiency, volume
 from experiments.measure.workloads import TRAINING
 from snopt import SNOpt
-from tests.experiments.measure.tiny import CPU
+from tests.experiments.measure.tiny import CPU, ONCE
 
 DOCS = (REPOSITORY / "docs" / "scaling.md").read_text(encoding="utf-8")
 BY_NAME = {workload.name: workload for workload in TRAINING}
@@ -55,7 +55,7 @@ def test_efficiency_by_hand():
 def test_a_tiny_measurement_and_its_tables(tmp_path):
     # the processes look the workload up by name: only their number of rows can be small
     small = replace(BY_NAME["digits"], shape={**BY_NAME["digits"].shape, "batch": 4})
-    entry = {"origin": origin(CPU, 1), **scaling.measure_scaling(small, 1)}
+    entry = {"origin": origin(CPU, 1), **scaling.measure_scaling(small, ONCE)}
     assert set(entry["runs"]["one"]["seconds"]) == {"ordinary", "refresh", "bases"}
     for way, rows in (("strong", 2), ("weak", 4)):
         run = entry["runs"][way]

@@ -188,6 +188,18 @@ def test_differences_along_no_direction_are_zero():
     assert found[:, 1].tolist() == pytest.approx([0.0, 6.0, 0.0], abs=1e-3)
 
 
+def test_parameters_are_put_back_when_a_gradient_raises():
+    weight = nn.Parameter(torch.ones(3))
+
+    def gradient():
+        assert not torch.equal(weight, torch.ones(3))
+        raise RuntimeError("no gradient")
+
+    with pytest.raises(RuntimeError, match="no gradient"):
+        finite_difference_product(gradient, [weight], 0.5)(torch.eye(3))
+    assert weight.tolist() == [1.0, 1.0, 1.0]
+
+
 def test_rows_make_the_gauss_newton_matrix_of_the_whole_solve():
     snapshot = smooth(tiny(method="dopri5", options=None, rtol=1e-8, atol=1e-8))
     rows = gauss_newton_rows(snapshot, 1e-8)

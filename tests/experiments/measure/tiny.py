@@ -8,6 +8,7 @@ import torch
 
 from experiments.base.errors import DataError
 from experiments.data import digits
+from experiments.measure.harness import Effort
 from experiments.measure.memory import STIFFENING, peak_of
 from experiments.measure.snapshots import Snapshot
 from experiments.measure.workloads import ENGINE, TRAINING, Workload
@@ -15,6 +16,7 @@ from experiments.models.conv_ode import ConvODE
 from experiments.models.solver import SolverSettings
 
 CPU = torch.device("cpu")
+ONCE = Effort(CPU, repeats=1, processes=1)
 
 _SERIES = ("batch", "steps", "min_steps", "channels", "hidden", "classes")
 

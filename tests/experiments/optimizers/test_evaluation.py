@@ -23,7 +23,6 @@ from experiments.optimizers.evaluation import (
     metrics_of,
     protocol_of,
     take_step,
-    wants_closure,
 )
 from experiments.run.config import run_folder
 from experiments.run.records import Record
@@ -126,10 +125,9 @@ def test_protocols_follow_the_shape_of_an_optimizer():
     sgd, counting = SGD(model.parameters(), lr=0.1), Counting(model.parameters(), lr=0.1)
     lbfgs = torch.optim.LBFGS(model.parameters())
     assert [is_plain(o) for o in (sgd, counting, lbfgs)] == [True, False, False]
-    assert [wants_closure(o) for o in (sgd, counting, lbfgs)] == [False, True, True]
     # A schedule wraps step(): the signature has to survive.
     torch.optim.lr_scheduler.ExponentialLR(lbfgs, 0.5)
-    assert wants_closure(lbfgs)
+    assert not is_plain(lbfgs)
     assert metrics_of(sgd) == {}
 
 

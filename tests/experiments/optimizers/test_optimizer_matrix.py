@@ -10,12 +10,13 @@ from statistics import median
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from tiny_runs import DATASETS, OPTIMIZERS, PAIRS, SPLIT, Run, has_two_parts, start
 from torch import nn
 
 from experiments.models.blocks import ode_parameters, other_parameters
 from experiments.optimizers.evaluation import is_plain
-from experiments.run.build import _factory, build_scheduler
+from experiments.run.build import build_scheduler
 from experiments.run.config import search_space_of
 
 OFTEN = {"update_freq": 2, "T": 2, "precondition_frequency": 2, "inverse_freq": 2}
@@ -148,7 +149,8 @@ def test_frozen_parameters_stay(optimizer):
 def with_groups(optimizer: str, run: Run) -> torch.optim.Optimizer:
     """Make an optimizer with two groups: inside the ODE, at hardly any rate, and outside."""
     config = run.config["optimizer"]
-    make = _factory("optimizer", config, drop=("name", "accepts", "scheduler"))
+    arguments = {k: v for k, v in config.items() if k not in ("name", "accepts", "scheduler")}
+    make = instantiate(arguments, _convert_="all")
     inside, outside = ode_parameters(run.model), other_parameters(run.model)
     groups = [{"params": inside, "lr": 1e-20}, {"params": outside}]
     if config["accepts"] == "model":

@@ -12,6 +12,8 @@ from torch import nn
 from experiments.base.errors import ConfigError
 from experiments.models.solver import SolverSettings
 from experiments.run.build import build, build_optimizer, build_scheduler
+from experiments.run.config import places
+from experiments.studies.execute import planned
 from snopt import SNOpt
 
 CPU = torch.device("cpu")
@@ -158,3 +160,10 @@ def test_other_groups_name_their_arguments_too(tmp_path, group, changes, message
     config[group].update(changes)
     with pytest.raises(ConfigError, match=message):
         build(config, CPU)
+
+
+@pytest.mark.parametrize("override", ["optimizer.lr=-1", "optimizer.eps=0", "solver.rtol=0"])
+def test_a_plan_of_runs_is_refused_before_the_first_one(tmp_path, override):
+    assert len(planned("", "digits", "snopt", [0, 1], [], places(tmp_path, tmp_path))) == 2
+    with pytest.raises(ConfigError, match=override.partition("=")[0]):
+        planned("", "digits", "snopt", [0, 1], [override], places(tmp_path, tmp_path))

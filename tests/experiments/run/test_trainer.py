@@ -25,7 +25,7 @@ from experiments.run import run as run_module
 from experiments.run.config import identity, run_folder
 from experiments.run.records import Record
 from experiments.run.run import run
-from experiments.run.tracking import NoTracker
+from experiments.run.tracking import Tracker
 
 
 def test_a_done_run_leaves_a_whole_record(tmp_path):
@@ -143,7 +143,7 @@ def test_the_accounts_add_up_to_the_wall_time(tmp_path, monkeypatch):
     config = make_config(tmp_path, log_every=1)
     config["task"].update(step_sleep=0.03, evaluation_sleep=0.1)
 
-    class SlowTracker(NoTracker):
+    class SlowTracker(Tracker):
         def start(self, history: object) -> None:
             time.sleep(0.4)
 

@@ -12,20 +12,19 @@ import pytest
 
 from experiments.base.errors import RecordError
 from experiments.studies import execute as module
-from experiments.studies.execute import execute, execute_all, held
+from experiments.studies.execute import execute, held
 from tests.experiments.studies.stub_study import Stub
 
 
-def run_all(stub: Stub, jobs: int = 1) -> dict[str, str]:
+def run_all(stub: Stub, jobs: int = 1) -> None:
     runs = [stub.run(number) for number in stub.numbers]
-    return execute(runs, jobs, stub.said.append, stub.train)
+    execute(runs, jobs, stub.said.append, stub.train, consequence="no figure")
 
 
 def test_a_run_that_fails_is_tried_twice_and_then_named(tmp_path: Path) -> None:
     stub = Stub(tmp_path, [["done"], ["failed"], ["diverged"], ["crash", "done"], ["kill"]])
-    runs = [stub.run(number) for number in stub.numbers]
     with pytest.raises(RecordError) as caught:
-        execute_all(runs, 1, stub.said.append, stub.train, consequence="no figure")
+        run_all(stub)
     assert str(caught.value) == (
         "no figure, 2 of 5 runs failed:\n  point 1 · adam · seed 0: OSError: disk full\n"
         "  point 4 · adam · seed 0: ended by SIGKILL (out of memory?)"
@@ -35,16 +34,19 @@ def test_a_run_that_fails_is_tried_twice_and_then_named(tmp_path: Path) -> None:
     assert begun == [0, 1, 2, 3, 4, 1, 3, 4]
     assert "    failed: OSError: disk full (it is tried once more)" in stub.said
     stub.said.clear()
-    assert len(run_all(stub)) == 2
+    with pytest.raises(RecordError, match="2 of 5 runs failed"):
+        run_all(stub)
     assert stub.said[0] == "3 of 5 runs are done already"
 
 
 def test_without_a_word_in_its_record_a_failure_names_the_command(tmp_path: Path) -> None:
     stub = Stub(tmp_path, [["refuse"]])
-    assert run_all(stub) == {
-        "point 0 · adam · seed 0": "it ended with exit status 2; its own message is above. "
+    with pytest.raises(RecordError) as caught:
+        run_all(stub)
+    assert str(caught.value).endswith(
+        "\n  point 0 · adam · seed 0: it ended with exit status 2; its own message is above. "
         "Command: python scripts/train.py run=0"
-    }
+    )
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
@@ -59,7 +61,7 @@ def test_a_run_that_another_process_trains_is_waited_for(tmp_path: Path) -> None
     stub = Stub(tmp_path, [["1.0"], ["done"]])
     other = stub.by_hand(0)
     assert held(stub.record(0).folder)
-    assert run_all(stub) == {}
+    run_all(stub)
     other.wait()
     assert stub.attempts() == [1, 1]
     assert stub.said[1] == "waiting for another process that trains point 0 · adam · seed 0"
@@ -70,7 +72,7 @@ def test_a_run_whose_other_process_dies_is_taken_over(tmp_path: Path) -> None:
     stub = Stub(tmp_path, [["slow", "done"]])
     other = stub.by_hand(0)
     threading.Timer(0.5, other.kill).start()
-    assert run_all(stub) == {}
+    run_all(stub)
     other.wait()
     assert stub.attempts() == [2]
 
@@ -82,7 +84,7 @@ def test_who_comes_second_to_a_run_waits_and_reports_no_failure(tmp_path, monkey
     looks = [False]  # the first look sees nobody
     monkeypatch.setattr(module, "held", lambda path: looks.pop() if looks else held(path))
     threading.Timer(2.0, first.kill).start()
-    assert run_all(stub) == {}
+    run_all(stub)
     first.wait()
     assert stub.attempts() == [3]  # by hand, refused, done
 

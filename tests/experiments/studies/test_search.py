@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ from experiments.studies.execute import PlannedRun
 from experiments.studies.search import (
     Request,
     Trials,
-    choose,
     judge,
     load_protocol,
     plan,
@@ -110,12 +110,6 @@ def test_score_of_runs_that_diverged_failed_or_measured_nothing(tmp_path: Path) 
         score(done, "val/nll", 1.0)
 
 
-def test_the_lowest_score_wins_and_all_diverged_is_an_error() -> None:
-    assert choose([2.0, math.inf, 0.5, 0.5]) == 2
-    with pytest.raises(RecordError, match="all 2 trials diverged"):
-        choose([math.inf, math.inf])
-
-
 def test_finalists_are_judged_by_their_worst_seed(tmp_path: Path) -> None:
     """Trial 0 is best on the first seed and bad on another; trial 2 was no finalist."""
 
@@ -143,6 +137,11 @@ def test_finalists_are_judged_by_their_worst_seed(tmp_path: Path) -> None:
     assert outcome["trials"][0]["worst"] is None
     assert "worst" not in outcome["trials"][2]
     assert judge(trials, PROTOCOL)["chosen"]["params"] == {"lr": 0.1}
+    equal = replace(trials, runs=[run(4, 100, 0.3), run(5, 100, 0.2), run(6, 100, 0.2)])
+    assert judge(equal, PROTOCOL)["chosen"]["trial"] == 1
+    lost = replace(trials, points=[{"lr": 9.0}], runs=[run(3, 100, 0.1, "diverged")])
+    with pytest.raises(RecordError, match="all 1 trials diverged; widen the search space"):
+        judge(lost, PROTOCOL)
 
 
 def own_request(tmp_path: Path) -> Request:
@@ -168,7 +167,8 @@ def own_request(tmp_path: Path) -> Request:
     )
 
 
-def fake(tmp_path: Path, request: Request, outcomes: dict[int, str]) -> list[str]:
+def fake(tmp_path: Path, request: Request, outcomes: dict[int, str]) -> Request:
+    """Return the request with runs that end as told, by place; the others are done."""
     protocol = load_protocol(request.configs_dir / "search" / "figure-1.yaml")
     runs = [run for trials in plan(request, protocol) for run in trials.runs]
     table = {
@@ -176,12 +176,12 @@ def fake(tmp_path: Path, request: Request, outcomes: dict[int, str]) -> list[str
         for place, run in enumerate(runs)
     }
     (tmp_path / "fake.json").write_text(json.dumps(table))
-    return [sys.executable, str(FAKE), str(tmp_path / "fake.json")]
+    return replace(request, train=[sys.executable, str(FAKE), str(tmp_path / "fake.json")])
 
 
 def test_a_search_records_all_trials_and_writes_the_winner(tmp_path: Path) -> None:
     request = own_request(tmp_path)
-    written = search(request, lambda line: None, fake(tmp_path, request, {0: "diverged"}))
+    written = search(fake(tmp_path, request, {0: "diverged"}), lambda line: None)
     assert [path.relative_to(tmp_path / "results").as_posix() for path in written] == [
         "search/digits/adam.json",
         "search/digits/sgd.json",
@@ -197,7 +197,7 @@ def test_a_search_records_all_trials_and_writes_the_winner(tmp_path: Path) -> No
     # A second search finds its trials again, although the settings have changed.
     log = (tmp_path / "fake.log").read_text()
     lines: list[str] = []
-    search(request, lines.append, fake(tmp_path, request, {}))
+    search(fake(tmp_path, request, {}), lines.append)
     assert (tmp_path / "fake.log").read_text() == log
     assert lines[0] == "4 of 4 trials are done already"
 
@@ -207,17 +207,16 @@ def test_a_failed_trial_leaves_everything_as_it_was(tmp_path: Path) -> None:
     file = request.configs_dir / "tuned/figure-1.yaml"
     before = file.read_text()
     with pytest.raises(RecordError, match=r"1 of \d+ runs failed:\n  digits · sgd"):
-        search(request, lambda line: None, fake(tmp_path, request, {3: "failed"}))
+        search(fake(tmp_path, request, {3: "failed"}), lambda line: None)
     assert file.read_text() == before
     assert not (tmp_path / "results").exists()
 
 
 def test_a_table_without_the_line_is_named_before_training(tmp_path: Path) -> None:
-    request = own_request(tmp_path)
-    command = fake(tmp_path, request, {})
+    request = fake(tmp_path, own_request(tmp_path), {})
     (request.configs_dir / "tuned/figure-1.yaml").write_text("digits:\n    adam: {lr: 0.1}\n")
     with pytest.raises(ConfigError, match=r"figure-1.yaml has no line for sgd on digits"):
-        search(request, lambda line: None, command)
+        search(request, lambda line: None)
     assert not (tmp_path / "fake.log").exists()
 
 

@@ -19,7 +19,14 @@ import pytest
 
 from experiments.base.errors import ConfigError, RecordError
 from experiments.run.records import Record
-from experiments.studies.study import Point, Study, open_storage, study_names, train_points
+from experiments.studies.study import (
+    Point,
+    Study,
+    Workplace,
+    open_storage,
+    study_names,
+    train_points,
+)
 from tests.experiments.studies import stub_study
 from tests.experiments.studies.stub_study import SPACE, Stub, objective
 
@@ -137,12 +144,10 @@ def test_records_that_are_there_are_not_trained(tmp_path: Path) -> None:
 
 def test_a_fixed_list_is_a_study_and_its_failures_are_named(tmp_path: Path) -> None:
     stub = Stub(tmp_path, [["done"], ["failed"]])
-    arguments = {"output_dir": tmp_path / "out", "jobs": 1, "say": stub.said.append}
     points = list(stub.plan.values())
+    place = Workplace(output_dir=tmp_path / "out", train=stub.train)
     with pytest.raises(RecordError) as caught:
-        train_points(
-            "list", points, objective, consequence="no table", train=stub.train, **arguments
-        )
+        train_points("list", points, objective, place, stub.said.append, consequence="no table")
     assert str(caught.value) == (
         "no table, 1 of 2 runs failed:\n  point 1 · adam · seed 0: OSError: disk full"
     )

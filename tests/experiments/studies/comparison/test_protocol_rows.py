@@ -34,7 +34,7 @@ def lines(*accuracies: float) -> list[dict]:
 def scored(tmp_path: Path, rows: list[dict], state: str = "done"):
     folder = write_record(tmp_path, "digits", "adam", 301, rows=rows, state=state)
     run = PlannedRun("digits", "adam", 301, folder, (), ())
-    trial = Trial("adam", "search", 1, 2, {"lr": 0.01}, (), run, {})
+    trial = Trial("adam", "search", 1, 2, {"lr": 0.01}, run, {})
     return SimpleNamespace(**row_of(trial, WORKLOAD, 0.9, jobs=2))
 
 

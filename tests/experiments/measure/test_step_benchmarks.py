@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,48 +15,60 @@ from experiments.base.errors import RecordError
 from experiments.measure import run as runner
 from experiments.measure import step_cost
 from experiments.measure.harness import entries
-from experiments.measure.step_cost import measure_optimizer, measure_optimizers
-from experiments.measure.steps import (
-    MEASURED_FOR_MEMORY,
-    TIMED,
-    Step,
-    configuration,
-    configured_step,
-    plain_step,
-)
+from experiments.measure.step_cost import TrainedStep, measure_optimizer, measure_optimizers
+from experiments.measure.steps import MEASURED_FOR_MEMORY, TIMED, configuration, plain_step
 from experiments.measure.workloads import TRAINING
 from experiments.optimizers.evaluation import Diverged
 from tests.experiments.measure.synthetic import optimizer_entry
-from tests.experiments.measure.tiny import CPU, tiny
+from tests.experiments.measure.tiny import CPU, ONCE, tiny
 
 TINY = ["model.width=2", "trainer.batch_size=4"]
 
 
-def check_weights_stay(step: Step) -> None:
-    before = [p.detach().clone() for p in step.params]
+def check_weights_stay(step: Callable[[], None], params: list[torch.Tensor]) -> None:
+    before = [p.detach().clone() for p in params]
     for _ in range(3):
         step()
-    assert all(torch.equal(p, was) for p, was in zip(step.params, before, strict=True))
-    assert all(p.grad is not None for p in step.params)
+    assert all(torch.equal(p, was) for p, was in zip(params, before, strict=True))
+    assert all(p.grad is not None for p in params)
 
 
 @pytest.mark.parametrize("kind", TIMED)
 def test_steps_of_a_workload_leave_the_weights_alone(kind: str) -> None:
     case = tiny("digits").build(CPU)
-    check_weights_stay(plain_step(case, TIMED[kind](case.model)))
+    step = plain_step(TIMED[kind](case.model), case.loss)
+    check_weights_stay(step, list(case.model.parameters()))
 
 
 def test_every_configured_step_is_taken_at_the_first_weights() -> None:
-    step = configured_step(configuration([*step_cost.DIGITS, "optimizer=adahessian", *TINY]), CPU)
-    check_weights_stay(step)
-    moments = [step.optimizer.state[p]["exp_avg"] for p in step.params]
+    config = configuration([*step_cost.DIGITS, "optimizer=adahessian", *TINY])
+    step = TrainedStep(config, CPU)
+    check_weights_stay(step, step.params)
+    moments = [step.parts.optimizer.state[p]["exp_avg"] for p in step.params]
     assert any(bool(m.any()) for m in moments)  # but the optimizer has moved on
     assert step.evaluations()["losses"] == 3.0
 
 
+def test_figure_7_times_plain_steps_that_leave_the_weights_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    optimizers = []
+
+    def spy(optimizer, loss):
+        optimizers.append(optimizer)
+        return plain_step(optimizer, loss)
+
+    monkeypatch.setattr(step_cost, "plain_step", spy)
+    found = step_cost.time_steps(["experiment=figure-7/digits", *TINY], rounds=1)
+    assert {kind: len(times) for kind, times in found["samples_s"].items()} == dict.fromkeys(
+        ("adam", "snopt", "snopt_refresh"), 1
+    )
+    assert [o.param_groups[0]["lr"] for o in optimizers] == [0.0] * 3
+
+
 def test_steps_measured_for_memory_contain_a_second_refresh() -> None:
     case = tiny("digits").build(CPU)
-    step = plain_step(case, MEASURED_FOR_MEMORY["snopt"](case.model))
+    step = plain_step(MEASURED_FOR_MEMORY["snopt"](case.model), case.loss)
     curvature = []
     for _ in range(4):
         before = case.block.nfe.curvature
@@ -78,7 +93,7 @@ def test_scores_against_sgd_and_adam_are_medians_of_pairs() -> None:
 
 @pytest.mark.parametrize("name", [workload.name for workload in TRAINING])
 def test_a_tiny_measurement_of_snopt(name: str) -> None:
-    entry = measure_optimizer(tiny(name), CPU, 1)
+    entry = measure_optimizer(tiny(name), ONCE)
     json.dumps(entry, allow_nan=False)
     evaluations = {kind: step["evaluations"] for kind, step in entry["steps"].items()}
     assert list(evaluations) == list(TIMED)
@@ -102,42 +117,31 @@ def test_the_mean_holds_a_refresh_with_its_share_and_the_median_does_not() -> No
     assert line.endswith("sgd 1.00, snopt 2.00")
 
 
-def test_pairs_and_variants_are_left_out() -> None:
-    assert {"sgd", "adam", "snopt", "lbfgs"} <= set(step_cost.measured())
-    assert not {"split", "sgd_ode", "snopt_ode"} & set(step_cost.measured())
-
-
 @pytest.mark.parametrize("fails_after", [None, 0, 2], ids=["built", "first step", "later step"])
 def test_an_optimizer_that_fails_drops_out_and_the_others_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_after: int | None
 ) -> None:
-    def failing(config, device):
-        step = configured_step(config, device)
-        if config["optimizer"]["name"] != "adam":
-            return step
+    error = Diverged("the training loss is nan at step 1")
 
-        def take() -> int:
-            if step.taken == fails_after:
-                raise Diverged("the training loss is nan at step 1")
-            step()
-            return 1
+    class Failing(TrainedStep):
+        def __init__(self, config, device):
+            super().__init__(config, device)
+            self.fails = config["optimizer"]["name"] == "adam"
+            if self.fails and fails_after is None:
+                raise error
 
-        if fails_after is None:
-            raise Diverged("the training loss is nan at step 1")
-        return Step(step.model, step.optimizer, take)
+        def __call__(self):
+            if self.fails and self.taken == fails_after:
+                raise error
+            super().__call__()
 
+    measure = partial(measure_optimizers, names=["adam", "muon"], overrides=TINY)
+    changed = replace(runner.BENCHMARKS["optimizers"], measure=measure)
+    monkeypatch.setitem(runner.BENCHMARKS, "optimizers", changed)
     monkeypatch.setattr(step_cost, "ROUNDS_EACH", 3)
-    monkeypatch.setattr(step_cost, "configured_step", failing)
-    monkeypatch.setattr(
-        step_cost,
-        "measure_optimizers",
-        lambda device, repeats: measure_optimizers(
-            device, repeats, names=["adam", "muon"], overrides=TINY
-        ),
-    )
-    plan = runner.Plan(("optimizers",), (), CPU, repeats=1, folder=tmp_path)
+    monkeypatch.setattr(step_cost, "TrainedStep", Failing)
     with pytest.raises(RecordError, match="optimizers digits, adam: the training loss is nan"):
-        runner.run(plan, lambda line: None)
+        runner.run(runner.chosen(["optimizers"], ()), ONCE, tmp_path, lambda line: None)
     entry = entries(tmp_path, "optimizers")["digits"]
     assert list(entry["optimizers"]) == ["sgd", "muon"]
     assert entry["failed"] == {"adam": "the training loss is nan at step 1"}
@@ -154,14 +158,16 @@ def test_without_sgd_there_is_nothing_to_compare_to(monkeypatch: pytest.MonkeyPa
     def fail(*_: object) -> None:
         raise ValueError("no step")
 
-    monkeypatch.setattr(step_cost, "configured_step", fail)
+    monkeypatch.setattr(step_cost, "TrainedStep", fail)
     with pytest.raises(RecordError, match="SGD, to which all are compared, fails: no step"):
-        measure_optimizers(CPU, 1, names=["adam"], overrides=TINY)
+        measure_optimizers(TRAINING[0], ONCE, names=["adam"], overrides=TINY)
 
 
 def test_a_tiny_measurement_of_all_optimizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {"sgd", "adam", "snopt", "lbfgs"} <= set(step_cost.measured())
+    assert not {"split", "sgd_ode", "snopt_ode"} & set(step_cost.measured())
     monkeypatch.setattr(step_cost, "ROUNDS_EACH", 2)
-    entry = measure_optimizers(CPU, 1, names=["muon", "snopt"], overrides=TINY)
+    entry = measure_optimizers(TRAINING[0], ONCE, names=["muon", "snopt"], overrides=TINY)
     assert entry["rounds"] == 3
     assert entry["settings"]["muon"]["ns_steps"] == 5
     assert list(entry["optimizers"]) == ["sgd", "muon", "snopt"]

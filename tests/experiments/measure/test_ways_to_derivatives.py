@@ -9,17 +9,12 @@ import torch
 
 from experiments.measure import derivatives
 from experiments.measure.derivatives import (
-    BYTES,
     WAYS,
     Exact,
     error,
     exact,
     measure_memory,
     memory_system,
-    run_kronecker,
-    run_proposition_2,
-    run_recursion,
-    run_theorem_1,
     sizes,
     tight,
 )
@@ -58,24 +53,20 @@ def test_exact_is_autograds_hessian() -> None:
     assert error(found.gauss_newton, hessian) > 1e-2  # the two quantities differ here
 
 
-def test_the_adjoint_has_the_gradient() -> None:
-    system, found = small()
-    assert error(derivatives.first_order(system, SOLVER), found.gradient) < 1e-4
-
-
-def test_ways_to_the_hessian() -> None:
-    system, reference = small()
-    assert reference.hessian is not None
-    theorem_1 = derivatives.theorem_1(system, SOLVER, full_hessian=True)
-    assert error(derivatives.recursion(system, SOLVER), reference.hessian) < 1e-4
-    assert error(theorem_1, reference.hessian) < 1e-4
-
-
-def test_ways_to_gauss_newton() -> None:
-    system, reference = small()
-    theorem_1 = derivatives.theorem_1(system, SOLVER, full_hessian=False)
-    assert error(derivatives.proposition_2(system, SOLVER), reference.gauss_newton) < 1e-4
-    assert error(theorem_1, reference.gauss_newton) < 1e-4
+def test_all_ways_end_at_the_exact_derivatives() -> None:
+    system, exact = small()
+    first_order = derivatives.first_order(system, SOLVER)
+    recursion = derivatives.recursion(system, SOLVER)
+    proposition_2 = derivatives.proposition_2(system, SOLVER)
+    full, gauss_newton = (
+        derivatives.theorem_1(system, SOLVER, full_hessian=full) for full in (True, False)
+    )
+    assert exact.hessian is not None
+    assert error(first_order, exact.gradient) < 1e-4
+    assert error(recursion, exact.hessian) < 1e-4
+    assert error(full, exact.hessian) < 1e-4
+    assert error(proposition_2, exact.gauss_newton) < 1e-4
+    assert error(gauss_newton, exact.gauss_newton) < 1e-4
 
 
 def test_error_is_relative() -> None:
@@ -104,16 +95,18 @@ def test_formulas_count_what_is_returned() -> None:
     n, m = sizes(d)
     one = memory_system(d, 0)
     assert one.sizes == (n, m)
-    entries = {name: way.theory_mb(d) * 2**20 / BYTES for name, way in BY_NAME.items()}
-    dense = run_theorem_1(one)
+    entries = {name: way.theory_mb(d) * 2**20 / 4 for name, way in BY_NAME.items()}
+    dense = BY_NAME["theorem-1"].run(one)
     held = [dense.z1, dense.Q_z, dense.Q_u, dense.Q_zz, dense.Q_uz, dense.Q_uu]
     assert entries["theorem-1"] == sum(part.numel() for part in held)
-    q, p = run_proposition_2(one)
+    q, p = BY_NAME["proposition-2"].run(one)
     assert entries["proposition-2"] == n + q.numel() + p.numel()
-    factors = [M for pair in run_kronecker(one).curvature.values() for M in (pair.A, pair.B)]
+    factors = [
+        M for pair in BY_NAME["kronecker"].run(one).curvature.values() for M in (pair.A, pair.B)
+    ]
     assert entries["kronecker"] == 2 * n + m + sum(M.numel() for M in factors)
     assert entries["first-order"] == 2 * n + m
-    matrix = run_recursion(one)
+    matrix = BY_NAME["recursion"].run(one)
     assert matrix.shape == (m, m)
     assert entries["recursion"] == m * m + 2 * (2 * n + m)
     assert (matrix[:2] != 1.0).all()

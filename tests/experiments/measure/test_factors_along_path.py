@@ -7,14 +7,12 @@ import torch
 
 from experiments.base.errors import ConfigError
 from experiments.measure.path_factors import (
-    Counted,
-    Kept,
     Settings,
     along_path,
     composite,
     gather,
     node_errors,
-    points,
+    point,
     smooth,
 )
 from experiments.measure.snapshots import snapshots
@@ -30,7 +28,7 @@ DOPRI5 = {"method": "dopri5", "options": None}
 
 def test_a_collector_gathers_what_path_factors_integrates():
     snapshot = smooth(tiny(**DOPRI5))
-    found = gather(snapshot, {"rule": gauss_legendre(3)}, 1e-8, Counted)["rule"]
+    found = gather(snapshot, {"rule": gauss_legendre(3)}, 1e-8)["rule"]
     exact = path_factors(
         snapshot.net.ode.func,
         snapshot.start(),
@@ -48,16 +46,17 @@ def test_a_collector_gathers_what_path_factors_integrates():
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-10)
 
 
-def test_kept_uses_are_the_factors_at_the_points():
+def test_a_point_gives_the_factors_of_its_time():
     snapshot = smooth(tiny(**DOPRI5))
-    kept = gather(snapshot, {"points": points((0.2, 0.7))}, 1e-8, Kept)["points"]["conv2"]
-    assert len(kept.uses) == 2
-    for t, (A, B) in zip((0.7, 0.2), kept.uses, strict=True):  # the last time is met first
-        one = gather(snapshot, {"one": points((t,))}, 1e-8, Counted)["one"]["conv2"].factors()
-        torch.testing.assert_close(A, one.A[0], rtol=1e-5, atol=1e-12)
-        torch.testing.assert_close(B, one.B[0], rtol=1e-5, atol=1e-12)
-    total = kept.uses[0][0] + kept.uses[1][0]
-    torch.testing.assert_close(kept.factors().A[0], total)
+    rules = {"both": lambda a, b: (torch.tensor([0.2, 0.7]).double(), torch.ones(2).double())}
+    found = gather(snapshot, {"first": point(0.2), "last": point(0.7), **rules}, 1e-8)
+    first, last, both = (found[name]["conv2"].factors() for name in ("first", "last", "both"))
+    for factor in "AB":
+        one, other = getattr(first, factor), getattr(last, factor)
+        assert not torch.allclose(one, other, rtol=1e-3)
+        torch.testing.assert_close(one + other, getattr(both, factor))
+    alone = gather(snapshot, {"first": point(0.2)}, 1e-8)["first"]["conv2"].factors()
+    torch.testing.assert_close(first.A, alone.A, rtol=1e-5, atol=1e-12)
 
 
 def test_rows_along_the_path_are_relative_to_the_time_mean():

@@ -12,17 +12,14 @@ import torchdiffeq
 
 from experiments.measure.engine import (
     Counts,
-    FloorBlock,
     accepted_steps,
     count,
     floor_case,
     gradient,
     measure_engine,
     run_once,
-    shares,
 )
 from experiments.measure.workloads import (
-    ADJOINT,
     ENGINE,
     ENGINE_VARIANTS,
     STOCK_DIRECT,
@@ -33,15 +30,15 @@ from experiments.measure.workloads import (
     Variant,
 )
 from tests.experiments.measure.synthetic import FACTORS, engine_entry
-from tests.experiments.measure.tiny import ALL, CPU, SHAPES, tiny
+from tests.experiments.measure.tiny import ALL, CPU, ONCE, SHAPES, tiny
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_workload_is_the_same_for_every_variant(name: str) -> None:
-    workload = tiny(name)
+    workload = replace(tiny(name), rtol=1e-6, atol=1e-6)
     before = torch.get_rng_state()
-    ours = workload.build(CPU, ADJOINT.settings(1e-6, 1e-6))
-    stock = workload.build(CPU, STOCK_SEMINORM.settings(1e-6, 1e-6))
+    ours = workload.build(CPU)
+    stock = workload.build(CPU, STOCK_SEMINORM)
     assert torch.equal(torch.get_rng_state(), before)
     for one, other in zip(ours.model.parameters(), stock.model.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -78,7 +75,7 @@ def test_stock_variants_run_torchdiffeq_itself(monkeypatch: pytest.MonkeyPatch) 
         )
     for variant in ENGINE_VARIANTS:
         if variant.block_class is StockBlock:
-            run_once(tiny("linear").build(CPU, variant.settings(1e-4, 1e-5)))
+            run_once(replace(tiny("linear"), rtol=1e-4, atol=1e-5).build(CPU, variant))
     assert [name for name, _ in called] == ["odeint_adjoint", "odeint_adjoint", "odeint"]
     assert all((k["rtol"], k["atol"], k["method"]) == (1e-4, 1e-5, "dopri5") for _, k in called)
     options = [k.get("adjoint_options") or None for _, k in called]
@@ -105,7 +102,7 @@ def test_steps_are_read_from_the_times_of_the_stages() -> None:
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-7])
 def test_counts_are_those_that_torchdiffeq_reports(tolerance: float) -> None:
     workload = replace(tiny("linear"), rtol=tolerance, atol=tolerance)
-    case = workload.build(CPU, STOCK_SEMINORM.settings(tolerance, tolerance))
+    case = workload.build(CPU, STOCK_SEMINORM)
     found = count(case)
     reported: list[str] = []
     for name in ("callback_accept_step", "callback_accept_step_adjoint"):
@@ -121,7 +118,7 @@ def test_counts_are_those_that_torchdiffeq_reports(tolerance: float) -> None:
 
 @pytest.mark.parametrize("variant", ENGINE_VARIANTS, ids=lambda v: v.name)
 def test_counts_agree_with_the_block_s_own(variant: Variant) -> None:
-    case = tiny("ode_rnn").build(CPU, variant.settings(1e-3, 1e-3))
+    case = tiny("ode_rnn").build(CPU, variant)
     found = count(case)
     assert found.solves == 3
     if variant.block_class is not StockBlock:
@@ -137,11 +134,11 @@ def test_evaluations_are_spread_over_the_solves() -> None:
     assert Counts(1, 14, 26, 2, 4).with_parameters == 20
     assert Counts(1, 14, 13, 2, 3).with_parameters == 13
     assert Counts(1, 14, 0, 2, 0).with_parameters == 0
-    plan = shares(Counts(solves=3, forward=14, backward=20, steps_forward=2, steps_backward=2))
+    counts = Counts(solves=3, forward=14, backward=20, steps_forward=2, steps_backward=2)
+    plan = floor_case(tiny("ode_rnn"), CPU, counts).block.plan
     assert len(plan) == 3
-    totals = [sum(getattr(s, key) for s in plan) for key in ("forward", "state", "parameters")]
-    assert totals == [14, 10, 10]
-    assert max(s.forward for s in plan) - min(s.forward for s in plan) <= 1
+    assert [sum(part) for part in zip(*plan, strict=True)] == [14, 10, 10]
+    assert sorted(forward for forward, *_ in plan) == [4, 5, 5]
 
 
 def test_floor_makes_exactly_the_evaluations_of_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,11 +161,6 @@ def test_floor_makes_exactly_the_evaluations_of_its_plan(monkeypatch: pytest.Mon
     assert all(p.grad is not None for p in case.model.cell.parameters())
 
 
-def test_floor_without_a_plan_says_so() -> None:
-    with pytest.raises(RuntimeError, match="plan"):
-        FloorBlock(torch.nn.Linear(1, 1))(torch.zeros(1, 1))
-
-
 def test_scores_are_medians_of_pairs() -> None:
     entry = engine_entry()
     assert entry["rounds"] == 3
@@ -188,7 +180,7 @@ def test_scores_are_medians_of_pairs() -> None:
 
 @pytest.mark.parametrize("name", [workload.name for workload in ENGINE])
 def test_a_tiny_measurement(name: str) -> None:
-    entry: dict[str, Any] = measure_engine(tiny(name), CPU, 1)
+    entry: dict[str, Any] = measure_engine(tiny(name), ONCE)
     json.dumps(entry, allow_nan=False)
     assert entry["rounds"] == 1
     assert list(entry["variants"]) == [v.name for v in ENGINE_VARIANTS]
