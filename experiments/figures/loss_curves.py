@@ -164,10 +164,11 @@ def write(request: Request, table: pd.DataFrame, facts: Mapping[str, Any]) -> No
         facts: entries of the provenance: ``device``, ``runs``, and optionally ``budget``, a
             sentence on the length of runs, and ``smooth``: training losses are running means.
     """
-    caption = caption_1 if request.target == FIGURE_1 else caption_6
-    line = caption(table, facts["device"], request.profile, facts.get("budget", ""))
-    request.publish(csv_of_runs(table), **facts, profile=request.profile, caption=line)
-    if request.target == FIGURE_1:
+    device, profile, budget = facts["device"], request.profile, facts.get("budget", "")
+    one = request.target == FIGURE_1
+    line = caption_1(table, device, budget) if one else caption_6(table, device, profile, budget)
+    request.publish(csv_of_runs(table), **facts, profile=profile, caption=line)
+    if one:
         redraw_1(request.folder)
     else:
         redraw_6(request.folder, request.x)
@@ -192,9 +193,8 @@ def redraw_6(folder: Path, x: str = "time") -> None:
     save(picture, folder / ("figure.png" if x == "time" else f"figure-{x}.png"))
 
 
-def caption_1(table: pd.DataFrame, device: str, profile: str, budget: str = "") -> str:
+def caption_1(table: pd.DataFrame, device: str, budget: str) -> str:
     """Return the line below figure 1: device, data, seeds, and how curves are made."""
-    del profile
     data = listed([panel_title(dataset) for dataset in table["dataset"].unique()])
     line = (
         f"{device}. Data: {data}. Seeds {listed(sorted(table['seed'].unique()))}: median and range."

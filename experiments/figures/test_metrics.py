@@ -1,8 +1,8 @@
 """Table 4: test metric of every optimizer on the embedded data sets, with searched settings.
 
 The runs are those of the protocol (``experiments/studies/comparison/``): every optimizer's best
-setting of an equal search, trained for the whole budget on fresh seeds. Where ``protocol/runs.csv``
-is there, the table is made from it alone; where it is missing, the protocol runs first.
+setting of an equal search, trained for the whole budget on fresh seeds. The table comes from
+``protocol/runs.csv`` alone; if that file is missing, the protocol runs first.
 """
 
 from __future__ import annotations
