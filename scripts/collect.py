@@ -15,41 +15,27 @@ from experiments.base.errors import resumable
 from experiments.figures import paper_runs
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Return what the command line asks for."""
+def main() -> int:
+    """Run the command line and return its exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("target", choices=["paper"], help="which runs")
     parser.add_argument("overrides", nargs="*", help="what was changed in the runs")
-    parser.add_argument(
-        "--datasets",
-        type=lambda text: text.split(","),
-        default=paper_runs.DATASETS,
-        help="such as mnist,circle",
-    )
+    names = {"type": lambda text: text.split(","), "default": paper_runs.DATASETS}
+    parser.add_argument("--datasets", **names, help="such as mnist,circle")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="run records")
     parser.add_argument("--results-dir", type=Path, default=Path("results"), help="summaries")
     parser.add_argument("--draw-only", action="store_true", help="collect nothing, only draw")
-    return parser.parse_intermixed_args(arguments)
-
-
-def main() -> int:
-    """Run the command line and return its exit status."""
-    chosen = parse()
+    chosen = parser.parse_intermixed_args()
 
     def work() -> str:
         if not chosen.draw_only:
             paper_runs.collect(
-                chosen.output_dir,
-                chosen.results_dir,
-                print,
-                datasets=chosen.datasets,
-                overrides=chosen.overrides,
+                chosen.output_dir, chosen.results_dir, print, chosen.datasets, chosen.overrides
             )
-        made = paper_runs.draw(chosen.results_dir)
-        return "drawn: " + ", ".join(str(folder) for folder in made)
+        return "drawn: " + ", ".join(map(str, paper_runs.draw(chosen.results_dir)))
 
     return resumable(work)
 

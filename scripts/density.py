@@ -26,11 +26,8 @@ def main() -> int:
     folder = chosen.out or chosen.runs[0] / "density"
 
     def work() -> str:
-        runs = [summarise(path) for path in chosen.runs]
-        made = [
-            Made(run.dataset, run, f"record {run.task}/{run.dataset}/{run.optimizer}")
-            for run in runs
-        ]
+        runs = map(summarise, chosen.runs)
+        made = [Made(r.dataset, r, f"record {r.task}/{r.dataset}/{r.optimizer}") for r in runs]
         write(made, folder, command="python scripts/density.py RUN_FOLDER")
         return f"drawn: {folder / 'figure.png'}"
 

@@ -1,10 +1,7 @@
 """The ablation of SNOpt's options: training time to a target that tuned SGD and Adam set.
 
-First tuned Adam and SGD run with a larger budget and set a target; then every variant runs until it
-reaches the target or its steps are used up. Everything is a run record, so a stopped ablation goes
-on where it was. ``configs/ablation.yaml`` says what is compared.
-
-One column a data set, one row a variant; a dot is a seed, a bar the median.
+Tuned Adam and SGD run with a larger budget and set the target. Then every variant runs until it
+reaches the target or has used up its steps. ``configs/ablation.yaml`` lists the variants.
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import pandas as pd
 import yaml
 from matplotlib.axes import Axes
@@ -26,8 +22,8 @@ from experiments.base.errors import ConfigError, RecordError
 from experiments.base.files import write_whole
 from experiments.figures.request import Figure, Made, Request, facts_of, in_turn, listed, obtain
 from experiments.publish.names import dataset_name, optimizer_name
-from experiments.publish.provenance import publish, read_provenance
-from experiments.publish.style import LOOKS, RC, WIDTH_IN, put_caption, save, wrapped
+from experiments.publish.provenance import read_provenance
+from experiments.publish.style import LOOKS, WIDTH_IN, put_caption, save, styled, wrapped
 from experiments.publish.tables import Table, csv_of, read_table
 from experiments.run.config import CONFIGS
 from experiments.run.records import Summary
@@ -47,20 +43,13 @@ COLUMNS = {
     "trained": float,
     "steps": int,
 }
-"""``data.csv``, one row a run: what is compared, or the optimizer that set the target; value of the
-validation metric to reach; training time to it, infinite where it was not reached; best validation
-value; training seconds and steps in all."""
+"""``data.csv``, one row a run. ``target`` is a value of the validation metric, ``seconds`` the
+training time to it (infinite if it was missed), ``trained`` the training time in all."""
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """What is compared; see ``configs/ablation.yaml``.
-
-    Attributes:
-        datasets: data set → where its tuned settings are, steps, metric.
-        targets: optimizers that set the target, and how many more steps they get.
-        variants: name → from which optimizer, with what change.
-    """
+    """The parts of ``configs/ablation.yaml``."""
 
     datasets: Mapping[str, Mapping[str, Any]]
     targets: Mapping[str, Any]
@@ -77,14 +66,12 @@ class Ablation:
 
     def runs(
         self,
+        request: Request,
         dataset: str,
         optimizer: str,
-        *,
-        change: Mapping[str, Any],
         steps: int,
-        stop_at: float | None,
-        seeds: Sequence[int],
-        where: Sequence[str],
+        stop_at: float | None = None,
+        change: Mapping[str, Any] | None = None,
     ) -> list[PlannedRun]:
         """Return the runs of tuned settings with a change, one for each seed."""
         spec = self.datasets[dataset]
@@ -96,44 +83,25 @@ class Ablation:
             "tracking=none",
         ]
         prefix = "optimizer." + (f"{spec['inside']}." if "inside" in spec else "")
-        overrides += [f"++{prefix}{key}={_hydra(value)}" for key, value in change.items()]
+        overrides += [f"++{prefix}{key}={_hydra(value)}" for key, value in (change or {}).items()]
         experiment = f"{spec['tuned'][optimizer]}/{dataset}-{optimizer}"
-        return planned(experiment, dataset, optimizer, seeds, overrides, where)
+        return planned(experiment, dataset, optimizer, request.seeds, overrides, request.where)
 
-    def target_runs(
-        self, dataset: str, seeds: Sequence[int], where: Sequence[str]
-    ) -> dict[str, list[PlannedRun]]:
+    def target_runs(self, request: Request, dataset: str) -> dict[str, list[PlannedRun]]:
         """Return the runs that set the target, by optimizer."""
         steps = round(self.datasets[dataset]["steps"] * self.targets["more_steps"])
-        return {
-            optimizer: self.runs(
-                dataset,
-                optimizer,
-                change={},
-                steps=steps,
-                stop_at=None,
-                seeds=seeds,
-                where=where,
-            )
-            for optimizer in self.targets["optimizers"]
-        }
+        names = self.targets["optimizers"]
+        return {name: self.runs(request, dataset, name, steps) for name in names}
 
     def variant_runs(
-        self, dataset: str, stop_at: float, seeds: Sequence[int], where: Sequence[str]
+        self, request: Request, dataset: str, stop_at: float
     ) -> dict[str, list[PlannedRun]]:
         """Return the runs of all variants of a data set, by variant."""
+        steps = self.datasets[dataset]["steps"]
         return {
-            name: self.runs(
-                dataset,
-                variant["from"],
-                change=variant.get("change", {}),
-                steps=self.datasets[dataset]["steps"],
-                stop_at=stop_at,
-                seeds=seeds,
-                where=where,
-            )
-            for name, variant in self.variants.items()
-            if dataset not in variant.get("except", ())
+            name: self.runs(request, dataset, own["from"], steps, stop_at, own.get("change"))
+            for name, own in self.variants.items()
+            if dataset not in own.get("except", ())
         }
 
 
@@ -175,19 +143,24 @@ def reproduce(request: Request, say: Say) -> None:
     used: list[Made[str]] = []
     for dataset in request.overrides or ablation.datasets:
         metric = ablation.datasets[dataset]["metric"]
-        setters = ablation.target_runs(dataset, request.seeds, request.where)
+        setters = ablation.target_runs(request, dataset)
         made = _obtain(request, setters, say)
         by_setter = {name: [one.run for one in made if one.variant == name] for name in setters}
         target, stop_at = target_of(by_setter, metric)
         say(f"{dataset}: target {metric} {target:g}")
-        variants = ablation.variant_runs(dataset, stop_at, request.seeds, request.where)
+        variants = ablation.variant_runs(request, dataset, stop_at)
         made += _obtain(request, variants, say)
         rows += [score(one.run, one.variant, target, metric) for one in made]
         used += made
     facts = facts_of(used)
-    facts["caption"] = _caption(facts, request.jobs)
-    data = csv_of(pd.DataFrame(rows))
-    publish(request.folder, data, target=NAME, command=request.command, **facts)
+    together = "" if request.jobs == 1 else f", {request.jobs} runs at a time"
+    facts["caption"] = (
+        f"{facts['device']}{together}. Seeds {listed(facts['seeds'])}: bars are medians, dots"
+        " seeds, a cross a run that missed the target, the median of the best validation values of"
+        " tuned Adam and SGD with half as many steps again. Dashed line: tuned Adam. + and −: one"
+        " change to tuned SNOpt or snopt_plus, not tuned again."
+    )
+    request.publish(csv_of(pd.DataFrame(rows)), **facts)
     redraw(request.folder)
 
 
@@ -201,24 +174,13 @@ def _obtain(
     return sorted(made, key=lambda one: order.index(one.variant))
 
 
-def _caption(facts: Mapping[str, Any], jobs: int) -> str:
-    together = "" if jobs == 1 else f", {jobs} runs at a time"
-    return (
-        f"{facts['device']}{together}. Seeds {listed(facts['seeds'])}: bars are medians, dots"
-        " seeds, a cross a run that missed the target, the median of the best validation values of"
-        " tuned Adam and SGD with half as many steps again. Dashed line: tuned Adam. + and −: one"
-        " change to tuned SNOpt or snopt_plus, not tuned again."
-    )
-
-
 def redraw(folder: Path) -> None:
     """Write ``table.md`` and ``figure.png`` again from ``data.csv`` and the caption."""
     entries = read_table(folder / "data.csv", COLUMNS)
     line = read_provenance(folder)["caption"]
     text = table(entries, line).markdown()
     write_whole(folder / "table.md", text.replace("|  |", "| |", 1))
-    with mpl.rc_context(RC):
-        save(draw(entries, line), folder / "figure.png")
+    save(draw(entries, line), folder / "figure.png")
 
 
 def table(entries: pd.DataFrame, caption: str = "") -> Table:
@@ -253,8 +215,9 @@ def _cell(of_dataset: pd.DataFrame, variant: str) -> str:
     return f"{times.median():.1f} s{ratio} ({count})"
 
 
+@styled
 def draw(entries: pd.DataFrame, caption: str = "") -> Picture:
-    """Return the figure; call it within ``matplotlib.rc_context(RC)``."""
+    """Return the figure: one column a data set, one row a variant."""
     if entries.empty:
         raise RecordError(f"{NAME}: there are no runs")
     datasets, variants = (list(entries[name].unique()) for name in ("dataset", "variant"))
@@ -290,9 +253,7 @@ def _panel(axes: Axes, entries: pd.DataFrame, variants: Sequence[str]) -> None:
             axes.barh(variants.index(variant), time, 0.6, color=face, zorder=2)
     reference = found.get(REFERENCE, math.inf)
     if math.isfinite(reference):
-        dashes = (0, (5, 1.5))
-        color = LOOKS["adam"].color
-        axes.axvline(reference, color=color, linestyle=dashes, linewidth=1.0, zorder=1)
+        axes.axvline(reference, linewidth=1.0, zorder=1, **LOOKS[REFERENCE].line)
     axes.set_xlim(0.0, 1.08 * edge)
     axes.grid(visible=False, axis="y")
 

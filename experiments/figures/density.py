@@ -1,8 +1,7 @@
 """Density figure: what 2-d flows have learned, one row a run.
 
-From left to right: points of the test set, the learned density on a grid, and the flow: base points
-on their way to the data at five times. By default one small flow a density, trained with SNOpt;
-``scripts/density.py`` draws the row of any finished run on points in the plane.
+From left to right: points of the test set, the learned density on a grid, and base points on their
+way to the data at five times. ``scripts/density.py`` draws any finished run on points in the plane.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import torch
@@ -27,7 +25,7 @@ from experiments.figures.request import Figure, Made, Request, facts_of, in_turn
 from experiments.models.cnf import CNF
 from experiments.publish.names import dataset_name
 from experiments.publish.provenance import publish
-from experiments.publish.style import RC, WIDTH_IN, put_caption, save, wrapped
+from experiments.publish.style import WIDTH_IN, put_caption, save, styled, wrapped
 from experiments.publish.tables import csv_of
 from experiments.run.build import build
 from experiments.run.checkpoint import load_checkpoint
@@ -56,7 +54,7 @@ class Learned:
         optimizer: optimizer name.
         seed: seed of the run.
         test_nll: negative log-likelihood of the test set in nats.
-        mass: integral of the learned density over the picture; 1 where nothing lies outside.
+        mass: integral of the learned density over the picture.
         extent: half the width of the pictures.
         data: test points, shape (n, 2).
         density: p at the centres of the cells, shape (GRID, GRID), rows from low to high y.
@@ -79,12 +77,12 @@ NUMBERS = ("dataset", "optimizer", "seed", "test_nll", "mass", "extent")
 
 
 def learned(run: Summary, points: int = POINTS, grid: int = GRID) -> Learned:
-    """Evaluate the flow of a finished run.
+    """Evaluate the flow of a finished run with ``points`` points and ``grid`` cells each way.
 
-    Args:
-        run: its record.
-        points: points of the flow.
-        grid: cells of the density, each way.
+    Raises:
+        ConfigError: the run's data are not points in the plane.
+        RecordError: the run is not done, or its record is damaged.
+        CheckpointError: its checkpoint is damaged.
     """
     if run.task != "cnf":
         raise ConfigError(f"{run.name} is a run of task {run.task}; a density needs task cnf")
@@ -144,23 +142,22 @@ def write(made: Sequence[Made[str]], folder: Path, *, command: str) -> None:
         " density, with the negative log-likelihood of the test set in nats. Right: the flow, from"
         " a standard normal at t = 0 to the data at t = 1."
     )
-    numbers = pd.DataFrame([{name: getattr(row, name) for name in NUMBERS} for row in rows])
-    facts |= {"caption": line}
-    publish(folder, csv_of(numbers), target=NAME, command=command, **facts)
-    with mpl.rc_context(RC):
-        save(draw(rows, line), folder / "figure.png")
+    numbers = csv_of(pd.DataFrame(rows)[list(NUMBERS)])
+    publish(folder, numbers, target=NAME, command=command, **facts, caption=line)
+    save(draw(rows, line), folder / "figure.png")
 
 
 def redraw(folder: Path) -> None:
-    """Refuse: the weights of the flows are in the run records alone."""
+    """Refuse, because only the run records have the weights of the flows."""
     raise RecordError(
         f"{folder}/figure.png shows trained flows, whose weights are in run records: "
         f"make reproduce-{NAME} draws it again"
     )
 
 
+@styled
 def draw(rows: Sequence[Learned], caption: str = "") -> Picture:
-    """Return the figure; call it within ``matplotlib.rc_context(RC)``."""
+    """Return the figure."""
     if not rows:
         raise RecordError(f"{NAME}: there is no run to draw")
     lines = wrapped(caption)
@@ -171,7 +168,7 @@ def draw(rows: Sequence[Learned], caption: str = "") -> Picture:
     )
     picture = Picture(figsize=(WIDTH_IN, height), layout=space)
     axes = picture.subplots(len(rows), 2 + len(FRACTIONS), squeeze=False)
-    for row, line in zip(rows, axes, strict=True):
+    for line, row in zip(axes, rows, strict=True):
         _draw_row(line, row)
     titles = ["test points", "density", *(f"t = {fraction:g}" for fraction in FRACTIONS)]
     for ax, title in zip(axes[0], titles, strict=True):

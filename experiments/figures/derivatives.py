@@ -1,27 +1,22 @@
 """Tables 1 and 2: error and memory of first and second derivatives from adjoints.
 
-Table 1: for each system and solver the relative error (Frobenius norm) of ∂Φ/∂θ by the adjoint, of
-the Hessian in θ by the adjoint of the adjoint and by Theorem 1, and of Gauss-Newton's matrix by
-Theorem 1 and Proposition 2, against the exact values of a tight solve. On the small field all
-columns of the matrices, on the digits batch their products with four random directions.
-
-Table 2: what each way has to hold as a formula and in MB, beside the measured peak of a process of
-its own.
+Table 1: relative errors (Frobenius norm) against the exact values of a tight solve, by system and
+solver. On the small field all columns of the matrices, on the digits batch their products with four
+random directions. Table 2: entries that each way has to hold, as a formula and in MB, beside the
+measured peak of a process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from experiments.base.errors import ConfigError
 from experiments.figures.request import Figure, Request, listed
 from experiments.measure.derivatives import (
     BATCH,
@@ -30,7 +25,6 @@ from experiments.measure.derivatives import (
     SMALL,
     SOLVERS,
     WAYS,
-    Exact,
     Solver,
     System,
     digits_batch,
@@ -45,7 +39,6 @@ from experiments.measure.derivatives import (
     theorem_1,
 )
 from experiments.measure.harness import in_words, origin
-from experiments.publish.provenance import publish
 from experiments.publish.tables import Table, csv_of, read_table
 from experiments.studies.execute import Say
 
@@ -77,16 +70,8 @@ MEMORY = {
 """``data.csv`` of table 2; a way that was not run has neither seed nor measurement."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A row of table 1 within each system.
-
-    Attributes:
-        quantity: name of the derivative, an attribute of :class:`Exact`.
-        way: name of how it was computed.
-        label: both for a reader.
-        compute: computes it.
-    """
+class Entry(NamedTuple):
+    """A row of table 1 within each system; ``quantity`` is an attribute of :class:`Exact`."""
 
     quantity: str
     way: str
@@ -109,7 +94,7 @@ ENTRIES = (
 
 
 def reproduce_errors(request: Request, say: Say) -> None:
-    """Measure and write table 1; seeds are those of weights, batches and directions."""
+    """Measure and write table 1; seeds determine weights, batches and directions."""
     rows: list[dict[str, Any]] = []
     for seed in request.seeds:
         for system in (small(seed), *digits_batch(seed)):
@@ -130,20 +115,13 @@ def measure_errors(
     for entry in ENTRIES:
         if not system.smooth and entry.way not in ("adjoint", "proposition-2"):
             continue
-        target = _of(true, entry.quantity)
-        named = {**facts, "quantity": entry.quantity, "way": entry.way}
-        difference = error(_of(looser, entry.quantity), target)
-        yield {**named, "solver": REFERENCE, "seed": seed, "error": difference}
+        target, other = (torch.as_tensor(getattr(one, entry.quantity)) for one in (true, looser))
+        found = {REFERENCE: error(other, target)}
         for solver in solvers:
-            found = error(entry.compute(system, solver.arguments), target)
-            yield {**named, "solver": solver.name, "seed": seed, "error": found}
-
-
-def _of(exact: Exact, quantity: str) -> Tensor:
-    value = getattr(exact, quantity)
-    if value is None:
-        raise ConfigError(f"there is no reference for {quantity}")
-    return torch.as_tensor(value)
+            found[solver.name] = error(entry.compute(system, solver.arguments), target)
+        named = {**facts, "quantity": entry.quantity, "way": entry.way}
+        for name, value in found.items():
+            yield {**named, "solver": name, "seed": seed, "error": value}
 
 
 def errors_table(rows: pd.DataFrame) -> Table:
@@ -175,7 +153,7 @@ def errors_table(rows: pd.DataFrame) -> Table:
 
 
 def reproduce_memory(request: Request, say: Say, *, widths: Sequence[int] = WIDTHS) -> None:
-    """Measure and write table 2, one process for each seed."""
+    """Measure and write table 2, one process a seed."""
     where = origin(torch.device("cpu"), len(request.seeds))
     rows: list[dict[str, Any]] = []
     for way in WAYS:
@@ -186,7 +164,7 @@ def reproduce_memory(request: Request, say: Say, *, widths: Sequence[int] = WIDT
 
 
 def memory_table(rows: pd.DataFrame) -> Table:
-    """Return table 2: theory and median of the measurements by width, in MB."""
+    """Return table 2: theory and median of the measurements by width, in MB of 2^20 bytes."""
     widths = sorted(int(width) for width in rows["width"].unique())
     header = ["", "entries"]
     for d in widths:
@@ -198,8 +176,7 @@ def memory_table(rows: pd.DataFrame) -> Table:
         for d in widths:
             own = rows[(rows["way"] == way.name) & (rows["width"] == d)]
             seen = own["measured_mb"].dropna()
-            cells.append(_mb(own["theory_mb"].iloc[0]))
-            cells.append(_mb(seen.median()) if len(seen) else "–")
+            cells += [_mb(own["theory_mb"].iloc[0]), _mb(seen.median()) if len(seen) else "–"]
         lines.append(cells)
     caption = (
         "MB of 2^20 bytes, float32. Theory: the entries that the way has to hold, z a batch of"
@@ -226,8 +203,7 @@ def _publish(
 ) -> None:
     columns = ERRORS if request.target == TABLE_1 else MEMORY
     data = csv_of(pd.DataFrame(rows)[list(columns)], digits=6)
-    own = {"caption": table.caption, "seeds": list(request.seeds), **facts}
-    publish(request.folder, data, target=request.target, command=request.command, **own)
+    request.publish(data, caption=table.caption, seeds=list(request.seeds), **facts)
     table.write(request.folder)
 
 

@@ -1,10 +1,9 @@
 """Factor figure: A_ℓ(t) and B_ℓ(t) along the path, and how many nodes their integrals need.
 
-Two rows before and after training: trace, largest eigenvalue, distance to the time mean. Last row:
-error of the integrals against the number of nodes, for the ReLU field and for the same weights with
-tanh, and the training time to a target. The first parts do not depend on the machine; the last one
-is a measurement of time: SNOpt with its tuned settings on digits, where only the quadrature of the
-factors changes and a run stops at the target.
+First two rows, before and after training: trace, largest eigenvalue, distance to the time mean.
+Last row: error of the integrals over the number of nodes, for the ReLU field and for the same
+weights with tanh, and the training time to a target. In these runs of tuned SNOpt on digits only
+the quadrature of the factors changes.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import torch
@@ -27,8 +25,8 @@ from experiments.base.errors import RecordError
 from experiments.figures.request import Figure, Made, Request, facts_of, in_turn, listed, obtain
 from experiments.measure.path_factors import Settings, along_path, node_errors, smooth
 from experiments.measure.snapshots import EXPERIMENT, snapshots
-from experiments.publish.provenance import devices, publish, read_provenance
-from experiments.publish.style import RC, WIDTH_IN, finish
+from experiments.publish.provenance import devices, read_provenance
+from experiments.publish.style import WIDTH_IN, draw_spread, finish, styled
 from experiments.publish.tables import csv_of, read_table
 from experiments.studies.execute import PlannedRun, Say
 from experiments.studies.goals import time_to
@@ -117,14 +115,13 @@ def row_of(made: Made[tuple[str, int]]) -> dict[str, Any]:
 def reproduce(
     request: Request, say: Say, *, settings: Settings | None = None, timed: bool = True
 ) -> None:
-    """Measure, train what is missing, then write ``data.csv``, ``provenance.json``, ``figure.png``.
+    """Measure, train what is missing, then write the figure's files.
 
     Args:
-        request: seeds are those of weights and batches; overrides change the training
-            configuration.
+        request: seeds determine weights and batches; overrides change the training configuration.
         say: prints one line.
-        settings: what is measured along the path; None means all of it.
-        timed: whether to make the runs of the last panel; without, it stays empty.
+        settings: what is measured along the path; None: all of it.
+        timed: whether to make the runs of the last panel.
     """
     chosen = settings or Settings()
     wanted = in_turn(plan(request)) if timed else []
@@ -147,8 +144,7 @@ def reproduce(
     made = obtain(request, wanted, say) if timed else []
     rows += long(TIME, map(row_of, made), ("seconds", "steps"))
     data = csv_of(pd.DataFrame(rows, columns=list(COLUMNS)), digits=6)
-    facts = _facts(request, chosen, made)
-    publish(request.folder, data, target=NAME, command=request.command, **facts)
+    request.publish(data, **_facts(request, chosen, made))
     redraw(request.folder)
 
 
@@ -191,13 +187,13 @@ def redraw(folder: Path) -> None:
     """Draw ``figure.png`` again from ``data.csv`` and the caption in ``provenance.json``."""
     table = read_table(folder / "data.csv", COLUMNS)
     line = read_provenance(folder)["caption"]
-    with mpl.rc_context(RC):
-        picture = draw(table)
-        finish(picture, line, folder / "figure.png", top=1 - 0.52 / picture.get_figheight())
+    picture = draw(table)
+    finish(picture, line, folder / "figure.png", top=1 - 0.52 / picture.get_figheight())
 
 
+@styled
 def draw(table: pd.DataFrame) -> Picture:
-    """Return the figure without its caption; call it within ``matplotlib.rc_context(RC)``."""
+    """Return the figure without its caption."""
     along = table[table["panel"] == ALONG]
     if along.empty:
         raise RecordError(f"{NAME}: there are no factors along the path")
@@ -262,19 +258,11 @@ def _wide(table: pd.DataFrame, index: str) -> pd.DataFrame:
     return wide.dropna()
 
 
-def _band(axes: Axes, wide: pd.DataFrame, color: str) -> None:
-    low, high = wide.min(axis=1), wide.max(axis=1)
-    axes.fill_between(wide.index, low, high, color=color, alpha=0.18, linewidth=0)
-
-
 def _draw_along(axes: Axes, table: pd.DataFrame) -> None:
     for (layer, factor), style in CURVES.items():
         own = table[(table["layer"] == layer) & (table["factor"] == factor)]
-        if own.empty:
-            continue
-        wide = _wide(own, "t")
-        _band(axes, wide, style["color"])
-        axes.plot(wide.index, wide.median(axis=1), **style)
+        if not own.empty:
+            draw_spread(axes, _wide(own, "t"), 0.18, **style)
 
 
 def _draw_errors(axes: Axes, table: pd.DataFrame) -> None:
@@ -289,9 +277,7 @@ def _draw_errors(axes: Axes, table: pd.DataFrame) -> None:
                 by = own.groupby("tolerance")[["n", "value"]].median().sort_values("n")
                 axes.plot(by["n"], by["value"], markersize=3, linewidth=1.1, **style)
                 continue
-            wide = _wide(own, "n")
-            _band(axes, wide, look["color"])
-            axes.plot(wide.index, wide.median(axis=1), markersize=3, linewidth=1.1, **style)
+            draw_spread(axes, _wide(own, "n"), 0.18, markersize=3, linewidth=1.1, **style)
     for factor, line in OF_FACTOR.items():
         own = table[(table["rule"] == "solve") & (table["factor"] == factor)]
         if not own.empty:

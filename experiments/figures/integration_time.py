@@ -1,25 +1,23 @@
-"""Figure 9 and table 5: the integration time t1 while it is trained, what it costs and brings.
+"""Figure 9 and table 5: training the integration time t1, what it costs and brings.
 
-Both are drawn from the same runs: t1 fixed, trained by the first-order baseline and by second-order
-feedback, from two starts. A run's seed decides its weights and batches, whatever its mode, so that
-runs of one seed start alike.
+Both show the same runs: t1 fixed, trained by the first-order baseline and by second-order feedback,
+from two starts. Runs of one seed have the same weights and batches in all modes.
 
 The figure has one column a start of t1: above t1 after each step, below validation accuracy against
-wall-clock; lines, bands and crosses as in figure 1. The table has one row for each start and mode,
-relative to t1 fixed at 1.0: relative times are taken seed by seed, then their median. Its medians
-and ranges are over the runs that did not diverge.
+wall-clock; lines, bands and crosses as in figure 1. The table has one row for each start and mode.
+Its times relative to t1 fixed at 1.0 are medians of ratios seed by seed. Its medians and ranges
+leave out the runs that diverged.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -31,9 +29,9 @@ from experiments.base.errors import RecordError
 from experiments.figures.loss_curves import draw_band, draw_lost, note_diverged
 from experiments.figures.request import Figure, Made, Request, facts_of, in_turn, listed, obtain
 from experiments.publish.names import dataset_name, optimizer_name
-from experiments.publish.provenance import publish, read_provenance
+from experiments.publish.provenance import read_provenance
 from experiments.publish.runs import NFE
-from experiments.publish.style import RC, WIDTH_IN, Look, finish, handles
+from experiments.publish.style import WIDTH_IN, Look, finish, handles, styled
 from experiments.publish.tables import Table, csv_of, escape, read_table
 from experiments.run.records import DIVERGED, DONE, finished
 from experiments.studies.execute import PlannedRun, Say, check_data
@@ -52,16 +50,15 @@ OWN = {"dataset": str, "mode": str, "start": float, "seed": int, "state": str}
 """Columns that say which run a row belongs to."""
 TRACE = {**OWN, "step": int, "time_s": float, "t1": float, "val_accuracy": float}
 """``data.csv`` of the figure: steps at which t1 changed or accuracy was measured, and the last; t1
-is that after the step; an empty accuracy was not measured."""
+after the step; an empty accuracy was not measured."""
 NUMBERS = ("t1", "step_ms", "last_quarter_step_ms", "nfe_step", "test_accuracy")
 ENTRY = {**OWN, **dict.fromkeys(NUMBERS, float)}
-"""``data.csv`` of the table, one row a run: t1 at the end, mean time of a step, the same over the
-last quarter of the steps, mean evaluations of the field a step (forward, backward and curvature),
-accuracy on the test set as a fraction, NaN where the run diverged."""
+"""``data.csv`` of the table, one row a run: t1 at the end, mean time of all steps and of the last
+quarter, mean evaluations of the field a step (forward, backward and curvature), test accuracy as a
+fraction, NaN if the run diverged."""
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """How t1 was trained (one of :data:`MODES`), and its value before training."""
 
     mode: str
@@ -69,7 +66,7 @@ class Variant:
 
 
 def plan(request: Request) -> list[tuple[Variant, PlannedRun]]:
-    """Return the runs in the order of training."""
+    """Return the runs with their variants, in the order of training."""
     dataset = DATASETS[request.profile]
     return in_turn(
         {
@@ -91,30 +88,27 @@ def reproduce(request: Request, say: Say) -> None:
     missing = [run for _, run in wanted if not finished(run.folder)]
     if missing:
         check_data(missing[0])
-    consequence = f"{request.target} is not made"
-    make(obtain(request, wanted, say, consequence=consequence), request)
-
-
-def make(made: Sequence[Made[Variant]], request: Request) -> None:
-    """Write the files of the figure or of the table from finished runs."""
+    made = obtain(request, wanted, say, consequence=f"{request.target} is not made")
     facts = facts_of(made)
     line = (
         f"{facts['device']}. {dataset_name(made[0].run.dataset)}, {optimizer_name('snopt')},"
         f" {settings(made)}. Seeds {listed(facts['seeds'])}: median"
     )
     if request.target == FIGURE_9:
-        data, line = csv_of_traces(made), f"{line} and range."
+        traces = pd.concat([trace_of(one).assign(**_own(one)) for one in made])
+        traces["time_s"] = traces["time_s"].map("{:.4f}".format)
+        data, redraw = csv_of(traces[list(TRACE)], digits=6), redraw_figure
+        line += " and range."
     else:
         data = csv_of(pd.DataFrame([entry_of(one) for one in made]), digits=6, missing="nan")
+        redraw = redraw_table
         line += " (range). Relative times and accuracies are to fixed t1 = 1.0, seed by seed."
-    facts |= {"profile": request.profile, "caption": line}
-    publish(request.folder, data, target=request.target, command=request.command, **facts)
-    redraw = redraw_figure if request.target == FIGURE_9 else redraw_table
+    request.publish(data, **facts, profile=request.profile, caption=line)
     redraw(request.folder)
 
 
 def settings(made: Sequence[Made[Variant]]) -> str:
-    """Return in words how t1 was trained, as the records' configurations have it."""
+    """Return in words how t1 was trained, from the records; all must have the same settings."""
     found = set()
     for one in made:
         if one.variant.mode != "fixed":
@@ -128,20 +122,13 @@ def settings(made: Sequence[Made[Variant]]) -> str:
 
 
 def _own(one: Made[Variant]) -> dict[str, Any]:
-    run, variant = one.run, one.variant
-    own = {"dataset": run.dataset, "mode": variant.mode, "start": f"{variant.start:g}"}
+    run, (mode, start) = one.run, one.variant
+    own = {"dataset": run.dataset, "mode": mode, "start": f"{start:g}"}
     return {**own, "seed": run.seed, "state": run.state}
 
 
-def csv_of_traces(made: Sequence[Made[Variant]]) -> str:
-    """Return t1 and accuracy along all runs as ``data.csv``."""
-    traces = pd.concat([trace_of(one).assign(**_own(one)) for one in made])
-    traces["time_s"] = traces["time_s"].map("{:.4f}".format)
-    return csv_of(traces[list(TRACE)], digits=6)
-
-
 def trace_of(one: Made[Variant]) -> pd.DataFrame:
-    """Return step, time_s, t1 and val_accuracy of a run; lines of the same step are merged."""
+    """Return the figure's rows of a run; lines of the same step are merged."""
     if not one.run.metrics:
         raise RecordError(f"{one.run.name} has no measurements in {one.run.folder}")
     rows = pd.DataFrame(list(one.run.metrics)).reindex(
@@ -157,7 +144,7 @@ def trace_of(one: Made[Variant]) -> pd.DataFrame:
 
 
 def entry_of(one: Made[Variant]) -> dict[str, Any]:
-    """Turn a record into a row of the table's ``data.csv``."""
+    """Return the table's row of a run."""
     run = one.run
     steps = [row for row in run.metrics if "train/loss" in row]
     if not steps:
@@ -165,40 +152,33 @@ def entry_of(one: Made[Variant]) -> dict[str, Any]:
     last, end = steps[-1], run.metrics[-1]
     if run.state == DONE and "test/accuracy" not in end:
         raise RecordError(f"{run.name} has no test accuracy in {run.folder}")
-    early = [row for row in steps if row["step"] <= 0.75 * last["step"]]
-    step, seconds = (early[-1]["step"], early[-1]["time/train_s"]) if early else (0, 0.0)
+    start = {"step": 0, "time/train_s": 0.0}
+    early = [start, *(row for row in steps if row["step"] <= 0.75 * last["step"])][-1]
+    late_s, late = (last[key] - early[key] for key in ("time/train_s", "step"))
+    evaluations = 0.0
+    for before, row in itertools.pairwise([start, *steps]):
+        # A line holds means over the steps since the line before.
+        evaluations += (row["step"] - before["step"]) * sum(float(row[key]) for key in NFE)
     return {
         **_own(one),
         "t1": float(last.get("horizon/t1", one.variant.start)),
         "step_ms": 1e3 * last["time/train_s"] / last["step"],
-        "last_quarter_step_ms": 1e3
-        * (last["time/train_s"] - seconds)
-        / max(1, last["step"] - step),
-        "nfe_step": _evaluations(steps) / last["step"],
+        "last_quarter_step_ms": 1e3 * late_s / max(1, late),
+        "nfe_step": evaluations / last["step"],
         "test_accuracy": float(end.get("test/accuracy", math.nan)),
     }
-
-
-def _evaluations(steps: Sequence[Mapping[str, Any]]) -> float:
-    """Return the evaluations of the field; a line holds means over the steps since the last."""
-    before = [0, *(row["step"] for row in steps[:-1])]
-    counts = [row["step"] - start for row, start in zip(steps, before, strict=True)]
-    found = 0.0
-    for row, count in zip(steps, counts, strict=True):
-        found += count * sum(float(row[key]) for key in NFE)
-    return found
 
 
 def redraw_figure(folder: Path) -> None:
     """Draw figure 9 again from ``data.csv`` and the caption in ``provenance.json``."""
     table = read_table(folder / "data.csv", TRACE)
-    with mpl.rc_context(RC):
-        line = read_provenance(folder)["caption"]
-        finish(draw(table), line, folder / "figure.png", top=0.94)
+    line = read_provenance(folder)["caption"]
+    finish(draw(table), line, folder / "figure.png", top=0.94)
 
 
+@styled
 def draw(table: pd.DataFrame) -> Picture:
-    """Return figure 9 without its caption; call it within ``matplotlib.rc_context(RC)``."""
+    """Return figure 9 without its caption."""
     starts = [start for start in STARTS if (table["start"] == start).any()]
     if not starts:
         raise RecordError(f"{FIGURE_9}: there is no run")
@@ -248,7 +228,7 @@ def _draw_mode(above: Axes, below: Axes, table: pd.DataFrame, look: Look) -> Non
 
 
 def t1_at(run: pd.DataFrame, steps: Any) -> Any:
-    """Return t1 of a run after each of ``steps``: a step function that changes at updates."""
+    """Return t1 of a run after each of ``steps``; it is constant between updates."""
     places = np.searchsorted(run["step"].to_numpy(), steps, side="right") - 1
     return run["t1"].to_numpy()[places]
 
@@ -261,7 +241,7 @@ def redraw_table(folder: Path) -> None:
 
 
 def as_table(entries: pd.DataFrame, caption: str = "") -> Table:
-    """Return table 5."""
+    """Return table 5; the reference is t1 fixed at 1.0."""
     done = entries[entries["state"] == DONE]
     reference = done[(done["mode"] == "fixed") & (done["start"] == 1.0)].set_index("seed")
     if reference.empty:

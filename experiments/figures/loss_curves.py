@@ -1,23 +1,19 @@
 """Figures 1 and 6: training loss and validation metric of Adam, SGD and SNOpt.
 
 Figure 1 has one column a data set, training loss above validation accuracy, against wall-clock.
-Figure 6 has three blocks, one a task: images, time series, continuous normalizing flows; a column
-of a block is a data set. Its axis is wall-clock training time; ``--x steps`` and ``--x nfe`` draw
-the same runs against training steps and against evaluations of the vector field. A panel without
-data says so.
+Figure 6 has one block a task with one column a data set, against wall-clock, training steps
+(``--x steps``) or evaluations of the vector field (``--x nfe``).
 
-Lines are medians over seeds, bands reach from the lowest to the highest seed, curves end where
-training ended. A training loss is a trailing running mean over :data:`WINDOW` steps of each run,
-taken before the median. A run that diverged is drawn alone, as a thin line that ends in a cross; it
-is left out of median and band, and a note counts it.
+Lines are medians over seeds, bands reach from the lowest to the highest seed. The training loss of
+each run is a trailing running mean over :data:`WINDOW` steps. A run that diverged is a thin line
+that ends in a cross; median and band leave it out, and a note counts it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -28,16 +24,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from experiments.base.errors import ConfigError, RecordError
-from experiments.figures.request import (
-    Figure,
-    Request,
-    facts_of,
-    in_turn,
-    listed,
-    obtain,
-)
+from experiments.figures.request import Figure, Request, facts_of, in_turn, listed, obtain
 from experiments.publish.names import dataset_name, panel_title
-from experiments.publish.provenance import publish, read_provenance
+from experiments.publish.provenance import read_provenance
 from experiments.publish.runs import (
     Series,
     band,
@@ -58,6 +47,7 @@ from experiments.publish.style import (
     look,
     put_caption,
     save,
+    styled,
     wrapped,
 )
 from experiments.run.config import options
@@ -73,14 +63,14 @@ WINDOW = 10
 """Steps of the running mean over the training loss."""
 
 POINTS = 250
-"""Rows with a training loss that figure 6 keeps of a long run; evaluations are all kept."""
+"""Rows with a training loss that figure 6 keeps of a long run; it keeps all evaluations."""
 
 AXES = {
     "time": ("time_s", "Wall-clock training time (s)"),
     "steps": ("step", "Training steps"),
     "nfe": ("nfe", "Evaluations of the vector field"),
 }
-"""Column and label of the axes of figure 6, by the name that ``--x`` takes."""
+"""Column and label of the axes of figure 6, by the name for ``--x``."""
 
 COLUMNS_OF_FIGURE_1 = {
     "embedded": ("digits", "japanese_vowels"),
@@ -88,15 +78,8 @@ COLUMNS_OF_FIGURE_1 = {
 }
 
 
-@dataclass(frozen=True)
-class Block:
-    """One task with the data sets of the paper's overview: figure 6 shows, table 3 lists them.
-
-    Attributes:
-        task: task name in records.
-        title: what figures call it.
-        datasets: its data sets by profile; ``embedded`` ones need no network.
-    """
+class Block(NamedTuple):
+    """One task with its data sets by profile: figure 6 shows, table 3 lists them."""
 
     task: str
     title: str
@@ -124,10 +107,7 @@ BLOCKS = (
     Block(
         "cnf",
         "Continuous normalizing flows",
-        {
-            "embedded": ("circle", "pinwheel", "moons"),
-            "paper": ("circle", "gas", "miniboone"),
-        },
+        {"embedded": ("circle", "pinwheel", "moons"), "paper": ("circle", "gas", "miniboone")},
     ),
 )
 
@@ -148,23 +128,20 @@ def experiment_of(dataset: str, optimizer: str, profile: str) -> str:
 
 
 def plan(request: Request) -> dict[str, dict[str, list[PlannedRun]]]:
-    """Return the runs by data set and optimizer; none of a data set that has no loader here."""
-    return {
-        dataset: {
-            optimizer: request.runs(
-                experiment_of(dataset, optimizer, request.profile), dataset, optimizer
-            )
-            for optimizer in OPTIMIZERS
-            if dataset in options("dataset")
-        }
-        for dataset in datasets_of(request.target, request.profile)
-    }
+    """Return the runs by data set and optimizer; none of a data set without a configuration."""
+    plans: dict[str, dict[str, list[PlannedRun]]] = {}
+    for dataset in datasets_of(request.target, request.profile):
+        plans[dataset] = {}
+        for optimizer in OPTIMIZERS if dataset in options("dataset") else ():
+            experiment = experiment_of(dataset, optimizer, request.profile)
+            plans[dataset][optimizer] = request.runs(experiment, dataset, optimizer)
+    return plans
 
 
 def reproduce(request: Request, say: Say) -> None:
-    """Train what is missing, then write ``data.csv``, ``provenance.json`` and the picture.
+    """Train what is missing, then write the figure's files.
 
-    A run that fails does not stop the others; data sets that are not available are left out with a
+    A run that fails does not stop the others. Data sets that are not available are left out with a
     message.
     """
     plans = plan(request)
@@ -175,29 +152,23 @@ def reproduce(request: Request, say: Say) -> None:
     table = runs_table([one.run for one in made])
     if request.target == FIGURE_6:
         table = thin(table, POINTS, WINDOW)
-    write(request, table, facts_of(made), command=request.command)
+    write(request, table, facts_of(made))
 
 
-def write(request: Request, table: pd.DataFrame, facts: Mapping[str, Any], *, command: str) -> None:
+def write(request: Request, table: pd.DataFrame, facts: Mapping[str, Any]) -> None:
     """Write the files of figure 1 or 6 from a table of runs.
 
     Args:
         request: which figure, profile and axis, and where it goes.
         table: the runs, thinned for figure 6.
-        facts: what the provenance says: ``device``, ``runs``, and where it is so ``budget``, a
+        facts: entries of the provenance: ``device``, ``runs``, and optionally ``budget``, a
             sentence on the length of runs, and ``smooth``: training losses are running means.
-        command: the command that makes the figure.
     """
-    caption = caption_1 if request.target == FIGURE_1 else caption_6
-    line = caption(table, facts["device"], request.profile, facts.get("budget", ""))
-    publish(
-        request.folder,
-        csv_of_runs(table),
-        target=request.target,
-        command=command,
-        **{**facts, "profile": request.profile, "caption": line},
-    )
-    if request.target == FIGURE_1:
+    device, profile, budget = facts["device"], request.profile, facts.get("budget", "")
+    one = request.target == FIGURE_1
+    line = caption_1(table, device, budget) if one else caption_6(table, device, profile, budget)
+    request.publish(csv_of_runs(table), **facts, profile=profile, caption=line)
+    if one:
         redraw_1(request.folder)
     else:
         redraw_6(request.folder, request.x)
@@ -207,9 +178,8 @@ def redraw_1(folder: Path) -> None:
     """Draw figure 1 again from ``data.csv`` and ``provenance.json``."""
     origin = read_provenance(folder)
     table = read_runs(folder / "data.csv")
-    with mpl.rc_context(RC):
-        picture = draw_1(table, origin["caption"], smooth=origin.get("smooth", False))
-        save(picture, folder / "figure.png")
+    picture = draw_1(table, origin["caption"], smooth=origin.get("smooth", False))
+    save(picture, folder / "figure.png")
 
 
 def redraw_6(folder: Path, x: str = "time") -> None:
@@ -219,15 +189,12 @@ def redraw_6(folder: Path, x: str = "time") -> None:
     origin = read_provenance(folder)
     if "profile" not in origin:
         raise RecordError(f"{folder}/provenance.json is missing or names no profile")
-    table = read_runs(folder / "data.csv")
-    with mpl.rc_context({**RC, "lines.linewidth": 1.3, "lines.markersize": 3.5}):
-        picture = draw_6(table, origin["profile"], origin["caption"], x)
-        save(picture, folder / ("figure.png" if x == "time" else f"figure-{x}.png"))
+    picture = draw_6(read_runs(folder / "data.csv"), origin["profile"], origin["caption"], x)
+    save(picture, folder / ("figure.png" if x == "time" else f"figure-{x}.png"))
 
 
-def caption_1(table: pd.DataFrame, device: str, profile: str, budget: str = "") -> str:
+def caption_1(table: pd.DataFrame, device: str, budget: str) -> str:
     """Return the line below figure 1: device, data, seeds, and how curves are made."""
-    del profile
     data = listed([panel_title(dataset) for dataset in table["dataset"].unique()])
     line = (
         f"{device}. Data: {data}. Seeds {listed(sorted(table['seed'].unique()))}: median and range."
@@ -261,14 +228,9 @@ def caption_6(table: pd.DataFrame, device: str, profile: str, budget: str = "") 
     )
 
 
+@styled
 def draw_1(table: pd.DataFrame, caption: str = "", *, smooth: bool = False) -> Picture:
-    """Return figure 1; call it within ``matplotlib.rc_context(RC)``.
-
-    Args:
-        table: the runs.
-        caption: what stands below.
-        smooth: the training losses are running means already.
-    """
+    """Return figure 1; ``smooth``: the training losses are running means already."""
     known = [dataset for profile in PROFILES for dataset in datasets_of(FIGURE_1, profile)]
     present = [dataset for dataset in known if (table["dataset"] == dataset).any()]
     if not present:
@@ -295,8 +257,9 @@ def draw_1(table: pd.DataFrame, caption: str = "", *, smooth: bool = False) -> P
     return picture
 
 
+@mpl.rc_context({**RC, "lines.linewidth": 1.3, "lines.markersize": 3.5})
 def draw_6(table: pd.DataFrame, profile: str, caption: str = "", x: str = "time") -> Picture:
-    """Return figure 6; call it within ``matplotlib.rc_context``."""
+    """Return figure 6."""
     known = datasets_of(FIGURE_6, profile)
     if not table["dataset"].isin(known).any():
         raise RecordError(f"{FIGURE_6}: no run of any of its data sets: {listed(sorted(known))}")
@@ -389,16 +352,9 @@ def draw_runs(
     scale: float = 1.0,
     window: int = 1,
 ) -> None:
-    """Draw a column of the runs of one optimizer against another.
+    """Draw a column of the runs of one optimizer over another one.
 
-    Args:
-        axes: where to draw.
-        runs: rows of the runs.
-        optimizer: its name.
-        column: what is drawn.
-        over: what it is drawn against.
-        scale: factor of the values.
-        window: steps of a running mean.
+    ``scale`` is a factor of the values, ``window`` the steps of their running mean.
     """
     kept: list[Series] = []
     lost: list[Series] = []
@@ -440,16 +396,7 @@ def note_diverged(
     y: float = 0.97,
     va: str = "top",
 ) -> None:
-    """Say at the right border how many runs of each kind diverged, where some did.
-
-    Args:
-        axes: where to write.
-        table: rows of runs, with ``seed`` and ``state``.
-        by: column of the kind.
-        looks: what each kind is called.
-        y: height of the note, a fraction of the panel.
-        va: what of the note is there.
-    """
+    """Count at the right border the runs that diverged, by the kind in the column ``by``."""
     lines = []
     for kind, runs in table.drop_duplicates([by, "seed"]).groupby(by, sort=False):
         if lost := (runs["state"] == DIVERGED).sum():

@@ -1,18 +1,17 @@
 """Summaries of the runs with published settings: ``results/paper/``, small enough to be committed.
 
-Runs of ``experiment=paper/*`` take hours, their records megabytes. What figures need of one is kept
-in two files, ``<dataset>/<optimizer>-seed-<k>.json`` (final metrics, provenance, settings) and
-``.csv`` (the thinned curve). Runs from several machines can be put together that way, and the paper
-panels of figures 1 and 6 are drawn from these files alone.
+Runs of ``experiment=paper/*`` take hours, their records megabytes. Two files keep what figures need
+of a run: ``<dataset>/<optimizer>-seed-<k>.json`` (final metrics, provenance, settings) and ``.csv``
+(the thinned curve). The paper panels of figures 1 and 6 are drawn from these files alone, so runs
+may come from several machines.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -43,27 +42,15 @@ COMMAND = "python scripts/collect.py paper"
 DATASETS = datasets_of(FIGURE_6, "paper")
 
 
-@dataclass(frozen=True)
-class PaperRun:
-    """One summary.
-
-    Attributes:
-        table: the thinned curve, rows of a table of runs.
-        entry: contents of the JSON file.
-    """
+class PaperRun(NamedTuple):
+    """One summary: the thinned curve and the contents of the JSON file."""
 
     table: pd.DataFrame
     entry: dict[str, Any]
 
 
 def find(output_dir: Path, datasets: Sequence[str], overrides: Sequence[str]) -> list[PlannedRun]:
-    """Return the runs with published settings that have a record, whatever their seeds.
-
-    Args:
-        output_dir: where run records lie.
-        datasets: which data sets.
-        overrides: what was changed in the runs, as on the command line of ``scripts/train.py``.
-    """
+    """Return the runs with published settings and these overrides that have a record."""
     for dataset in datasets:
         if dataset not in DATASETS:
             raise ConfigError(f"unknown data set {dataset!r}; valid: {', '.join(DATASETS)}")
@@ -86,14 +73,14 @@ def collect(
     datasets: Sequence[str] = DATASETS,
     overrides: Sequence[str] = (),
 ) -> list[Path]:
-    """Write the summary of every finished run and return the JSON files.
+    """Write the summary of every finished run into ``paper/`` below ``results_dir``.
 
-    Args:
-        output_dir: where run records lie.
-        results_dir: the summaries go into ``paper/`` below it.
-        say: prints one line.
-        datasets: which data sets.
-        overrides: what was changed in the runs.
+    Returns:
+        The JSON files.
+
+    Raises:
+        ConfigError: a data set or an override is unknown.
+        RecordError: there is no finished run, or a record is damaged.
     """
     written = []
     for run in find(output_dir, datasets, overrides):
@@ -156,18 +143,18 @@ def load(results_dir: Path) -> list[PaperRun]:
             if table[columns].drop_duplicates().to_numpy().tolist() != [list(key)]:
                 raise RecordError(f"{path.with_suffix('.csv')} is not the curve of {path.name}")
             runs.append(PaperRun(table, entry))
-    return sorted(runs, key=lambda run: _place(run.entry))
 
+    def place(run: PaperRun) -> tuple[int, int, int]:
+        dataset, optimizer, seed = (run.entry[key] for key in ("dataset", "optimizer", "seed"))
+        return DATASETS.index(dataset), OPTIMIZERS.index(optimizer), seed
 
-def _place(entry: dict[str, Any]) -> tuple[int, int, int]:
-    dataset, optimizer, seed = entry["dataset"], entry["optimizer"], entry["seed"]
-    return DATASETS.index(dataset), OPTIMIZERS.index(optimizer), seed
+    return sorted(runs, key=place)
 
 
 def draw(results_dir: Path, x: str = "time") -> list[Path]:
     """Draw the paper panels of figures 1 and 6 from the summaries; return their folders.
 
-    A figure without a run of any of its data sets is not drawn.
+    A figure without a run of any of its data sets is left out.
     """
     runs = load(results_dir)
     if not runs:
@@ -182,16 +169,16 @@ def draw(results_dir: Path, x: str = "time") -> list[Path]:
             for run in shown
         ]
         # Thinned curves are running means already.
-        facts = {**of_runs(entries), "budget": budget(shown), "smooth": True}
+        facts = {"command": COMMAND, **of_runs(entries), "budget": budget(shown), "smooth": True}
         request = Request(target, "paper", results_dir=results_dir, x=x)
         table = pd.concat([run.table for run in shown], ignore_index=True)
-        write(request, table, facts, command=COMMAND)
+        write(request, table, facts)
         made.append(request.folder)
     return made
 
 
 def budget(runs: Sequence[PaperRun]) -> str:
-    """Return a sentence on the length of runs: as published, or which are shorter or longer."""
+    """Return a sentence on the length of runs: as published, or which ones differ."""
     others: dict[str, None] = {}
     for run in runs:
         dataset, optimizer = run.entry["dataset"], run.entry["optimizer"]

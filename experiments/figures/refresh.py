@@ -1,26 +1,25 @@
 """Refresh figure: what a refresh of SNOpt's factors does to the loss on Circle.
 
 Left: training loss over steps for several intervals between refreshes, and for the shortest with
-the second moment carried over or the factors averaged. Right: how the loss changes in the steps
-after a refresh. The vector field's hyper-network is fed with the time alone, so that its factors
-come from one row an evaluation and have a low rank.
+the second moment carried over or the factors averaged. Right: change of the loss in the steps after
+a refresh. The hyper-network sees the time alone, so its factors come from one row an evaluation and
+have a low rank.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Picture
 
 from experiments.base.errors import RecordError
 from experiments.figures.request import Figure, Request, facts_of, in_turn, listed, obtain
-from experiments.publish.provenance import publish, read_provenance
+from experiments.publish.provenance import read_provenance
 from experiments.publish.runs import running_mean
-from experiments.publish.style import RC, WIDTH_IN, Look, finish
+from experiments.publish.style import WIDTH_IN, Look, draw_spread, finish, styled
 from experiments.publish.tables import csv_of, read_table
 from experiments.run.records import Summary
 from experiments.studies.execute import PlannedRun, Say
@@ -30,21 +29,15 @@ EXPERIMENT = "figure-6/circle-snopt"
 COLUMNS = {"variant": str, "seed": int, "step": int, "loss": float, "refreshed": int}
 """``data.csv``; ``loss`` is that of the batch before the step's update."""
 WINDOW = 20
-"""Steps that the left panel's running mean takes."""
+"""Steps of the left panel's running mean."""
 AFTER = 9
 """Steps after a refresh that the right panel shows."""
 SETTLED = 50
 """Refreshes before this step are left out of the right panel: the loss falls anyway."""
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One line of the figure.
-
-    Attributes:
-        overrides: what sets it apart.
-        look: how it is drawn.
-    """
+class Variant(NamedTuple):
+    """One line of the figure."""
 
     overrides: tuple[str, ...]
     look: Look
@@ -75,7 +68,7 @@ def plan(request: Request) -> dict[str, list[PlannedRun]]:
 
 
 def reproduce(request: Request, say: Say) -> None:
-    """Train what is missing, then write ``data.csv``, ``provenance.json`` and ``figure.png``."""
+    """Train what is missing, then write the figure's files."""
     made = obtain(request, in_turn(plan(request)), say)
     made.sort(key=lambda one: list(VARIANTS).index(one.variant))  # stable: seeds keep their order
     rows = pd.concat([steps(one.variant, one.run) for one in made])
@@ -86,8 +79,7 @@ def reproduce(request: Request, say: Say) -> None:
         f"{WINDOW} steps, medians and ranges over seeds. Right: change of the loss from the step "
         f"before, mean over the refreshes after step {SETTLED} and over seeds; dots are seeds."
     )
-    data = csv_of(rows, digits=6)
-    publish(request.folder, data, target=NAME, command=request.command, **facts)
+    request.publish(csv_of(rows, digits=6), **facts)
     redraw(request.folder)
 
 
@@ -106,7 +98,7 @@ def steps(variant: str, run: Summary) -> pd.DataFrame:
 def changes(own: pd.DataFrame) -> list[float]:
     """Return the mean change of the loss 1, 2, …, :data:`AFTER` steps after a refresh of one run.
 
-    Not a number where no refresh has that many steps after it before the next one.
+    It is NaN where no refresh has that many steps before the next one.
     """
     loss = dict(zip(own.step, own.loss, strict=True))
     every = set(own.step[own.refreshed > 0])
@@ -126,12 +118,12 @@ def redraw(folder: Path) -> None:
     """Draw ``figure.png`` again from ``data.csv`` and the caption in ``provenance.json``."""
     table = read_table(folder / "data.csv", COLUMNS)
     line = read_provenance(folder)["caption"]
-    with mpl.rc_context(RC):
-        finish(draw(table), line, folder / "figure.png", top=0.88)
+    finish(draw(table), line, folder / "figure.png", top=0.88)
 
 
+@styled
 def draw(table: pd.DataFrame) -> Picture:
-    """Return the figure without its caption; call it within ``matplotlib.rc_context(RC)``."""
+    """Return the figure without its caption."""
     picture = Picture(figsize=(WIDTH_IN, 4.0))
     left, right = picture.subplots(1, 2)
     labelled = {str(name): group for name, group in table.groupby("variant")}
@@ -141,13 +133,10 @@ def draw(table: pd.DataFrame) -> Picture:
         if name not in labelled:
             continue
         runs = [own.sort_values("step") for _, own in labelled[name].groupby("seed")]
-        length = min(len(own) for own in runs)
-        curves = np.stack([running_mean(own.loss.to_numpy(), WINDOW)[:length] for own in runs])
-        x, look = runs[0].step.to_numpy()[:length], variant.look
-        left.fill_between(
-            x, curves.min(axis=0), curves.max(axis=0), color=look.color, alpha=0.18, linewidth=0
-        )
-        left.plot(x, np.median(curves, axis=0), label=look.label, **look.line)
+        look = variant.look
+        curves = [pd.Series(running_mean(own.loss, WINDOW), own.step) for own in runs]
+        wide = pd.concat(curves, axis=1, join="inner")
+        draw_spread(left, wide, 0.18, label=look.label, **look.line)
         means = np.array([changes(own) for own in runs])
         for each in means:
             right.plot(after + shift[place], each, ".", color=look.color, markersize=3)

@@ -14,7 +14,7 @@ from experiments.studies.execute import Say
 
 
 def order(name: str) -> tuple[int, int, str]:
-    """Return a key that sorts figures and tables by their number, then everything else."""
+    """Return a sort key: figures and tables by their number, then everything else."""
     kind, _, rest = name.partition("-")
     number = re.match(r"\d+", rest)
     place = ["figure", "table"].index(kind) if kind in ("figure", "table") else 2
@@ -25,8 +25,8 @@ def _found() -> dict[str, Figure]:
     """Return the figures of all modules of this folder, by name."""
     names = {info.name for info in pkgutil.iter_modules(figures.__path__)} - {"reproduce"}
     modules = [import_module(f"{figures.__name__}.{name}") for name in names]
-    every = [figure for module in modules for figure in getattr(module, "FIGURES", ())]
-    return {figure.name: figure for figure in sorted(every, key=lambda one: order(one.name))}
+    found = {one.name: one for module in modules for one in getattr(module, "FIGURES", ())}
+    return {name: found[name] for name in sorted(found, key=order)}
 
 
 FIGURES = _found()
@@ -36,9 +36,10 @@ FIGURES = _found()
 def reproduce(request: Request, say: Say) -> Path:
     """Measure or train what is missing, draw, and return the folder of the figure.
 
-    Args:
-        request: what to reproduce.
-        say: prints one line.
+    Raises:
+        ConfigError: the request names something unknown.
+        DataError: no data set is available.
+        RecordError: runs or measurements failed; the message names all of them.
     """
     if request.target not in FIGURES:
         raise ConfigError(f"unknown target {request.target!r}; valid: {', '.join(FIGURES)}")

@@ -1,8 +1,8 @@
-"""What every figure and table has in common: the request, what it may ask for, and its runs.
+"""What all figures and tables share: the request, what it may ask for, and its runs.
 
-A module of this folder describes its figures as :class:`Figure`, in a tuple ``FIGURES``. Making one
-has two parts: ``reproduce`` measures or trains what is missing and writes ``data.csv`` and
-``provenance.json``; ``redraw`` draws everything else from these two files alone.
+A module of this folder lists its figures in a tuple ``FIGURES``. Each has two functions:
+``reproduce`` measures or trains what is missing and writes ``data.csv`` and ``provenance.json``;
+``redraw`` draws everything else from these two files.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from experiments.base.errors import ConfigError
-from experiments.publish.provenance import of_runs, run_entry
+from experiments.publish.provenance import of_runs, publish, run_entry
 from experiments.run.config import places
 from experiments.run.records import Summary, summarise
 from experiments.studies.execute import PlannedRun, Say, execute, interleave, planned
@@ -32,12 +32,12 @@ class Request:
         profile: ``"embedded"`` (no network) or ``"paper"`` (published data and settings).
         seeds: seeds of every curve.
         overrides: changes to every run, as on the command line of ``scripts/train.py``.
-        data_dir: where data sets lie.
-        output_dir: where run records lie.
-        results_dir: where figures go; the profile ``paper`` gets a folder of its own.
+        data_dir: folder of the data sets.
+        output_dir: folder of the run records.
+        results_dir: folder of the figures.
         jobs: runs at a time, where a figure allows several.
-        x: what curves are drawn against, where the figure has a choice.
-        train: the training command; None: ``scripts/train.py``.
+        x: axis of the curves, where a figure has several.
+        train: training command; None: ``scripts/train.py``.
     """
 
     target: str
@@ -65,13 +65,13 @@ class Request:
     def runs(
         self, experiment: str, dataset: str, label: str, changes: Sequence[str] = ()
     ) -> list[PlannedRun]:
-        """Return the runs of an experiment with changes, one for each seed.
+        """Return the runs of an experiment, one for each seed.
 
         Args:
             experiment: its name.
             dataset: data set name, for messages.
-            label: what messages call the rest: an optimizer, a variant.
-            changes: overrides that set these runs apart; the request's own come after them.
+            label: optimizer or variant, for messages.
+            changes: overrides of these runs; those of the request come after them.
         """
         overrides = (*changes, *self.overrides)
         return planned(experiment, dataset, label, self.seeds, overrides, self.where)
@@ -88,19 +88,24 @@ class Request:
         line = " ".join([start, *self.overrides, f"--profile {self.profile} --seeds {seeds}"])
         return line + f" --x {self.x}" * axis
 
+    def publish(self, data: str, **facts: Any) -> None:
+        """Write ``data.csv`` and ``provenance.json``; see :func:`publish`."""
+        own = {"target": self.target, "command": self.command}
+        publish(self.folder, data, **{**own, **facts})
+
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure or table that can be made.
+    """A figure or table.
 
     Attributes:
-        name: its name, and that of its folder.
+        name: name of the figure and of its folder.
         reproduce: measures or trains what is missing and writes all files.
         redraw: draws a folder again from ``data.csv`` and ``provenance.json``.
-        profiles: the profiles that it has.
-        axes: what its curves can be drawn against.
+        profiles: valid profiles.
+        axes: valid axes of its curves.
         takes_overrides: whether there is a configuration to change.
-        note: why it has one profile only or takes no overrides, for messages.
+        note: why it has one profile or takes no overrides, for messages.
     """
 
     name: str
@@ -130,13 +135,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Made(Generic[K]):
-    """A finished run.
-
-    Attributes:
-        variant: what it belongs to: a line or point of the figure.
-        run: its record.
-        command: the command that makes it.
-    """
+    """A finished run: the line or point it belongs to, its record, the command that makes it."""
 
     variant: K
     run: Summary
@@ -144,12 +143,9 @@ class Made(Generic[K]):
 
 
 def in_turn(variants: Mapping[K, Sequence[PlannedRun]]) -> list[tuple[K, PlannedRun]]:
-    """Order the runs of variants for training: by seed, variants rotated from seed to seed.
+    """Order runs for training: by seed, variants rotated from seed to seed.
 
-    A machine that slows down then hits all variants alike.
-
-    Args:
-        variants: for each variant its runs, the same seeds in the same order.
+    A machine that slows down then slows all variants alike. All variants have the same seeds.
     """
     return interleave([[(key, run) for run in runs] for key, runs in variants.items()])
 
@@ -169,7 +165,10 @@ def obtain(
         wanted: each run with its variant, in the order of training.
         say: prints one line.
         jobs: runs at a time; more than one disturbs their clocks.
-        consequence: what does not happen if runs fail; by default that nothing is drawn.
+        consequence: what failed runs prevent, for the message; default: the drawing.
+
+    Raises:
+        RecordError: runs failed; the message names all of them.
     """
     consequence = consequence or f"{request.target} is not drawn"
     execute([run for _, run in wanted], jobs, say, request.train, consequence=consequence)

@@ -1,12 +1,12 @@
 """Figure 8: how much the result depends on the learning rate, and on learning rate and damping.
 
-Every optimizer is run at evenly spaced learning rates (on a logarithmic scale) around the setting
-it has, the rest of its settings held; those with a damping also on a grid of learning rate and
-damping. All runs have the same number of steps. ``configs/sensitivity.yaml`` says what is run.
+Every optimizer runs at learning rates around its tuned one, evenly spaced on a logarithmic scale;
+one with a damping also runs on a grid of learning rate and damping. All runs have the same number
+of steps. ``configs/sensitivity.yaml`` describes the runs.
 
-Above, final validation accuracy over the learning rate; a line is the median over seeds. Below, one
-map of learning rate and damping for each optimizer that has a damping. A table says how wide the
-good range is.
+Above: final validation accuracy over the learning rate, medians over seeds. Below: one map of
+learning rate and damping for each optimizer with a damping. A table gives the width of the good
+range.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from experiments.base.errors import ConfigError, RecordError
 from experiments.base.files import write_whole
 from experiments.figures.request import Figure, Made, Request, facts_of, in_turn, listed
 from experiments.publish.names import optimizer_name
-from experiments.publish.provenance import publish, read_provenance
-from experiments.publish.style import LOOKS, RC, WIDTH_IN, Look, finish, handles
+from experiments.publish.provenance import read_provenance
+from experiments.publish.style import LOOKS, WIDTH_IN, Look, finish, handles, styled
 from experiments.publish.tables import Table, csv_of, read_table
 from experiments.run.config import CONFIGS, load_config, resolve
 from experiments.run.records import DIVERGED, DONE, Summary, summarise
@@ -42,7 +42,7 @@ NAME = "figure-8"
 CUT = "cut"
 """State of a run that was stopped by its time limit before its last step."""
 MARGIN = 0.01
-"""What counts as as good as the best: one percentage point of accuracy."""
+"""One percentage point of accuracy: a value this close to the best is as good."""
 COLUMNS = {
     "optimizer": str,
     "lr": float,
@@ -55,8 +55,8 @@ COLUMNS = {
     "steps": int,
     "seconds": float,
 }
-"""``data.csv``, one row a run: its :class:`Point`; final validation accuracy, that of guessing
-where the run diverged; ``done``, ``diverged`` or ``cut``; steps taken and training seconds."""
+"""``data.csv``, one row a run: its :class:`Point`; final validation accuracy (that of guessing if
+it diverged); ``done``, ``diverged`` or ``cut``; steps taken and training seconds."""
 OWN_LOOKS = {
     **LOOKS,
     "kfac": Look(optimizer_name("kfac"), "#1A1A1A", (0, (4.0, 1.2, 1.0, 1.2)), "D"),
@@ -67,15 +67,7 @@ COLOURS = "viridis"
 
 @dataclass(frozen=True)
 class Point:
-    """Settings of one optimizer.
-
-    Attributes:
-        optimizer: optimizer name.
-        lr: learning rate.
-        damping: damping, NaN where the optimizer has none.
-        line: whether it is a point of the line over the learning rate.
-        map: whether it is a point of the map over learning rate and damping.
-    """
+    """Settings of one optimizer, on the line or the map; ``damping`` is NaN if it has none."""
 
     optimizer: str
     lr: float
@@ -85,19 +77,13 @@ class Point:
 
     @property
     def label(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         damping = "" if math.isnan(self.damping) else f", damping {self.damping:g}"
         return f"{self.optimizer}, lr {self.lr:g}{damping}"
 
 
 def scale(middle: float, points: int, decades: float) -> list[float]:
-    """Return values evenly spaced on a logarithmic scale, three digits each.
-
-    Args:
-        middle: the middle one.
-        points: how many, an odd number.
-        decades: powers of ten from the first to the last.
-    """
+    """Return an odd number of values evenly spaced on a logarithmic scale, three digits each."""
     half = points // 2
     powers = [decades * place / (2 * half) if half else 0.0 for place in range(-half, half + 1)]
     return [float(f"{middle * 10.0**power:.3g}") for power in powers]
@@ -105,16 +91,7 @@ def scale(middle: float, points: int, decades: float) -> list[float]:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What is run; see ``configs/sensitivity.yaml``.
-
-    Attributes:
-        experiment: experiment file that all runs have in common.
-        dataset: data set name.
-        chance: accuracy of guessing.
-        lr: ``points`` and ``decades`` of the line.
-        map: ``every`` how many learning rates, ``points`` and ``decades`` of the damping.
-        optimizers: name → its settings and the name of its damping, if it has one.
-    """
+    """The parts of ``configs/sensitivity.yaml``."""
 
     experiment: str
     dataset: str
@@ -138,7 +115,7 @@ class Sensitivity:
         return found
 
     def points(self, optimizer: str) -> list[Point]:
-        """Return the points of an optimizer: the line, then what the map has more."""
+        """Return the points of an optimizer: the line, then the rest of the map."""
         spec = self.optimizers[optimizer]
         settings, name = spec["settings"], spec.get("damping")
         rates = scale(settings["lr"], self.lr["points"], self.lr["decades"])
@@ -167,7 +144,7 @@ class Sensitivity:
         ]
 
     def trial(self, point: Point, run: PlannedRun) -> study.Point:
-        """Return a run as a trial of a study, whose search space is the grid."""
+        """Return a run as a trial of a study whose search space is the grid."""
         grid = self.points(point.optimizer)
         space = {"lr": {"choice": sorted({other.lr for other in grid})}}
         if not math.isnan(point.damping):
@@ -176,7 +153,7 @@ class Sensitivity:
         return study.point_of(run, params, space, f"{point.optimizer}.")
 
     def budget(self, changes: Sequence[str]) -> tuple[int | None, float | None]:
-        """Return the steps and the training seconds that every run has at most."""
+        """Return the largest number of steps and of training seconds of a run."""
         trainer = resolve(load_config([f"experiment={self.experiment}", *changes]))["trainer"]
         return trainer["max_steps"], trainer["max_seconds"]
 
@@ -184,14 +161,7 @@ class Sensitivity:
 def plan(
     sensitivity: Sensitivity, request: Request, changes: Sequence[str], optimizers: Sequence[str]
 ) -> list[tuple[Point, PlannedRun]]:
-    """Return every run with its point, in the order of training.
-
-    Args:
-        sensitivity: what is run.
-        request: which seeds, and where everything lies.
-        changes: overrides of every run.
-        optimizers: names, to leave the others out; empty means all.
-    """
+    """Return the runs of some optimizers (empty: of all) with their points, in training order."""
     return in_turn(
         {
             point: planned(
@@ -209,9 +179,9 @@ def plan(
 
 
 def reproduce(request: Request, say: Say) -> None:
-    """Train what is missing; write ``data.csv``, ``table.md``, ``figure.png`` and provenance.
+    """Train what is missing, then write the files of figure and table.
 
-    The overrides are changes to every run (``key=value``), and names of optimizers to leave the
+    The overrides are changes to every run (``key=value``) and names of optimizers, which leave the
     others out. A run that diverged counts as guessing.
     """
     sensitivity = Sensitivity.load()
@@ -238,9 +208,19 @@ def reproduce(request: Request, say: Say) -> None:
     made.sort(key=lambda one: order.index(one.variant.optimizer))  # stable: points keep their order
     entries = [score(one.run, one.variant, steps, sensitivity.chance) for one in made]
     facts = facts_of(made)
-    facts["caption"] = _caption(entries, facts, request.jobs, steps, limit)
-    data = csv_of(pd.DataFrame(entries)[list(COLUMNS)], missing="nan")
-    publish(request.folder, data, target=NAME, command=request.command, **facts)
+    seeds = facts["seeds"]
+    together = "" if request.jobs == 1 else f", {request.jobs} runs at a time"
+    length = f"{steps} steps" if steps is not None else "as many steps as the time allows"
+    stop = "" if limit is None else f", at most {limit:g} s of training"
+    several = "" if len(seeds) == 1 else ": medians and range"
+    framed = " Framed: within 1 point of the map's best. † stopped by time, × diverged."
+    mapped = any(not math.isnan(entry["damping"]) for entry in entries)
+    facts["caption"] = (
+        f"{facts['device']}{together}. Digits, {length}{stop}; seed{'s' * (len(seeds) > 1)}"
+        f" {listed(seeds)}{several}. A run that diverged (×) counts as guessing."
+        f"{framed * mapped} The middle point is the tuned setting (KFAC: the default)."
+    )
+    request.publish(csv_of(pd.DataFrame(entries)[list(COLUMNS)], missing="nan"), **facts)
     redraw(request.folder)
 
 
@@ -266,27 +246,6 @@ def score(run: Summary, point: Point, steps: int | None, chance: float) -> dict[
     }
 
 
-def _caption(
-    entries: Sequence[Mapping[str, Any]],
-    facts: Mapping[str, Any],
-    jobs: int,
-    steps: int | None,
-    limit: float | None,
-) -> str:
-    seeds = facts["seeds"]
-    together = "" if jobs == 1 else f", {jobs} runs at a time"
-    length = f"{steps} steps" if steps is not None else "as many steps as the time allows"
-    stop = "" if limit is None else f", at most {limit:g} s of training"
-    several = "" if len(seeds) == 1 else ": medians and range"
-    framed = " Framed: within 1 point of the map's best. † stopped by time, × diverged."
-    mapped = any(not math.isnan(entry["damping"]) for entry in entries)
-    return (
-        f"{facts['device']}{together}. Digits, {length}{stop}; seed{'s' * (len(seeds) > 1)}"
-        f" {listed(seeds)}{several}. A run that diverged (×) counts as guessing."
-        f"{framed if mapped else ''} The middle point is the tuned setting (KFAC: the default)."
-    )
-
-
 def read_entries(path: Path) -> pd.DataFrame:
     """Read ``data.csv``."""
     entries = read_table(path, COLUMNS)
@@ -298,7 +257,7 @@ def read_entries(path: Path) -> pd.DataFrame:
 
 
 def medians(entries: pd.DataFrame) -> pd.Series:
-    """Return the median accuracy over seeds, by learning rate and damping (0 for none)."""
+    """Return the median accuracy over seeds by learning rate and damping (0 for none)."""
     return entries.fillna({"damping": 0.0}).groupby(["lr", "damping"])["accuracy"].median()
 
 
@@ -308,7 +267,7 @@ def within(values: pd.Series, best: float) -> pd.Series:
 
 
 def share(entries: pd.DataFrame, optimizer: str, part: str) -> str:
-    """Return how many points of ``line`` or ``map`` are within :data:`MARGIN` of the best."""
+    """Return in words how many points of ``line`` or ``map`` are within a point of the best."""
     values = medians(entries[(entries["optimizer"] == optimizer) & entries[part]])
     return f"{within(values, values.max()).sum()} of {len(values)}"
 
@@ -352,12 +311,12 @@ def redraw(folder: Path) -> None:
     entries = read_entries(folder / "data.csv")
     line = read_provenance(folder)["caption"]
     write_whole(folder / "table.md", table(entries, line).markdown())
-    with mpl.rc_context(RC):
-        finish(draw(entries), line, folder / "figure.png")
+    finish(draw(entries), line, folder / "figure.png")
 
 
+@styled
 def draw(entries: pd.DataFrame) -> Picture:
-    """Return the figure without its caption; call it within ``matplotlib.rc_context(RC)``."""
+    """Return the figure without its caption."""
     of_map, of_line = entries[entries["map"]], entries[entries["line"]]
     mapped = of_map["optimizer"].unique()
     picture = Picture(figsize=(WIDTH_IN, 6.2 if len(mapped) else 3.4))

@@ -1,10 +1,9 @@
 """Spectrum figure: what the preconditioner sees of the curvature while the digits net trains.
 
-One column a training step. Above: eigenvalues by rank of the Hessian (those that Lanczos has
-found), of Gauss-Newton's matrix Q_θθ of the whole solve and of the Kronecker blocks A ⊗ B, and
-SNOpt's S, which stands for them after some steps; what lies below the damping ε is treated as flat.
-Below: the density of the eigenvalues, for the Hessian by stochastic Lanczos quadrature.
-Drawn from ``data.csv`` alone.
+One column a training step. Above: eigenvalues by rank of the Hessian (those that Lanczos found), of
+Gauss-Newton's matrix Q_θθ of the whole solve, of the Kronecker blocks A ⊗ B and of SNOpt's running
+moment S; SNOpt treats what lies below the damping ε as flat. Below: density of the eigenvalues, for
+the Hessian by stochastic Lanczos quadrature.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import torch
@@ -36,8 +34,8 @@ from experiments.measure.spectrum import (
     density,
     measure,
 )
-from experiments.publish.provenance import devices, publish, read_provenance
-from experiments.publish.style import RC, WIDTH_IN, finish
+from experiments.publish.provenance import devices, read_provenance
+from experiments.publish.style import WIDTH_IN, draw_spread, finish, styled
 from experiments.publish.tables import csv_of, read_table
 from experiments.studies.execute import Say
 
@@ -78,13 +76,13 @@ _TOLERANCE = 1e-2  # residual of a Lanczos value that is drawn as an eigenvalue
 
 
 def reproduce(request: Request, say: Say, *, settings: Settings | None = None) -> None:
-    """Measure, then write ``data.csv``, ``provenance.json`` and ``figure.png``.
+    """Measure, then write the figure's files.
 
     Args:
-        request: seeds are those of weights, batches and Lanczos's starts; overrides change the
+        request: seeds determine weights, batches and starts of Lanczos; overrides change the
             training configuration.
         say: prints one line.
-        settings: what is measured; None means all of it.
+        settings: what is measured; None: all of it.
     """
     chosen = settings or Settings()
     rows: list[dict[str, Any]] = []
@@ -110,18 +108,17 @@ def reproduce(request: Request, say: Say, *, settings: Settings | None = None) -
         " steps. The adjoint's is of differences of gradients, which see the kinks of the ReLUs."
         f" Densities smoothed with a Gaussian of {100 * SIGMA:g} % of the range."
     )
-    facts = {
-        "device": device,
-        "seeds": list(request.seeds),
-        "experiment": EXPERIMENT,
-        "curvlinops": metadata.version("curvlinops-for-pytorch"),
-        "overrides": list(request.overrides),
-        "settings": asdict(chosen),
-        "damping": damping,
-        "caption": caption,
-    }
-    data = csv_of(pd.DataFrame(rows)[list(TYPES)], digits=6)
-    publish(request.folder, data, target=NAME, command=request.command, **facts)
+    request.publish(
+        csv_of(pd.DataFrame(rows)[list(TYPES)], digits=6),
+        device=device,
+        seeds=list(request.seeds),
+        experiment=EXPERIMENT,
+        curvlinops=metadata.version("curvlinops-for-pytorch"),
+        overrides=list(request.overrides),
+        settings=asdict(chosen),
+        damping=damping,
+        caption=caption,
+    )
     redraw(request.folder)
 
 
@@ -131,14 +128,14 @@ def redraw(folder: Path) -> None:
     if table.empty:
         raise RecordError(f"{folder}/data.csv has no rows")
     origin = read_provenance(folder)
-    with mpl.rc_context(RC):
-        picture = draw(table, float(origin.get("damping", float("nan"))))
-        top = 1 - 0.5 / picture.get_figheight()
-        finish(picture, origin["caption"], folder / "figure.png", top=top)
+    picture = draw(table, float(origin.get("damping", float("nan"))))
+    top = 1 - 0.5 / picture.get_figheight()
+    finish(picture, origin["caption"], folder / "figure.png", top=top)
 
 
+@styled
 def draw(table: pd.DataFrame, damping: float) -> Picture:
-    """Return the figure without its caption; call it within ``matplotlib.rc_context(RC)``."""
+    """Return the figure without its caption."""
     steps = sorted(table["step"].unique())
     picture = Picture(figsize=(WIDTH_IN, 5.6))
     axes = picture.subplots(2, len(steps), squeeze=False)
@@ -176,11 +173,7 @@ def _draw_ranks(axes: Axes, table: pd.DataFrame, damping: float) -> None:
             continue
         wide = own.pivot_table(index="index", columns="seed", values="value")
         wide = wide[wide.min(axis=1) > _FLOOR]
-        style = {key: look[key] for key in ("color", "linestyle")}
-        axes.fill_between(
-            wide.index, wide.min(axis=1), wide.max(axis=1), color=look["color"], alpha=0.2, lw=0
-        )
-        axes.plot(wide.index, wide.median(axis=1), **style)
+        draw_spread(axes, wide, color=look["color"], linestyle=look["linestyle"])
     own = table[(table["matrix"] == HESSIAN) & (table["probe"] == 0)]
     found = own[(own["residual"] <= _TOLERANCE * own["value"].abs()) & (own["share"] > 1e-12)]
     # A value that has not settled leaves the ranks behind it unknown.

@@ -1,19 +1,17 @@
 """Figure 7: runtime per step and peak memory of SNOpt relative to Adam, over all data sets.
 
-One row a data set. Runtime: medians and quartiles over pairs of steps that were taken right after
-one another, of the average step (one refresh in ``update_freq`` steps) and of the refresh step
-alone. Memory: of the whole process, and without what it held at the start, before any step. Both
-optimizers take their steps at the same weights. :mod:`experiments.measure.step_cost` measures.
+One row a data set. Runtime: medians and quartiles over pairs of steps taken right after one
+another, of the average step (one refresh in ``update_freq`` steps) and of the refresh step. Memory:
+of the whole process, and without what it held before the first step. Both optimizers take their
+steps at the same weights. :mod:`experiments.measure.step_cost` measures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
@@ -25,8 +23,8 @@ from experiments.measure.harness import Spread, averaged, in_words, pair_ratio, 
 from experiments.measure.pictures import OURS, duration
 from experiments.measure.step_cost import ROUNDS, Measurement, plan
 from experiments.publish.names import dataset_name
-from experiments.publish.provenance import publish, read_provenance
-from experiments.publish.style import RC, WIDTH_IN, finish
+from experiments.publish.provenance import read_provenance
+from experiments.publish.style import WIDTH_IN, finish, styled
 from experiments.publish.tables import csv_of, read_table
 from experiments.run.config import options
 from experiments.studies.execute import Say
@@ -36,7 +34,7 @@ DATASETS = {
     "embedded": ("digits", "japanese_vowels", "basic_motions", "circle"),
     "paper": datasets_of(FIGURE_6, "paper"),
 }
-"""What each profile shows; data sets that are not there are left out."""
+"""Data sets of each profile; those that are not there are left out."""
 
 COLUMNS = {
     "dataset": str,
@@ -49,15 +47,11 @@ COLUMNS = {
 }
 """``data.csv``; samples of one data set and seed with the same number are pairs."""
 
+Measured = Sequence[tuple[Measurement, Mapping[str, Any]]]
+
 
 def reproduce(request: Request, say: Say, *, rounds: int = ROUNDS) -> None:
-    """Measure what is missing, then write ``data.csv``, ``provenance.json`` and ``figure.png``.
-
-    Args:
-        request: what is asked for.
-        say: prints one line.
-        rounds: interleaved rounds of a timing.
-    """
+    """Measure what is missing in ``rounds`` interleaved rounds, then write the figure's files."""
     where = [f"data_dir={request.data_dir.absolute()}"]
     measured: list[tuple[Measurement, dict[str, Any]]] = []
     reasons = []
@@ -88,7 +82,7 @@ def _result(measurement: Measurement, say: Say) -> dict[str, Any]:
     return measurement.run()
 
 
-def make(measured: Sequence[tuple[Measurement, Mapping[str, Any]]], request: Request) -> None:
+def make(measured: Measured, request: Request) -> None:
     """Write the figure's files from finished measurements."""
     device = " and ".join(sorted({in_words(result["origin"]) for _, result in measured}))
     seeds = sorted({one.seed for one, _ in measured})
@@ -110,25 +104,24 @@ def make(measured: Sequence[tuple[Measurement, Mapping[str, Any]]], request: Req
         }
         for one, result in measured
     ]
-    facts = {"profile": request.profile, "device": device, "seeds": seeds, "caption": caption}
-    publish(
-        request.folder,
+    request.publish(
         csv_of(table(measured), digits=6),
-        target=NAME,
-        command=request.command,
-        **facts,
+        profile=request.profile,
+        device=device,
+        seeds=seeds,
+        caption=caption,
         measurements=measurements,
     )
     redraw(request.folder)
 
 
 def _portable(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments without the folder of the data, which is this machine's own."""
+    """Return the arguments without the folder of this machine's data."""
     kept = [item for item in arguments["overrides"] if not item.startswith("data_dir=")]
     return {**arguments, "overrides": kept}
 
 
-def table(measured: Sequence[tuple[Measurement, Mapping[str, Any]]]) -> pd.DataFrame:
+def table(measured: Measured) -> pd.DataFrame:
     """Return the numbers of the figure in long form; see :data:`COLUMNS`."""
     rows: list[tuple[Any, ...]] = []
     for one, result in measured:
@@ -154,20 +147,8 @@ def table(measured: Sequence[tuple[Measurement, Mapping[str, Any]]]) -> pd.DataF
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-@dataclass(frozen=True)
-class Row:
-    """One data set.
-
-    Attributes:
-        dataset: its name.
-        update_freq: steps from one refresh to the next.
-        average: time of SNOpt's average step over that of Adam's.
-        refresh: time of SNOpt's refresh step over that of Adam's.
-        adam_s: seconds of Adam's step.
-        process_memory: peak of SNOpt's process over that of Adam's.
-        memory: the same without what each process held at the start, after building.
-        adam_mb: MB of Adam's steps, without the start.
-    """
+class Row(NamedTuple):
+    """One data set: ratios of SNOpt to Adam, seconds of Adam's step and MB of Adam's steps."""
 
     dataset: str
     update_freq: int
@@ -180,7 +161,7 @@ class Row:
 
 
 def rows_of(numbers: pd.DataFrame) -> list[Row]:
-    """Return the figure's rows, in the order of the table."""
+    """Return the figure's rows, in the order of the numbers."""
     return [_row(str(name), own) for name, own in numbers.groupby("dataset", sort=False)]
 
 
@@ -216,13 +197,13 @@ def redraw(folder: Path) -> None:
     """Draw ``figure.png`` again from ``data.csv`` and the caption in ``provenance.json``."""
     rows = rows_of(read_table(folder / "data.csv", COLUMNS))
     line = read_provenance(folder)["caption"]
-    with mpl.rc_context(RC):
-        picture = draw(rows)
-        finish(picture, line, folder / "figure.png", top=1 - 0.5 / picture.get_figheight())
+    picture = draw(rows)
+    finish(picture, line, folder / "figure.png", top=1 - 0.5 / picture.get_figheight())
 
 
+@styled
 def draw(rows: Sequence[Row]) -> Picture:
-    """Return the figure without its caption; call it within ``matplotlib.rc_context(RC)``."""
+    """Return the figure without its caption."""
     if not rows:
         raise RecordError(f"{NAME}: no data set was measured")
     picture = Picture(figsize=(WIDTH_IN, 2.1 + 0.5 * len(rows)))

@@ -1,8 +1,8 @@
 """Table 4: test metric of every optimizer on the embedded data sets, with searched settings.
 
 The runs are those of the protocol (``experiments/studies/comparison/``): every optimizer's best
-setting of an equal search, trained for the whole budget on fresh seeds. Where ``protocol/runs.csv``
-is there, the table is made from it alone; where it is missing, the protocol runs first.
+setting of an equal search, trained for the whole budget on fresh seeds. The table comes from
+``protocol/runs.csv`` alone; if that file is missing, the protocol runs first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import pandas as pd
 from experiments.base.errors import RecordError
 from experiments.figures.request import Figure, Request, listed
 from experiments.publish.names import dataset_name, optimizer_name
-from experiments.publish.provenance import publish
 from experiments.publish.tables import Table, csv_of
 from experiments.studies.comparison import session
 from experiments.studies.comparison.planning import FRESH
@@ -36,9 +35,9 @@ COLUMNS = ("dataset", "optimizer", "metric", "mean", "deviation", "seeds", "dive
 
 
 def reproduce(request: Request, say: Say) -> None:
-    """Make the table from the protocol's runs; run the protocol where there are none.
+    """Make the table from the protocol's runs; run the protocol if there are none.
 
-    Seeds are not used: those of the table are the protocol's fresh ones, which its caption names.
+    The request's seeds have no effect: the table has the protocol's fresh seeds.
     """
     comparison = session.Request(
         data_dir=request.data_dir,
@@ -66,8 +65,8 @@ def reproduce(request: Request, say: Say) -> None:
         "runs": kept.where(runs["test"].notna(), None).to_dict("records"),
     }
     settings = found.apply(lambda fresh: settings_text(fresh).removesuffix(" (!)"), axis=1)
-    data = csv_of(found.assign(settings=settings).reset_index()[list(COLUMNS)], digits=6)
-    publish(request.folder, data, target=NAME, command=request.command, **facts)
+    table = found.assign(settings=settings).reset_index()[list(COLUMNS)]
+    request.publish(csv_of(table, digits=6), **facts)
     redraw(request.folder)
 
 
@@ -77,7 +76,7 @@ def redraw(folder: Path) -> None:
 
 
 def as_table(rows: pd.DataFrame) -> Table:
-    """Return the table: a row an optimizer, a column a data set, then the settings of each."""
+    """Return the table: one row an optimizer, one column a data set, then the same of settings."""
     found, names = fresh_of(rows), names_of(rows, "optimizer")
     datasets = names_of(rows, "dataset")
 

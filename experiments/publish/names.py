@@ -7,14 +7,13 @@ from functools import cache
 from typing import Any
 
 from experiments.run.config import description_of
-from experiments.tasks import METRICS
 
 KINDS = {"image": "images", "time_series": "time series"}
 """What data sets of a task are made of."""
 
 
 def dataset_name(name: str) -> str:
-    """Return a data set's title; the name of its configuration where it has no other."""
+    """Return a data set's title; default: the name of its configuration."""
     return str(_description("dataset", name).get("title", name))
 
 
@@ -25,13 +24,8 @@ def panel_title(name: str) -> str:
 
 
 def optimizer_name(name: str) -> str:
-    """Return an optimizer's label; the name of its configuration where it has no other."""
+    """Return an optimizer's label; default: the name of its configuration."""
     return str(_description("optimizer", name).get("label", name))
-
-
-def metric_of(dataset: str) -> str:
-    """Return the validation metric of a data set, ``accuracy`` or ``nll``: that of its task."""
-    return METRICS[_description("dataset", dataset)["task"]]
 
 
 def published(dataset: str) -> Mapping[str, Any]:

@@ -32,7 +32,7 @@ def git_state(root: Path = REPOSITORY) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that matter to a run, and that of the package that draws."""
+    """Return the versions that matter to a run, and that of matplotlib."""
     return {**run_versions(), "matplotlib": metadata.version("matplotlib")}
 
 
@@ -68,24 +68,16 @@ def run_entry(run: Summary, command: str) -> dict[str, Any]:
 
 def devices(entries: Iterable[Mapping[str, Any]]) -> str:
     """Return device and thread count in words from what has ``device`` and ``threads``."""
-    return " and ".join(sorted({_device(entry) for entry in entries}))
-
-
-def _device(entry: Mapping[str, Any]) -> str:
-    device = str(entry.get("device", "unknown device"))
-    threads = entry.get("threads")
-    name = "CPU" if device == "cpu" else device
-    if threads is None:
-        return name
-    return f"{name}, {threads} thread{'' if threads == 1 else 's'}"
+    found = set()
+    for entry in entries:
+        device, threads = str(entry.get("device", "unknown device")), entry.get("threads")
+        count = "" if threads is None else f", {threads} thread{'' if threads == 1 else 's'}"
+        found.add(("CPU" if device == "cpu" else device) + count)
+    return " and ".join(sorted(found))
 
 
 def of_runs(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what a provenance says of its runs.
-
-    Args:
-        entries: for each run what :func:`run_entry` returns.
-    """
+    """Return what a provenance says of its runs, each an entry of :func:`run_entry`."""
     seeds = sorted({entry["seed"] for entry in entries})
     return {"device": devices(entries), "seeds": seeds, "runs": list(entries)}
 
@@ -94,14 +86,13 @@ def write_provenance(folder: Path, target: str, command: str, **facts: Any) -> N
     """Write ``provenance.json``, whole or not at all.
 
     Args:
-        folder: the folder of the figure or table.
+        folder: folder of the figure or table.
         target: its name, such as ``figure-1``.
         command: the command that makes it.
-        **facts: more entries, such as ``caption``, ``device``, ``seeds`` and ``runs``; one of the
-            same name as an entry below replaces it.
+        **facts: more entries, such as ``caption`` and ``runs``; they replace those below.
 
     Raises:
-        RecordError: it cannot be written.
+        RecordError: the file cannot be written.
     """
     origin = {
         "target": target,
@@ -118,10 +109,10 @@ def write_provenance(folder: Path, target: str, command: str, **facts: Any) -> N
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """Return ``provenance.json``, or an empty caption where there is no such file.
+    """Return ``provenance.json``, or an empty caption if there is no such file.
 
     Raises:
-        RecordError: it is damaged.
+        RecordError: the file is damaged.
     """
     path = folder / "provenance.json"
     try:
@@ -136,18 +127,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 
 
 def publish(folder: Path, data: str, *, target: str, command: str, **facts: Any) -> None:
-    """Write ``data.csv`` and ``provenance.json``, from which pictures and tables are drawn.
-
-    Args:
-        folder: where; made if it is not there.
-        data: contents of ``data.csv``.
-        target: see :func:`write_provenance`.
-        command: see :func:`write_provenance`.
-        **facts: see :func:`write_provenance`.
-
-    Raises:
-        RecordError: a file cannot be written.
-    """
+    """Write ``data.csv`` with the text ``data``, and :func:`write_provenance`; make the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "data.csv", data)
     write_provenance(folder, target, command, **facts)

@@ -1,9 +1,8 @@
-"""The table of runs: what figures, goals, scoring and search read, one row a step of a run.
+"""The table of runs that figures, goals, scoring and search read: one row a step of a run.
 
-A run record becomes rows of a pandas DataFrame with the columns :data:`COLUMNS`. Conventions: times
-are seconds of the training clock (``time/train_s``); NaN means "not measured at this step";
-function evaluations (``nfe``) are added up from the first step. A run that diverged ends with a row
-whose ``train_loss`` is infinite, so that the numbers alone still tell it.
+Times are seconds of the training clock (``time/train_s``). NaN means "not measured at this step".
+Function evaluations (``nfe``) are added up from the first step. A run that diverged ends with a row
+whose ``train_loss`` is infinite.
 """
 
 from __future__ import annotations
@@ -50,6 +49,9 @@ def runs_table(summaries: Iterable[Summary], metric: str | None = None) -> pd.Da
     Args:
         summaries: run records.
         metric: validation metric, without ``val/``; None: that of each run's task.
+
+    Raises:
+        RecordError: a run did not finish, or measured nothing.
     """
     tables = [_table_of(run, metric or METRICS[run.task]) for run in summaries]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
@@ -94,7 +96,7 @@ def csv_of_runs(table: pd.DataFrame) -> str:
 
 
 def write_runs(path: Path, table: pd.DataFrame) -> None:
-    """Write a table of runs; see :func:`csv_of_runs`."""
+    """Write a table of runs as CSV."""
     write_whole(path, csv_of_runs(table))
 
 
@@ -119,13 +121,7 @@ def diverged(run: pd.DataFrame) -> bool:
 
 
 def series(run: pd.DataFrame, column: str, over: str = "time_s") -> Series:
-    """Return places on an axis and values of a run, where both were measured and are finite.
-
-    Args:
-        run: its rows.
-        column: one of the values.
-        over: the axis: ``"time_s"``, ``"step"`` or ``"nfe"``.
-    """
+    """Return a run's places on the axis ``over`` and values of a column, where both are finite."""
     places, values = (run[name].to_numpy(dtype=np.float64) for name in (over, column))
     kept = np.isfinite(values) & np.isfinite(places)
     return places[kept], values[kept]
@@ -134,17 +130,9 @@ def series(run: pd.DataFrame, column: str, over: str = "time_s") -> Series:
 def thin(table: pd.DataFrame, points: int, window: int) -> pd.DataFrame:
     """Keep about ``points`` rows with a training loss of each run, evenly, and every evaluation.
 
-    The training loss is smoothed before rows are dropped: what is kept at a step is the trailing
-    running mean over the steps before it, not the loss of one batch in many.
-
-    Args:
-        table: runs, one row a step.
-        points: rows with a training loss to keep; the first and the last are always kept.
-        window: steps of the trailing running mean.
-
-    Returns:
-        The rows with NaN as training loss where one is only kept for its evaluation; the row that
-        closes a diverged run stays.
+    The training loss becomes a trailing running mean over ``window`` steps before rows are dropped.
+    It is NaN in rows that are kept for their evaluation alone. The first and the last loss and the
+    row that closes a diverged run stay.
     """
     if points < 2:
         raise ValueError(f"points is {points}, expected at least 2")
@@ -187,14 +175,9 @@ class Band:
 
 
 def band(found: Sequence[Series], points: int = 200) -> Band:
-    """Interpolate one series a seed on a common grid and return median, minimum and maximum.
+    """Interpolate the series of all seeds on a common grid; return median, minimum and maximum.
 
-    The grid spans what every seed has reached, from the latest first measurement to the earliest
-    last one, so that each point is over all seeds. Interpolation is linear.
-
-    Args:
-        found: places (times, say) and values of each seed.
-        points: points of the grid.
+    The grid spans what every seed has reached. Interpolation is linear.
     """
     if not found or any(places.size == 0 for places, _ in found):
         raise ValueError("a band needs at least one measurement a seed")

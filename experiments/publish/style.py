@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -48,17 +51,13 @@ RC: dict[str, Any] = {
 }
 """Matplotlib settings, for ``matplotlib.rc_context(RC)``."""
 
+styled = mpl.rc_context(RC)
+"""Decorator of a function that draws: it runs with the settings :data:`RC`."""
+
 
 @dataclass(frozen=True)
 class Look:
-    """How one optimizer is drawn in every figure.
-
-    Attributes:
-        label: name in legends.
-        color: ``#RRGGBB``.
-        linestyle: a matplotlib line style.
-        marker: a matplotlib marker.
-    """
+    """How one optimizer is drawn in every figure; ``color`` is ``#RRGGBB``."""
 
     label: str
     color: str
@@ -81,13 +80,12 @@ LOOKS: dict[str, Look] = {
 
 def look(optimizer: str) -> Look:
     """Return the look of an optimizer."""
-    try:
-        return LOOKS[optimizer]
-    except KeyError:
+    if optimizer not in LOOKS:
         known = ", ".join(LOOKS)
         raise ConfigError(
             f"no look for optimizer {optimizer!r}; known: {known} (experiments/publish/style.py)"
-        ) from None
+        )
+    return LOOKS[optimizer]
 
 
 def handles(looks: Iterable[Look], *, markers: bool = True) -> list[Line2D]:
@@ -96,6 +94,13 @@ def handles(looks: Iterable[Look], *, markers: bool = True) -> list[Line2D]:
         Line2D([], [], label=one.label, marker=one.marker if markers else None, **one.line)
         for one in looks
     ]
+
+
+def draw_spread(axes: Axes, wide: pd.DataFrame, alpha: float = 0.2, **line: Any) -> None:
+    """Draw median and range over the columns of a table, one a seed, against its index."""
+    low, high = wide.min(axis=1), wide.max(axis=1)
+    axes.fill_between(wide.index, low, high, color=line["color"], alpha=alpha, linewidth=0)
+    axes.plot(wide.index, wide.median(axis=1), **line)
 
 
 def wrapped(caption: str, width: float = WIDTH_IN) -> list[str]:
@@ -108,15 +113,9 @@ def put_caption(figure: Figure, lines: Sequence[str], bottom: float) -> None:
     figure.text(0.5, bottom, "\n".join(lines), ha="center", va="bottom", fontsize=8)
 
 
+@styled
 def finish(figure: Figure, caption: str, path: Path, *, top: float = 1.0) -> None:
-    """Put the caption below the panels and write the picture, whole or not at all.
-
-    Args:
-        figure: the figure.
-        caption: one paragraph.
-        path: where to write.
-        top: upper edge of the panels, below a legend.
-    """
+    """Put the caption below the panels, whose upper edge is ``top``, and write the picture."""
     width, height = figure.get_size_inches()
     lines = wrapped(caption, width)
     put_caption(figure, lines, 0.03 / height)
@@ -124,6 +123,7 @@ def finish(figure: Figure, caption: str, path: Path, *, top: float = 1.0) -> Non
     save(figure, path)
 
 
+@styled
 def save(figure: Figure, path: Path) -> None:
     """Write the picture, whole or not at all."""
     buffer = io.BytesIO()

@@ -14,12 +14,12 @@ from experiments.base.files import write_whole
 
 
 def csv_of(table: pd.DataFrame, digits: int | None = None, missing: str = "") -> str:
-    """Return a table as CSV with a header; one row a line.
+    """Return a table as CSV with a header, one row a line.
 
     Args:
         table: the table.
-        digits: significant digits of floats; None: as many as it takes to read them back.
-        missing: what a missing value is written as.
+        digits: significant digits of floats; None: all that reading back needs.
+        missing: text of a missing value.
     """
     form = None if digits is None else f"%.{digits}g"
     options = {"index": False, "float_format": form, "na_rep": missing}
@@ -31,13 +31,12 @@ def read_table(path: Path, types: Mapping[str, Any], optional: Sequence[str] = (
 
     Args:
         path: the file.
-        types: its columns, in this order: ``str``, ``int``, ``float`` (an empty cell is NaN),
-            ``bool``, or the name of a pandas type.
+        types: columns in this order: ``str``, ``int``, ``float`` (an empty cell is NaN), ``bool``,
+            or the name of a pandas type.
         optional: last columns that older files lack; their cells are then empty.
 
     Raises:
-        RecordError: the file is missing, has another header, a row with more or fewer cells, or a
-            cell of another type.
+        RecordError: the file is missing, or header, number of cells or type of a cell is wrong.
     """
     cells = read_cells(path)
     names, found = list(types), list(cells.columns)
@@ -51,11 +50,7 @@ def read_table(path: Path, types: Mapping[str, Any], optional: Sequence[str] = (
 
 
 def read_cells(path: Path) -> pd.DataFrame:
-    """Read a table of CSV as text.
-
-    Raises:
-        RecordError: the file is missing, or a row has more or fewer cells than the header.
-    """
+    """Read a table of CSV as text; see :func:`read_table`."""
     # Only the parser in Python tells an empty cell from one that is not there.
     options: dict[str, Any] = {"engine": "python", "keep_default_na": False, "dtype": str}
     try:
@@ -122,10 +117,10 @@ class Table:
     Attributes:
         header: one entry a column.
         rows: entries; a row of one entry is a heading over the rows that follow.
-        caption: what a reader needs to know, sentences.
-        align: ``l`` or ``r`` for each column; empty: the first to the left, the others right.
-        dashes: how Markdown's second line marks a column to the left and one to the right.
-        tied: whether LaTeX keeps the words of a cell, but for the first column, on one line.
+        caption: sentences below the table.
+        align: ``l`` or ``r`` for each column; empty: ``l`` for the first, ``r`` for the others.
+        dashes: marks of a left and of a right column in Markdown's second line.
+        tied: whether LaTeX keeps the words of a cell on one line, except in the first column.
     """
 
     header: Sequence[str]
@@ -149,11 +144,7 @@ class Table:
         return "\n".join([*lines, "", self.caption, ""])
 
     def latex(self, comment: str | None = None) -> str:
-        """Return the table as a LaTeX ``tabular`` (package booktabs) after a comment.
-
-        Args:
-            comment: None means the caption.
-        """
+        """Return a LaTeX ``tabular`` (package booktabs) after a comment; default: the caption."""
         comment = self.caption if comment is None else comment
         lines = [f"% {comment}", rf"\begin{{tabular}}{{{self.columns}}}", r"\toprule"]
         lines += [self._tex(self.header), r"\midrule"]
@@ -173,11 +164,7 @@ class Table:
         return " & ".join([first, *others]) + r" \\"
 
     def write(self, folder: Path, comment: str | None = None) -> None:
-        """Write ``table.md`` and ``table.tex``; see :meth:`latex`.
-
-        Raises:
-            RecordError: a file cannot be written.
-        """
+        """Write ``table.md`` and ``table.tex``; see :meth:`latex`."""
         write_whole(folder / "table.md", self.markdown())
         write_whole(folder / "table.tex", self.latex(comment))
 

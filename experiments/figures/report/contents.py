@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -24,17 +24,7 @@ from experiments.publish.tables import read_cells
 
 @dataclass(frozen=True)
 class Section:
-    """One folder of results.
-
-    Attributes:
-        name: name of the folder.
-        title: what the report calls it.
-        caption: caption from the provenance, or empty.
-        facts: what the provenance says, as pairs of a label and a text.
-        pictures: paths of its pictures, relative to the results folder.
-        table: its table in Markdown, or None.
-        data: its ``data.csv``, or None.
-    """
+    """One folder of results; ``facts`` of its provenance are pairs of a label and a text."""
 
     name: str
     title: str
@@ -46,7 +36,7 @@ class Section:
 
     @property
     def note(self) -> str:
-        """The caption, where the table is not followed by words that explain it."""
+        """The caption, if the table has no text that explains it."""
         lines = (self.table or "").split("\n")
         explained = any(line.strip() and not line.startswith("|") for line in lines)
         return "" if explained else self.caption
@@ -81,7 +71,7 @@ def _section(folder: Path, results: Path) -> Section:
 
 
 def title_of(name: str) -> str:
-    """Return what the report calls a folder: ``figure-1-paper``, "Figure 1, published settings"."""
+    """Return the title of a folder, such as "Figure 1, published settings"."""
     base = name.removesuffix("-paper")
     words = base.replace("-", " ")
     title = words[:1].upper() + words[1:]
@@ -109,7 +99,7 @@ def _facts(origin: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _values(node: Any, key: str) -> Iterator[str]:
-    """Yield the texts under a key, wherever it is."""
+    """Yield the texts under a key, at any depth."""
     if isinstance(node, Mapping):
         for name, value in node.items():
             if name == key and isinstance(value, str):
@@ -138,25 +128,20 @@ _COLORS = ("#1F78B4", "#E09F2B", "#8C1C4A", "#3B7D4F", "#6F4FA0", "#8A6D3B", "#4
 
 
 def chart(path: Path, points: int = 220) -> dict[str, Any] | None:
-    """Return the interactive curves of a table ready for JSON, or None where it holds none.
+    """Return the interactive curves of a ``data.csv`` ready for JSON, or None if it has none.
 
-    A column that is a place on an axis (steps, seconds, evaluations) makes a table one of curves.
-    Its other numbers are what can be shown, its words and its seed say which run a row belongs to;
-    the column ``dataset`` chooses the panel.
-
-    Args:
-        path: a ``data.csv``.
-        points: rows to keep of a run.
+    A table has curves if a column is an axis (steps, seconds, evaluations). Its other numbers are
+    values; its words and its seed identify the run of a row; the column ``dataset`` is the panel.
 
     Returns:
-        ``axes`` and ``values``: name and label of what can be shown; ``panels``: for each data set
-        its runs, each with ``name``, ``group``, ``color`` and one list of numbers a column.
+        ``axes`` and ``values``: name and label of each; ``panels``: the runs of each data set, with
+        ``name``, ``group``, ``color`` and one list of about ``points`` numbers a column.
     """
     cells = read_cells(path)
     axes = [name for name in _AXES if name in cells]
     if not axes or cells.empty:
         return None
-    table = cells.apply(lambda column: column.map(_float))
+    table = cells.apply(pd.to_numeric, errors="coerce")
     # A column of words has a cell that is neither empty nor a number.
     text = (table.isna() & ~cells.isin(["", "nan"])).any()
     words = [name for name in cells if text[name] and name not in axes]
@@ -188,21 +173,13 @@ def chart(path: Path, points: int = 220) -> dict[str, Any] | None:
     }
 
 
-def _float(cell: str) -> float:
-    """Return a cell as a number; NaN where it is none."""
-    try:
-        return float(cell)
-    except ValueError:
-        return math.nan
-
-
 def _number(value: float) -> float | None:
-    """Return a number of five digits; None, which breaks a line, where it is not finite."""
+    """Return a number of five digits; None, which breaks a line, if it is not finite."""
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
 def _kept(rows: pd.DataFrame, columns: Sequence[str], points: int) -> list[Any]:
-    """Thin a run, column by column: of each measured column about ``points`` rows stay."""
+    """Thin a run: about ``points`` rows of each measured column stay."""
     if len(rows) <= points:
         return list(rows.index)
     wanted: set[Any] = set()
@@ -215,17 +192,8 @@ def _kept(rows: pd.DataFrame, columns: Sequence[str], points: int) -> list[Any]:
     return sorted(wanted)
 
 
-@dataclass(frozen=True)
-class Listing:
-    """A table of the report.
-
-    Attributes:
-        name: anchor on the page.
-        title: heading.
-        caption: what stands above it.
-        header: names of the columns.
-        rows: cells.
-    """
+class Listing(NamedTuple):
+    """A table of the report; ``name`` is its anchor on the page."""
 
     name: str
     title: str
@@ -235,7 +203,7 @@ class Listing:
 
 
 def listings(results: Path) -> list[Listing]:
-    """Return tables of what has no folder of its own, where there is something in ``results``."""
+    """Return the tables of ``paper/`` and ``search/`` that have a row."""
     return [found for found in (_paper_runs(results), _searches(results)) if found.rows]
 
 
@@ -252,8 +220,7 @@ def _paper_runs(results: Path) -> Listing:
             [
                 str(entry["dataset"]),
                 optimizer_name(entry["optimizer"]),
-                str(entry["seed"]),
-                str(entry["state"]),
+                *(str(entry[key]) for key in ("seed", "state")),
                 test,
                 str(entry["steps"]),
                 "–" if seconds is None else f"{seconds:.0f} s",
@@ -266,18 +233,8 @@ def _paper_runs(results: Path) -> Listing:
         "Every finished run of experiment=paper/*: accuracy or negative log-likelihood (nats) of "
         "the test set, steps, seconds of the training clock."
     )
-    header = [
-        "Data",
-        "Optimizer",
-        "Seed",
-        "State",
-        "Test",
-        "Steps",
-        "Training",
-        "Device",
-        "Commit",
-        "Command",
-    ]
+    header = ["Data", "Optimizer", "Seed", "State", "Test"]
+    header += ["Steps", "Training", "Device", "Commit", "Command"]
     return Listing("paper-runs", "Runs with published settings", caption, header, rows)
 
 

@@ -1,8 +1,7 @@
 """The report: every figure and table in ``results/`` as a page and as Markdown.
 
-``index.html`` is one file that opens from disk, with pictures beside it and no network: styles,
-script, plotly and the numbers of all curves are written into it. ``README.md`` has the same
-pictures, captions and tables for readers of the repository.
+``index.html`` opens from disk without network: it contains styles, script, plotly and the numbers
+of all curves. ``README.md`` has the same pictures, captions and tables.
 """
 
 from __future__ import annotations
@@ -18,14 +17,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from experiments.base.files import write_whole
-from experiments.figures.report.contents import (
-    Listing,
-    Section,
-    chart,
-    listings,
-    sections,
-    short,
-)
+from experiments.figures.report.contents import Listing, Section, chart, listings, sections, short
 from experiments.publish.provenance import git_state
 from experiments.publish.tables import Table, read_cells
 
@@ -60,12 +52,7 @@ fraction; a run that diverged ends with a row whose `train_loss` is `inf`.
 
 
 def build(results: Path, say: Callable[[str], None] = lambda line: None) -> Path:
-    """Write ``results/index.html`` and ``results/README.md``; return the path of the page.
-
-    Args:
-        results: folder with figures and tables.
-        say: prints one line.
-    """
+    """Write ``results/index.html`` and ``results/README.md``; return the path of the page."""
     found, tables = sections(results), listings(results)
     curves = {}
     for section in found:
@@ -155,7 +142,7 @@ beside it.</p>
 
 
 def section_html(section: Section, has_curves: bool) -> str:
-    """Return one section: pictures or table, caption, curves, where it comes from."""
+    """Return one section: pictures or table, caption, curves, provenance."""
     name = escape(section.name)
     parts = [f'<section id="{name}">\n<h2>{escape(section.title)}</h2>\n']
     for picture in section.pictures:

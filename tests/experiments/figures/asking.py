@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ def asked(base: Path, target: str, **changes: Any) -> Request:
 
 def quiet(line: str) -> None:
     """Say nothing."""
+
+
+def check_redraw(folder: Path, redraw: Callable[[Path], None]) -> None:
+    """Check that the same picture is drawn from the other files of a folder."""
+    picture = folder / "figure.png"
+    first = picture.read_bytes()
+    picture.unlink()
+    redraw(folder)
+    assert picture.read_bytes() == first
 
 
 def write_planned(run: PlannedRun, rows: list[dict[str, Any]], **options: Any) -> Path:

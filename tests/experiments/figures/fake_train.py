@@ -1,7 +1,7 @@
 """Stands in for scripts/train.py: writes the record it is told to write, without training.
 
 Arguments: a JSON file that maps the run's overrides to ``{"folder": …, "do": …}``, then overrides
-as scripts/train.py takes them. ``do`` is done, diverged, failed, crash or wait.
+as scripts/train.py takes them. ``do`` is done, diverged, failed or crash.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
@@ -27,13 +26,6 @@ def main() -> int:
     folder, do = Path(table[key]["folder"]), table[key]["do"]
     if do == "crash":
         return 1
-    if do == "wait":
-        try:
-            (folder.parents[4] / "waiting").touch()
-            time.sleep(60)
-        except KeyboardInterrupt:
-            (folder.parents[4] / "interrupted").touch()
-            return 130
     shutil.rmtree(folder, ignore_errors=True)
     task, dataset, optimizer, digest, seed = folder.parts[-5:]
     number = int(seed.removeprefix("seed-"))

@@ -23,7 +23,6 @@ from experiments.run.records import Summary
 from experiments.studies.goals import best, target_of, time_to
 from tests.experiments.figures.asking import asked, quiet
 
-WHERE = ("output_dir=nowhere", "data_dir=nowhere")
 DATASETS = ["digits", "japanese_vowels", "circle"]
 
 
@@ -33,6 +32,12 @@ def run(values: list[float], *, seed: int = 0, metric: str = "accuracy") -> Summ
     ]
     rows.append({"step": 10 * len(values), "time/train_s": 2.0 * len(values), "test/accuracy": 0.0})
     return Summary(Path("x"), "image", "digits", "adam", "0", seed, {"state": "done"}, tuple(rows))
+
+
+def variants_of(dataset: str) -> dict[str, Any]:
+    request = asked(Path("nowhere"), "ablation", seeds=(0,))
+    plans = Ablation.load().variant_runs(request, dataset, 0.5)
+    return {name: run for name, (run,) in plans.items()}
 
 
 def entries(times: dict[str, tuple[float, ...]], *datasets: str) -> pd.DataFrame:
@@ -102,10 +107,10 @@ def test_the_results_are_redrawn_from_the_table_alone(tmp_path):
 
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_every_variant_is_a_valid_run_of_its_own(dataset):
-    plans = Ablation.load().variant_runs(dataset, 0.5, [0], WHERE)
+    plans = variants_of(dataset)
     assert len(plans) >= 15
-    base = {name: plans[name][0].folder for name in ("SNOpt", "snopt_plus")}
-    others = [runs[0].folder for name, runs in plans.items() if name not in base]
+    base = {name: plans[name].folder for name in ("SNOpt", "snopt_plus")}
+    others = [run.folder for name, run in plans.items() if name not in base]
     # A change to what a data set's tuned settings say already is no change: one run serves both.
     changed = [folder for folder in others if folder not in base.values()]
     assert len(set(changed)) == len(changed) >= 13
@@ -114,8 +119,8 @@ def test_every_variant_is_a_valid_run_of_its_own(dataset):
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_every_variant_builds_its_optimizer(dataset):
     seen = set()
-    for name, runs in Ablation.load().variant_runs(dataset, 0.5, [0], WHERE).items():
-        parts = build(resolve(load_config(list(runs[0].overrides))), torch.device("cpu"))
+    for name, run in variants_of(dataset).items():
+        parts = build(resolve(load_config(run.overrides)), torch.device("cpu"))
         optimizer = getattr(parts.optimizer, "ode", parts.optimizer)
         seen.add((name, optimizer.curvature_type, optimizer.preconditioner.exponent))
     kinds = {curvature for _, curvature, _ in seen}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -18,7 +17,7 @@ from experiments.figures import density
 from experiments.figures.request import Made
 from experiments.models.cnf import ConcatSquashCNF, HyperCNF
 from experiments.models.solver import SolverSettings
-from experiments.publish.style import RC
+from experiments.run.checkpoint import load_checkpoint
 from experiments.run.config import load_config
 from experiments.run.records import summarise
 from experiments.run.run import run
@@ -49,10 +48,9 @@ def test_the_path_of_a_flow_ends_at_its_samples() -> None:
     one.flows[0].load_state_dict(flow.flows[1].state_dict())
     torch.testing.assert_close(half, one.path(base, [1.0])[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(quarter, one.path(base, [0.5])[0], atol=1e-4, rtol=1e-4)
-    with pytest.raises(ConfigError, match="fractions must rise from 0 to 1"):
-        flow.path(base, [0.5, 0.25])
-    with pytest.raises(ConfigError, match="fractions must rise from 0 to 1"):
-        flow.path(base, [1.5])
+    for fractions in ([0.5, 0.25], [1.5]):
+        with pytest.raises(ConfigError, match="fractions must rise from 0 to 1"):
+            flow.path(base, fractions)
 
 
 def test_density_and_path_of_a_run(flow_run: Path) -> None:
@@ -63,8 +61,7 @@ def test_density_and_path_of_a_run(flow_run: Path) -> None:
     assert row.density.shape == (60, 60)
     assert [points.shape for points in row.path] == [(500, 2)] * 5
     assert (row.dataset, row.optimizer, row.seed) == ("moons", "snopt", 0)
-    with (flow_run / "metrics.jsonl").open() as file:
-        last = json.loads(file.readlines()[-1])
+    last = json.loads((flow_run / "metrics.jsonl").read_text().splitlines()[-1])
     assert row.test_nll == last["test/nll"]
 
 
@@ -72,9 +69,7 @@ def test_rows_of_the_density_go_up(flow_run: Path) -> None:
     """The picture's origin is below: row 0 has the lowest y."""
     record = summarise(flow_run)
     row = density.learned(record, points=10, grid=3)
-    checkpoint = density.load_checkpoint(
-        flow_run / "checkpoint.pt", f"{record.digest}-{record.seed}"
-    )
+    checkpoint = load_checkpoint(flow_run / "checkpoint.pt", f"{record.digest}-{record.seed}")
     flow = HyperCNF(INFO, SolverSettings(rtol=1e-4, atol=1e-4))
     flow.load_state_dict(checkpoint["model"])
     step = 2 * row.extent / 3
@@ -88,18 +83,14 @@ def test_files_of_several_runs(flow_run: Path, tmp_path: Path) -> None:
     density.write(made, tmp_path / "out", command="make")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["data.csv", "figure.png", "provenance.json"]
-    with (tmp_path / "out" / "data.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 2
-    assert rows[0]["dataset"] == "moons"
+    assert pd.read_csv(tmp_path / "out" / "data.csv").dataset.tolist() == ["moons", "moons"]
     caption = json.loads((tmp_path / "out" / "provenance.json").read_text())["caption"]
     assert "seed 0" in caption
 
 
 def test_one_row_of_seven_pictures(flow_run: Path) -> None:
     row = density.learned(summarise(flow_run), points=100, grid=density.GRID)
-    with mpl.rc_context(RC):
-        figure = density.draw([row], "caption")
+    figure = density.draw([row], "caption")
     titles = [ax.get_title() for ax in figure.axes]
     expected = ["test points", "density", "t = 0", "t = 0.25", "t = 0.5", "t = 0.75", "t = 1"]
     assert titles == expected

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import pytest
 
 from experiments.base.errors import RecordError
@@ -16,10 +14,9 @@ from experiments.figures import integration_time as figure
 from experiments.figures.integration_time import MODES, STARTS, TRACE, Variant, plan
 from experiments.figures.reproduce import reproduce
 from experiments.figures.request import Made, Request, obtain
-from experiments.publish.style import RC
 from experiments.publish.tables import read_table
 from experiments.run.config import load_config, resolve
-from tests.experiments.figures.asking import asked, quiet, write_planned
+from tests.experiments.figures.asking import asked, check_redraw, quiet, write_planned
 
 SEEDS = (0, 1)
 STEPS = 40
@@ -27,12 +24,12 @@ STEPS = 40
 
 def rows_of(mode: str, start: float, seed: int, *, diverged: bool = False) -> list[dict[str, Any]]:
     """40 steps whose time, evaluations, t1 and accuracy follow from the arguments."""
+    per_update = {"baseline": 0.01, "feedback": 0.5}
 
     def horizon(step: int) -> dict[str, float]:
-        per_update = {"fixed": 0.0, "baseline": 0.01, "feedback": 0.5}[mode]
-        return {} if mode == "fixed" else {"horizon/t1": start + per_update * (step // 10)}
+        return {"horizon/t1": start + per_update[mode] * (step // 10)} if mode in per_update else {}
 
-    cost = {"fixed": 0.1, "baseline": 0.1, "feedback": 0.2}[mode] * (1 + seed)
+    cost = (0.2 if mode == "feedback" else 0.1) * (1 + seed)
     out: list[dict[str, Any]] = [
         {"step": 0, "epoch": 0, "time/train_s": 0.0, "val/accuracy": 0.1, **horizon(0)}
     ]
@@ -44,9 +41,7 @@ def rows_of(mode: str, start: float, seed: int, *, diverged: bool = False) -> li
             # the last quarter of the steps takes twice as long
             "time/train_s": cost * (step + max(0, step - 30)),
             "train/loss": 2.0 / step,
-            "nfe/forward": 20.0,
-            "nfe/backward": 30.0,
-            "nfe/curvature": 1.0,
+            **{"nfe/forward": 20.0, "nfe/backward": 30.0, "nfe/curvature": 1.0},
             **horizon(step),
         }
         if step % 5 == 0:
@@ -60,7 +55,7 @@ def rows_of(mode: str, start: float, seed: int, *, diverged: bool = False) -> li
 
 
 def trained(tmp_path: Path, target: str, lost: tuple[str, float, int] | None = None) -> Request:
-    """Write the records that training would have written."""
+    """A request whose records are there; the run ``lost`` diverged."""
     request = asked(tmp_path, target, seeds=SEEDS)
     for variant, run in plan(request):
         mode, start = variant.mode, variant.start
@@ -136,8 +131,7 @@ def test_runs_of_different_settings_are_not_drawn_together(tmp_path: Path) -> No
 
 def test_the_data_hold_every_change_and_every_measurement(tmp_path: Path) -> None:
     path = reproduce(trained(tmp_path, "figure-9", ("feedback", 0.05, 1)), quiet) / "data.csv"
-    with path.open() as file:
-        header, *rows = csv.reader(file)
+    header, *rows = (line.split(",") for line in path.read_text().splitlines())
     assert header == list(TRACE)
     own = [row for row in rows if row[1:4] == ["feedback", "1", "0"]]
     assert [int(row[5]) for row in own] == [0, 5, 10, 15, 20, 25, 30, 35, 40]
@@ -161,8 +155,7 @@ def test_changes_between_measurements_are_kept(tmp_path: Path) -> None:
 
 def test_lines_are_medians_over_the_runs_that_did_not_diverge(tmp_path: Path) -> None:
     folder = reproduce(trained(tmp_path, "figure-9", ("baseline", 1.0, 0)), quiet)
-    with mpl.rc_context(RC):
-        above = figure.draw(read_table(folder / "data.csv", TRACE)).axes[0]
+    above = figure.draw(read_table(folder / "data.csv", TRACE)).axes[0]
     color = figure.LOOKS["baseline"].color
     whole, lost = sorted(
         (line for line in above.lines if line.get_color() == color and len(line.get_xdata()) > 1),
@@ -172,10 +165,7 @@ def test_lines_are_medians_over_the_runs_that_did_not_diverge(tmp_path: Path) ->
     assert whole.get_ydata()[-1] == pytest.approx(1.04)
     assert lost.get_xdata()[-1] == 25
     assert any("1 of 2 diverged" in text.get_text() for text in above.texts)
-    first = (folder / "figure.png").read_bytes()
-    (folder / "figure.png").unlink()
-    figure.redraw_figure(folder)
-    assert (folder / "figure.png").read_bytes() == first
+    check_redraw(folder, figure.redraw_figure)
 
 
 def test_the_table_has_the_numbers_of_the_records(tmp_path: Path) -> None:

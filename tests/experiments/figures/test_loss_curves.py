@@ -1,4 +1,4 @@
-"""Figures 1 and 6 from synthetic run records: files, panels, axes, empty panels, diverged runs."""
+"""Figures 1 and 6 from synthetic records: files, panels, axes, empty panels, diverged runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import pandas as pd
 import pytest
 from PIL import Image
@@ -19,12 +18,14 @@ from experiments.figures import loss_curves
 from experiments.figures.loss_curves import BLOCKS, FIGURE_1, FIGURE_6, OPTIMIZERS
 from experiments.figures.request import Request
 from experiments.publish.runs import TYPES, each_run, read_runs, runs_table
-from experiments.publish.style import RC
+from experiments.publish.style import styled
 from experiments.run.config import load_config, resolve
 from experiments.run.records import summarise
 from experiments.tasks import METRICS
-from tests.experiments.figures.asking import asked, quiet, write_planned
+from tests.experiments.figures.asking import asked, check_redraw, quiet, write_planned
 from tests.experiments.figures.synthetic import training_rows, write_record
+
+Made = tuple[Request, dict[str, Any]]
 
 
 def write_runs(request: Request) -> None:
@@ -49,27 +50,24 @@ def make(request: Request) -> dict[str, Any]:
 
 
 def drawn(draw: Any, *arguments: Any, **options: Any) -> Any:
-    with mpl.rc_context(RC):
-        figure = draw(*arguments, **options)
-        figure.draw_without_rendering()
+    figure = draw(*arguments, **options)
+    styled(figure.draw_without_rendering)()
     return figure
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Request, dict[str, Any]]:
+def one(tmp_path_factory: pytest.TempPathFactory) -> Made:
     request = asked(tmp_path_factory.mktemp("one"), FIGURE_1)
     return request, make(request)
 
 
 @pytest.fixture(scope="module")
-def six(tmp_path_factory: pytest.TempPathFactory) -> tuple[Request, dict[str, Any]]:
+def six(tmp_path_factory: pytest.TempPathFactory) -> Made:
     request = asked(tmp_path_factory.mktemp("six"), FIGURE_6, seeds=(0, 1))
     return request, make(request)
 
 
-def test_figure_1_writes_picture_data_and_provenance(
-    one: tuple[Request, dict[str, Any]],
-) -> None:
+def test_figure_1_writes_picture_data_and_provenance(one: Made) -> None:
     request, origin = one
     names = sorted(path.name for path in request.folder.iterdir())
     assert names == ["data.csv", "figure.png", "provenance.json"]
@@ -90,22 +88,15 @@ def test_figure_1_writes_picture_data_and_provenance(
         assert word in origin["caption"]
 
 
-def test_figure_1_is_redrawn_from_its_own_files_alone(
-    one: tuple[Request, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_figure_1_is_redrawn_from_its_own_files_alone(one: Made, tmp_path: Path) -> None:
     folder = shutil.copytree(one[0].folder, tmp_path / "figure")
-    first = (folder / "figure.png").read_bytes()
-    (folder / "figure.png").unlink()
-    loss_curves.redraw_1(folder)
-    assert (folder / "figure.png").read_bytes() == first
+    check_redraw(folder, loss_curves.redraw_1)
     (folder / "provenance.json").unlink()
     loss_curves.redraw_1(folder)
     assert (folder / "figure.png").stat().st_size > 10_000
 
 
-def test_panels_hold_one_median_and_band_an_optimizer(
-    one: tuple[Request, dict[str, Any]],
-) -> None:
+def test_panels_hold_one_median_and_band_an_optimizer(one: Made) -> None:
     table = read_runs(one[0].folder / "data.csv")
     axes = drawn(loss_curves.draw_1, table, "caption").axes
     titles = ["Digits (images)", "JapaneseVowels (time series)", "", ""]
@@ -122,9 +113,7 @@ def test_panels_hold_one_median_and_band_an_optimizer(
     assert 90.0 < axes[2].lines[0].get_ydata()[-1] <= 100.0
 
 
-def test_figure_6_has_three_pictures_of_thinned_runs(
-    six: tuple[Request, dict[str, Any]],
-) -> None:
+def test_figure_6_has_three_pictures_of_thinned_runs(six: Made) -> None:
     request, origin = six
     loss_curves.reproduce(replace(request, x="steps"), quiet)
     loss_curves.redraw_6(request.folder, "nfe")
@@ -141,7 +130,7 @@ def test_figure_6_has_three_pictures_of_thinned_runs(
     assert origin["caption"].startswith("CPU, 2 threads. Seeds 0, 1: median and range.")
 
 
-def test_three_blocks_with_their_units(six: tuple[Request, dict[str, Any]]) -> None:
+def test_three_blocks_with_their_units(six: Made) -> None:
     table = read_runs(six[0].folder / "data.csv")
     parts = drawn(loss_curves.draw_6, table, "embedded", "caption", "nfe").subfigs
     assert [part.get_suptitle() for part in parts] == [block.title for block in BLOCKS]
@@ -162,9 +151,7 @@ def test_three_blocks_with_their_units(six: tuple[Request, dict[str, Any]]) -> N
     assert max(vowels[0].lines[0].get_xdata()) == 14 * 400
 
 
-def test_labels_legends_and_captions_do_not_overlap(
-    one: tuple[Request, dict[str, Any]], six: tuple[Request, dict[str, Any]]
-) -> None:
+def test_labels_legends_and_captions_do_not_overlap(one: Made, six: Made) -> None:
     first = drawn(loss_curves.draw_1, read_runs(one[0].folder / "data.csv"), one[1]["caption"])
     table = read_runs(six[0].folder / "data.csv")
     second = drawn(loss_curves.draw_6, table, "embedded", six[1]["caption"])
@@ -192,12 +179,8 @@ def test_panels_without_data_say_so(tmp_path: Path) -> None:
     table = table_of(tmp_path, {(name, "adam", 0): "done" for name in present})
     assert "Epochs as published" in loss_curves.caption_6(table, "CPU", "paper")
     figure = drawn(loss_curves.draw_6, table, "paper")
-    empty = [
-        ax.get_title()
-        for part in figure.subfigs
-        for ax in part.axes
-        if any("no runs" in text.get_text() for text in ax.texts)
-    ]
+    inner = [ax for part in figure.subfigs for ax in part.axes]
+    empty = [ax.get_title() for ax in inner if any("no runs" in t.get_text() for t in ax.texts)]
     assert empty == ["SVHN", "CIFAR-10", "CharacterTrajectories", "SpokenArabicDigits", "GAS"]
 
 
@@ -217,11 +200,9 @@ def test_all_runs_of_an_optimizer_may_diverge(tmp_path: Path) -> None:
 
 
 def test_wrong_input_is_named(tmp_path: Path) -> None:
-    nothing = runs_table([])
-    with pytest.raises(RecordError, match="no run of any of its data sets"):
-        loss_curves.draw_1(nothing)
-    with pytest.raises(RecordError, match="no run of any of its data sets"):
-        loss_curves.draw_6(nothing, "embedded")
+    for draw in (loss_curves.draw_1, lambda table: loss_curves.draw_6(table, "embedded")):
+        with pytest.raises(RecordError, match="no run of any of its data sets"):
+            draw(runs_table([]))
     with pytest.raises(ConfigError, match="unknown axis x='epochs'; valid: time, steps, nfe"):
         loss_curves.redraw_6(tmp_path, "epochs")
     with pytest.raises(RecordError, match=r"provenance\.json is missing or names no profile"):
@@ -231,9 +212,7 @@ def test_wrong_input_is_named(tmp_path: Path) -> None:
 def test_both_figures_show_the_same_runs(tmp_path: Path) -> None:
     def folders(target: str, profile: str = "embedded") -> dict[str, set[Path]]:
         plans = loss_curves.plan(asked(tmp_path, target, seeds=(0,), profile=profile))
-        return {
-            name: {r.folder for runs in own.values() for r in runs} for name, own in plans.items()
-        }
+        return {name: {run.folder for (run,) in own.values()} for name, own in plans.items()}
 
     one, six = folders(FIGURE_1), folders(FIGURE_6)
     assert {dataset: len(runs) for dataset, runs in six.items()} == dict.fromkeys(six, 3)
@@ -246,9 +225,6 @@ def test_both_figures_show_the_same_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dataset", loss_curves.datasets_of(FIGURE_1, "embedded"))
 def test_optimizers_differ_in_nothing_but_the_optimizer(dataset: str) -> None:
-    configs = []
-    for optimizer in OPTIMIZERS:
-        config = resolve(load_config([f"experiment=figure-1/{dataset}-{optimizer}"]))
-        config.pop("optimizer")
-        configs.append(config)
-    assert configs[0] == configs[1] == configs[2]
+    names = [f"experiment=figure-1/{dataset}-{optimizer}" for optimizer in OPTIMIZERS]
+    one, *others = ({**resolve(load_config([name])), "optimizer": None} for name in names)
+    assert others == [one, one]

@@ -15,7 +15,7 @@ from experiments.figures import refresh
 from experiments.figures.refresh import AFTER, COLUMNS, SETTLED, VARIANTS, changes
 from experiments.figures.reproduce import reproduce
 from experiments.figures.request import Request
-from tests.experiments.figures.asking import asked, quiet, write_planned
+from tests.experiments.figures.asking import asked, check_redraw, quiet, write_planned
 
 SEEDS = (0, 1)
 
@@ -41,7 +41,7 @@ def test_changes_are_means_over_the_refreshes_that_count() -> None:
 
 
 def rows(freq: int, steps: int = 120) -> list[dict[str, Any]]:
-    """A loss that jumps by 0.1 the step after a refresh and falls back in the one after that."""
+    """A loss that jumps by 0.1 the step after a refresh and falls back in the next."""
     return [
         {
             "step": step,
@@ -73,11 +73,8 @@ def test_the_figure_from_finished_runs(tmp_path: Path) -> None:
     assert "Seeds 0, 1." in origin["caption"]
     commands = {run["command"] for run in origin["runs"]}
     assert any("update_freq=10 ++optimizer.carry_moment=true" in line for line in commands)
-    picture = folder / "figure.png"
-    assert picture.stat().st_size > 20_000
-    picture.unlink()
-    refresh.redraw(folder)
-    assert picture.exists()
+    assert (folder / "figure.png").stat().st_size > 20_000
+    check_redraw(folder, refresh.redraw)
 
 
 def test_a_missing_run_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Reproducing a figure: which runs, in which order, what is skipped, and what a failure does."""
+"""Reproducing a figure: which runs, in which order, what is skipped, what a failure does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,8 @@ from experiments.base.errors import ConfigError, DataError, RecordError
 from experiments.figures import loss_curves
 from experiments.figures.reproduce import FIGURES, reproduce
 from experiments.figures.request import Request, in_turn
-from experiments.studies.execute import PlannedRun, available, execute
-from tests.experiments.figures.asking import asked
+from experiments.studies.execute import PlannedRun, available
+from tests.experiments.figures.asking import asked, quiet
 
 FAKE = REPOSITORY / "tests" / "experiments" / "figures" / "fake_train.py"
 
@@ -29,30 +28,24 @@ def request_in(tmp_path: Path, **changes: object) -> Request:
 
 
 def plan(request: Request) -> list[PlannedRun]:
-    """The runs of figure 1 in the order of training."""
     return [run for own in loss_curves.plan(request).values() for _, run in in_turn(own)]
 
 
-def fake(
-    tmp_path: Path, runs: Sequence[PlannedRun], outcomes: dict[str, str] | None = None
-) -> list[str]:
-    """Return a training command that writes records at once; ``outcomes`` by run name."""
-    outcomes = outcomes or {}
+def fake(tmp_path: Path, runs: Sequence[PlannedRun], **outcomes: str) -> list[str]:
+    """A training command that writes records at once, done unless an outcome names the run."""
     table = {
         " ".join(run.overrides): {
             "folder": str(run.folder),
-            "do": outcomes.get(run.name, "done"),
+            "do": outcomes.get(f"{run.dataset}_{run.optimizer}_{run.seed}", "done"),
         }
         for run in runs
     }
-    path = tmp_path / "fake.json"
-    path.write_text(json.dumps(table))
-    return [sys.executable, str(FAKE), str(path)]
+    (tmp_path / "fake.json").write_text(json.dumps(table))
+    return [sys.executable, str(FAKE), str(tmp_path / "fake.json")]
 
 
 def trained(tmp_path: Path) -> list[str]:
-    log = tmp_path / "fake.log"
-    return log.read_text().splitlines() if log.is_file() else []
+    return (tmp_path / "fake.log").read_text().splitlines()
 
 
 def test_optimizers_alternate_and_take_turns_at_being_first() -> None:
@@ -98,10 +91,6 @@ def test_paths_may_hold_spaces_commas_and_quotes(tmp_path: Path) -> None:
     assert plan(request_in(tmp_path, output_dir=odd))[0].folder.is_relative_to(odd)
 
 
-def nothing(line: str) -> None:
-    """Say nothing."""
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -113,7 +102,7 @@ def nothing(line: str) -> None:
 )
 def test_wrong_requests_are_named(tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        reproduce(request_in(tmp_path, **changes), nothing)
+        reproduce(request_in(tmp_path, **changes), quiet)
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -126,7 +115,7 @@ def test_every_figure_refuses_what_it_cannot_do(tmp_path: Path, name: str) -> No
         ({"overrides": ("nonsense=1",)}, "nonsense"),
     ):
         with pytest.raises(ConfigError, match=message):
-            reproduce(replace(request, **changes), nothing)
+            reproduce(replace(request, **changes), quiet)
     assert not (tmp_path / "results").exists()
     assert not (tmp_path / "output").exists()
 
@@ -134,8 +123,7 @@ def test_every_figure_refuses_what_it_cannot_do(tmp_path: Path, name: str) -> No
 def test_draws_and_a_second_call_trains_nothing(tmp_path: Path) -> None:
     request = request_in(tmp_path)
     runs = plan(request)
-    command = fake(tmp_path, runs, {"digits · sgd · seed 1": "diverged"})
-    request = replace(request, train=command)
+    request = replace(request, train=fake(tmp_path, runs, digits_sgd_1="diverged"))
     lines: list[str] = []
     folder = reproduce(request, lines.append)
     assert folder == tmp_path / "results" / "figure-1"
@@ -146,9 +134,7 @@ def test_draws_and_a_second_call_trains_nothing(tmp_path: Path) -> None:
 
     (folder / "figure.png").unlink()
     lines.clear()
-    began = time.monotonic()
     reproduce(request, lines.append)
-    assert time.monotonic() - began < 20.0
     assert len(trained(tmp_path)) == 18
     assert lines == ["18 of 18 runs are done already"]
     assert (folder / "figure.png").is_file()
@@ -157,9 +143,9 @@ def test_draws_and_a_second_call_trains_nothing(tmp_path: Path) -> None:
 def test_a_failure_stops_nothing_is_named_and_tried_again(tmp_path: Path) -> None:
     request = request_in(tmp_path, seeds=(0,))
     runs = plan(request)
-    outcomes = {"digits · sgd · seed 0": "failed", "japanese_vowels · adam · seed 0": "crash"}
+    train = fake(tmp_path, runs, digits_sgd_0="failed", japanese_vowels_adam_0="crash")
     with pytest.raises(RecordError) as caught:
-        reproduce(replace(request, train=fake(tmp_path, runs, outcomes)), nothing)
+        reproduce(replace(request, train=train), quiet)
     message = str(caught.value)
     assert "2 of 6 runs failed" in message
     assert "digits · sgd · seed 0: out of memory" in message
@@ -167,14 +153,15 @@ def test_a_failure_stops_nothing_is_named_and_tried_again(tmp_path: Path) -> Non
     assert len(trained(tmp_path)) == 8
     assert not (tmp_path / "results").exists()
 
-    reproduce(replace(request, train=fake(tmp_path, runs)), nothing)
+    reproduce(replace(request, train=fake(tmp_path, runs)), quiet)
     assert len(trained(tmp_path)) == 10
     assert (tmp_path / "results" / "figure-1" / "figure.png").is_file()
 
 
 def test_several_jobs_run_at_once(tmp_path: Path) -> None:
-    runs = plan(request_in(tmp_path, seeds=(0,)))
-    execute(runs, 3, nothing, fake(tmp_path, runs), consequence="nothing")
+    request = request_in(tmp_path, seeds=(0,), jobs=3)
+    runs = plan(request)
+    reproduce(replace(request, train=fake(tmp_path, runs)), quiet)
     assert sorted(trained(tmp_path)) == sorted(" ".join(run.overrides) for run in runs)
 
 
@@ -200,7 +187,7 @@ def test_data_sets_that_are_not_there_are_left_out_and_named(tmp_path: Path) -> 
 def test_published_data_that_is_not_there_ends_in_one_message(tmp_path: Path) -> None:
     request = request_in(tmp_path, profile="paper", overrides=("dataset.download=false",))
     with pytest.raises(DataError) as caught:
-        reproduce(request, nothing)
+        reproduce(request, quiet)
     message = str(caught.value)
     assert message.startswith("none of the data sets is available:\n  cifar10: ")
     assert "\n  articulary_word_recognition: " in message
@@ -223,12 +210,8 @@ def test_make_help_lists_every_target_and_variable() -> None:
 
 
 def test_the_command_line_names_wrong_input_in_one_line(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "scripts/reproduce.py", "figure-99", "--output-dir", str(tmp_path)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "scripts/reproduce.py", "figure-99", "--output-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown target 'figure-99'; valid: figure-1, figure-")
     assert done.stderr.count("\n") == 1
@@ -238,7 +221,7 @@ def test_the_command_line_names_wrong_input_in_one_line(tmp_path: Path) -> None:
 def test_a_tiny_figure_from_real_training(tmp_path: Path) -> None:
     overrides = ("trainer.max_steps=2", "trainer.eval_every=1")
     request = request_in(tmp_path, seeds=(0,), overrides=overrides)
-    folder = reproduce(request, nothing)
+    folder = reproduce(request, quiet)
     lines = (folder / "data.csv").read_text().splitlines()
     # Two data sets, three optimizers, steps 0 to 2.
     assert len(lines) == 1 + 2 * 3 * 3

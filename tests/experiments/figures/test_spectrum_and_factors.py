@@ -16,7 +16,7 @@ from experiments.figures.request import in_turn, obtain
 from experiments.measure import path_factors
 from experiments.measure import spectrum as measured
 from experiments.run.config import load_config, resolve
-from tests.experiments.figures.asking import asked, quiet, write_planned
+from tests.experiments.figures.asking import asked, check_redraw, quiet, write_planned
 
 TINY = ("model.width=2", "solver=rk4", "solver.options.step_size=0.5")
 
@@ -50,23 +50,12 @@ def test_the_spectrum_is_measured_drawn_and_redrawn(tmp_path):
     assert set(table[table["step"] == 0]["matrix"]) == {*exact, "hessian"}
     later = set(table[table["step"] == 1]["matrix"])
     assert later == {*exact, "hessian", "hessian-adjoint", "moment"}
-    first = (folder / "figure.png").read_bytes()
-    (folder / "figure.png").unlink()
-    spectrum.redraw(folder)
-    assert (folder / "figure.png").read_bytes() == first
+    check_redraw(folder, spectrum.redraw)
 
 
 def test_the_factors_are_measured_and_drawn_without_the_timed_panel(tmp_path):
-    settings = path_factors.Settings(
-        states=(0, 1),
-        samples=2,
-        times=3,
-        gauss_legendre=(1, 2),
-        uniform=(1,),
-        tolerances=(1e-2,),
-        pieces=2,
-        tight=1e-4,
-    )
+    rules = {"gauss_legendre": (1, 2), "uniform": (1,), "tolerances": (1e-2,)}
+    settings = path_factors.Settings((0, 1), samples=2, times=3, pieces=2, tight=1e-4, **rules)
     request = asked(tmp_path, "figure-factors", seeds=(0,), overrides=TINY[:1])
     factors.reproduce(request, quiet, settings=settings, timed=False)
     folder = request.folder

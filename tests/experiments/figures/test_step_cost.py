@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import pytest
 from PIL import Image
 
@@ -16,10 +15,9 @@ from experiments.figures import step_cost
 from experiments.figures.step_cost import COLUMNS, DATASETS, rows_of, table
 from experiments.measure import step_cost as measure
 from experiments.measure.step_cost import Measurement, plan
-from experiments.publish.style import RC
 from experiments.publish.tables import read_table
 from experiments.run.config import description_of
-from tests.experiments.figures.asking import asked
+from tests.experiments.figures.asking import asked, check_redraw
 from tests.experiments.measure.synthetic import ORIGIN
 
 SEEDS = (0, 1)
@@ -64,19 +62,14 @@ def test_writes_picture_data_and_provenance(tmp_path: Path) -> None:
     assert len(lines) - 1 == 2 * 2 * (3 * 3 + 1 + 4)
     origin = json.loads((folder / "provenance.json").read_text())
     assert origin["command"] == "make reproduce-figure-7 PROFILE=embedded SEEDS=0,1"
-    assert origin["profile"] == "embedded"
-    assert origin["seeds"] == [0, 1]
+    assert (origin["profile"], origin["seeds"]) == ("embedded", [0, 1])
     assert origin["device"] == "CPU (A Processor), 2 threads"
-    assert set(origin["git"]) == {"commit", "dirty"}
     assert len(origin["measurements"]) == 12
     assert origin["measurements"][0]["origin"] == ORIGIN
     # Nothing in it depends on where this machine keeps its data.
     assert origin["measurements"][0]["arguments"] == {"overrides": ["experiment=figure-7/digits"]}
     assert "Seeds 0, 1" in origin["caption"]
-    first = (folder / "figure.png").read_bytes()
-    (folder / "figure.png").unlink()
-    step_cost.redraw(folder)
-    assert (folder / "figure.png").read_bytes() == first
+    check_redraw(folder, step_cost.redraw)
 
 
 def test_rows_are_medians_of_pairs_over_all_seeds() -> None:
@@ -92,17 +85,14 @@ def test_rows_are_medians_of_pairs_over_all_seeds() -> None:
 
 
 def test_panels_show_one_group_of_bars_a_data_set() -> None:
-    with mpl.rc_context(RC):
-        figure = step_cost.draw(rows_of(table(measured("digits", "circle"))))
-        time, memory = figure.axes
-        assert [len(axes.patches) for axes in (time, memory)] == [4, 4]
-        assert [label.get_text() for label in time.get_yticklabels()] == [
-            "Digits\n(1 = 700 ms)",
-            "Circle\n(1 = 700 ms)",
-        ]
-        assert [text.get_text() for text in time.texts] == ["1.04", "1.04", "3.02", "3.02"]
-        assert [text.get_text() for text in memory.texts] == ["1.01", "1.01", "1.10", "1.10"]
-        assert len(figure.legends[0].get_texts()) == 4
+    figure = step_cost.draw(rows_of(table(measured("digits", "circle"))))
+    time, memory = figure.axes
+    assert [len(axes.patches) for axes in (time, memory)] == [4, 4]
+    labels = [label.get_text() for label in time.get_yticklabels()]
+    assert labels == ["Digits\n(1 = 700 ms)", "Circle\n(1 = 700 ms)"]
+    assert [text.get_text() for text in time.texts] == ["1.04", "1.04", "3.02", "3.02"]
+    assert [text.get_text() for text in memory.texts] == ["1.01", "1.01", "1.10", "1.10"]
+    assert len(figure.legends[0].get_texts()) == 4
 
 
 def test_incomplete_or_damaged_tables_are_named() -> None:
@@ -177,13 +167,9 @@ def test_measurements_run_the_functions_they_name() -> None:
 def test_a_tiny_timing_of_a_configured_run() -> None:
     overrides = ["experiment=figure-7/digits", "model=conv_ode_small", *TINY, "seed=3"]
     found = measure.time_steps(overrides, rounds=1)
-    assert {name: len(values) for name, values in found["samples_s"].items()} == {
-        "adam": 1,
-        "snopt": 1,
-        "snopt_refresh": 1,
-    }
-    assert found["update_freq"] == 100
-    assert found["batch_size"] == 4
+    counts = {name: len(values) for name, values in found["samples_s"].items()}
+    assert counts == {"adam": 1, "snopt": 1, "snopt_refresh": 1}
+    assert (found["update_freq"], found["batch_size"]) == (100, 4)
     assert found["origin"]["device"] == "cpu"
 
 

@@ -9,15 +9,8 @@ from pathlib import Path
 import pytest
 
 from experiments.base.errors import RecordError
-from experiments.publish.provenance import (
-    devices,
-    git_state,
-    of_runs,
-    processor,
-    publish,
-    read_provenance,
-    run_entry,
-)
+from experiments.figures.request import Made, facts_of
+from experiments.publish.provenance import devices, git_state, processor, publish, read_provenance
 from experiments.run.records import summarise
 from tests.experiments.figures.synthetic import write_record
 
@@ -28,6 +21,7 @@ def git(root: Path, *arguments: str) -> None:
 
 
 def test_dirty_leaves_out_what_drawing_itself_writes(tmp_path: Path) -> None:
+    assert git_state(tmp_path) == {"commit": None, "dirty": None}
     git(tmp_path, "init", "-q")
     (tmp_path / "code.py").write_text("a\n")
     git(tmp_path, "add", "code.py")
@@ -40,13 +34,9 @@ def test_dirty_leaves_out_what_drawing_itself_writes(tmp_path: Path) -> None:
     assert git_state(tmp_path)["dirty"] is True
 
 
-def test_outside_a_checkout_nothing_is_claimed(tmp_path: Path) -> None:
-    assert git_state(tmp_path) == {"commit": None, "dirty": None}
-
-
 def test_a_folder_has_numbers_and_where_they_come_from(tmp_path: Path) -> None:
     runs = [summarise(write_record(tmp_path, "digits", "adam", seed)) for seed in (0, 1)]
-    facts = of_runs([run_entry(run, f"make {run.seed}") for run in runs])
+    facts = facts_of([Made(None, run, f"make {run.seed}") for run in runs])
     folder = tmp_path / "new" / "figure-1"
     publish(folder, "a\n1\n", target="figure-1", command="make it", caption="What.", **facts)
     assert (folder / "data.csv").read_text() == "a\n1\n"

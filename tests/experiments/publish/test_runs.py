@@ -13,6 +13,7 @@ import pytest
 from experiments.base.errors import RecordError
 from experiments.publish.runs import (
     COLUMNS,
+    RUN,
     TYPES,
     band,
     each_run,
@@ -53,8 +54,8 @@ def long_run(steps: int = 101, *, lost: bool = False) -> pd.DataFrame:
 def test_lines_of_one_step_are_merged_and_test_results_left_out(tmp_path: Path) -> None:
     table = table_of(tmp_path)
     assert tuple(table.columns) == COLUMNS
-    assert table[["hash", "dataset", "optimizer", "seed", "state"]].drop_duplicates().to_numpy(
-    ).tolist() == [["abc123", "digits", "adam", 4, "done"]]  # fmt: skip
+    own = table[list(RUN)].drop_duplicates().to_numpy().tolist()
+    assert own == [["abc123", "digits", "adam", 4, "done"]]
     np.testing.assert_array_equal(table.step, [0, 1, 2])
     np.testing.assert_array_equal(table.time_s, [0.0, 0.5, 1.0])
     np.testing.assert_array_equal(table.train_loss, [np.nan, 1.5, 1.25])
@@ -85,14 +86,11 @@ def test_evaluations_are_added_up_over_lines_that_hold_means(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("state", ["failed", "running", "interrupted"])
-def test_an_unfinished_run_is_refused_by_name(tmp_path: Path, state: str) -> None:
+def test_runs_without_end_or_measurements_are_refused_by_name(tmp_path: Path, state: str) -> None:
     with pytest.raises(RecordError, match=f"digits · adam · seed 4 is {state}: no memory"):
-        table_of(tmp_path, state=state, error="no memory")
-
-
-def test_a_run_without_measurements_is_refused(tmp_path: Path) -> None:
+        table_of(tmp_path / "a", state=state, error="no memory")
     with pytest.raises(RecordError, match="no measurements"):
-        table_of(tmp_path, [])
+        table_of(tmp_path / "b", [])
 
 
 def test_data_csv_has_its_format_and_is_read_back(tmp_path: Path) -> None:
@@ -135,14 +133,8 @@ def test_band_by_hand_on_the_times_all_seeds_have() -> None:
     #   0..6 rising as t     -> 1, 2.5, 4
     #   constant 3           -> 3, 3,   3
     #   1..5, 10 down to 2   -> 10, 7,  4
-    found = band(
-        [
-            (np.array([0.0, 6.0]), np.array([0.0, 6.0])),
-            (np.array([0.0, 4.0]), np.array([3.0, 3.0])),
-            (np.array([1.0, 5.0]), np.array([10.0, 2.0])),
-        ],
-        points=3,
-    )
+    seeds = [((0.0, 6.0), (0.0, 6.0)), ((0.0, 4.0), (3.0, 3.0)), ((1.0, 5.0), (10.0, 2.0))]
+    found = band([(np.array(times), np.array(values)) for times, values in seeds], points=3)
     np.testing.assert_allclose(found.at, [1.0, 2.5, 4.0])
     np.testing.assert_allclose(found.median, [3.0, 3.0, 4.0])
     np.testing.assert_allclose(found.low, [1.0, 2.5, 3.0])

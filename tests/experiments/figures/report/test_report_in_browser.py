@@ -21,6 +21,8 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium on PATH; install one or set CHROMIUM to its path"
 )
 
+Opened = tuple[sync_api.Page, list[str]]
+
 SHOWN = "[...document.querySelector('.plot').data].filter(t => t.visible === true).length"
 DRAWN = "document.querySelector('.plot')?.querySelectorAll('.scatterlayer .trace').length > 0"
 
@@ -39,14 +41,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def opened(browser: sync_api.Browser, report: Path) -> Iterator[tuple[sync_api.Page, list[str]]]:
+def opened(browser: sync_api.Browser, report: Path) -> Iterator[Opened]:
     """The page on a desktop in a light scheme, and what went wrong so far."""
     yield from visit(browser, report, width=1200)
 
 
 def visit(
     browser: sync_api.Browser, path: Path, *, width: int, scheme: str = "light"
-) -> Iterator[tuple[sync_api.Page, list[str]]]:
+) -> Iterator[Opened]:
     context = browser.new_context(
         viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True
     )
@@ -66,9 +68,7 @@ def visit(
     context.close()
 
 
-def test_no_error_no_network_and_every_picture(
-    opened: tuple[sync_api.Page, list[str]],
-) -> None:
+def test_no_error_no_network_and_every_picture(opened: Opened) -> None:
     page, problems = opened
     for section in page.query_selector_all("section"):
         section.scroll_into_view_if_needed()
@@ -85,9 +85,7 @@ def test_no_error_no_network_and_every_picture(
         assert page.query_selector(name) is not None
 
 
-def test_series_are_switched_off_and_on_and_choices_redraw(
-    opened: tuple[sync_api.Page, list[str]],
-) -> None:
+def test_series_are_switched_off_and_on_and_choices_redraw(opened: Opened) -> None:
     page, problems = opened
     page.wait_for_function(DRAWN)
     assert page.evaluate(SHOWN) == 9
