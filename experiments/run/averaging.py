@@ -20,7 +20,6 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from experiments.base.errors import ConfigError
-from experiments.run.config import EPOCH, NONE
 
 
 class Averaging:
@@ -99,7 +98,7 @@ def build_averaging(
     Raises:
         ConfigError: a start is a fraction of an unknown number.
     """
-    if config is None or config["name"] == NONE:
+    if config is None or config["name"] == "none":
         return Averaging()
     if config["start"] > 0 and last_step is None:
         raise ConfigError(
@@ -107,5 +106,5 @@ def build_averaging(
             " limits them: set trainer.epochs or trainer.max_steps, or averaging.start=0"
         )
     start = max(1, math.ceil(config["start"] * (last_step or 0)))
-    every = steps_per_epoch if config["every"] == EPOCH else config["every"]
+    every = steps_per_epoch if config["every"] == "epoch" else config["every"]
     return Averaging(model, decay=config.get("decay"), start=start, every=every)
