@@ -107,11 +107,16 @@ def _number(
 
 
 def _save(
-    figure: Figure, folder: Path, benchmark: str, caption: str, legend: float = 0.0
+    figure: Figure,
+    folder: Path,
+    benchmark: str,
+    caption: str,
+    legend: float = 0.0,
+    rc: Mapping[str, Any] = RC,
 ) -> list[Path]:
     """Write the picture of a benchmark; ``legend`` is the room above the panels in inches."""
     path = folder / f"{benchmark}.png"
-    finish(figure, caption, path, top=1 - legend / figure.get_figheight())
+    finish(figure, caption, path, top=1 - legend / figure.get_figheight(), rc=rc)
     return [path]
 
 
@@ -287,7 +292,7 @@ def draw_optimizers(folder: Path) -> list[Path]:
         f" Bars: mean of {entry['rounds']} interleaved steps at the same weights, refreshes with"
         f" their share; marks: median. {machines([entry])}"
     )
-    return [*_save(figure, folder, "optimizers", caption), table]
+    return [*_save(figure, folder, "optimizers", caption, rc={}), table]
 
 
 def _optimizers_table(rows: Sequence[tuple[str, Entry]], failed: Mapping[str, str]) -> str:

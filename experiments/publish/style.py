@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,19 +113,26 @@ def put_caption(figure: Figure, lines: Sequence[str], bottom: float) -> None:
     figure.text(0.5, bottom, "\n".join(lines), ha="center", va="bottom", fontsize=8)
 
 
-@styled
-def finish(figure: Figure, caption: str, path: Path, *, top: float = 1.0) -> None:
+def finish(
+    figure: Figure,
+    caption: str,
+    path: Path,
+    *,
+    top: float = 1.0,
+    rc: Mapping[str, Any] = RC,
+) -> None:
     """Put the caption below the panels, whose upper edge is ``top``, and write the picture."""
     width, height = figure.get_size_inches()
     lines = wrapped(caption, width)
-    put_caption(figure, lines, 0.03 / height)
-    figure.tight_layout(rect=(0.0, (0.155 * len(lines) + 0.05) / height, 1.0, top))
-    save(figure, path)
+    with mpl.rc_context(rc):
+        put_caption(figure, lines, 0.03 / height)
+        figure.tight_layout(rect=(0.0, (0.155 * len(lines) + 0.05) / height, 1.0, top))
+    save(figure, path, rc)
 
 
-@styled
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path, rc: Mapping[str, Any] = RC) -> None:
     """Write the picture, whole or not at all."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    with mpl.rc_context(rc):
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     write_whole(path, buffer.getvalue())

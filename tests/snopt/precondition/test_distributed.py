@@ -116,7 +116,7 @@ def test_work_is_shared_out_the_longest_first():
 
 
 ENDING = """
-import os, sys
+import os, sys, time
 import torch
 import torch.distributed as dist
 import snopt
@@ -125,7 +125,10 @@ def threads():
     return [open(f"/proc/self/task/{t}/comm").read().strip() for t in os.listdir("/proc/self/task")]
 
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
-assert any("gloo" in name for name in threads()), threads()
+deadline = time.monotonic() + 60  # a thread has its name some time after it was started
+while not any("gloo" in name for name in threads()):
+    assert time.monotonic() < deadline, threads()
+    time.sleep(0.01)
 import torch.distributed.nn  # as optimizers of torch do in passing
 dist.destroy_process_group()
 assert not any("gloo" in name for name in threads()), threads()
