@@ -112,7 +112,7 @@ def _save(
     benchmark: str,
     caption: str,
     legend: float = 0.0,
-    rc: Mapping[str, Any] = RC,
+    rc: dict[str, Any] = RC,
 ) -> list[Path]:
     """Write the picture of a benchmark; ``legend`` is the room above the panels in inches."""
     path = folder / f"{benchmark}.png"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def finish(
     path: Path,
     *,
     top: float = 1.0,
-    rc: Mapping[str, Any] = RC,
+    rc: dict[str, Any] = RC,
 ) -> None:
     """Put the caption below the panels, whose upper edge is ``top``, and write the picture."""
     width, height = figure.get_size_inches()
@@ -130,7 +130,7 @@ def finish(
     save(figure, path, rc)
 
 
-def save(figure: Figure, path: Path, rc: Mapping[str, Any] = RC) -> None:
+def save(figure: Figure, path: Path, rc: dict[str, Any] = RC) -> None:
     """Write the picture, whole or not at all."""
     buffer = io.BytesIO()
     with mpl.rc_context(rc):
