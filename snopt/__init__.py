@@ -5,7 +5,7 @@ Liu, Chen, Theodorou, "Second-Order Neural ODE Optimizer", NeurIPS 2021.
 
 from snopt.curvature.quadrature import evaluations, gauss_legendre, steps, uniform
 from snopt.errors import SolverError
-from snopt.integration_time import IntegrationTime
+from snopt.integration_time.hooks import IntegrationTime
 from snopt.precondition.kronecker import KroneckerPair
 from snopt.precondition.ranks import average_gradients
 from snopt.precondition.schedules import DenseThenSparse, TrustRegion

@@ -1,0 +1,1 @@
+"""The integration time as a parameter."""
