@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from snopt.curvature.collector import armed_collectors
 from snopt.solve.backward import integrate_backward
@@ -17,6 +16,7 @@ from snopt.solve.field import (
     State,
     autocast_state,
     check_times,
+    differentiable_once,
     parameters_of,
     parts_of,
 )
@@ -127,7 +127,7 @@ class _Adjoint(torch.autograd.Function):
         return solution
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *grad_solution: Tensor) -> tuple[Tensor | None, ...]:
         """Solve backward; return gradients to times, initial state and parameters."""
         t, *saved = ctx.saved_tensors

@@ -40,6 +40,7 @@ from snopt.curvature.collector import (
     inside_solve,
     node_collectors,
 )
+from snopt.linalg import at_least_float32
 from snopt.solve.field import adjoint_norm, products, rms_norm
 from snopt.solve.observers import leaves_no_trace, observer_on_torchdiffeq, observers_on_engine
 from snopt.solve.runge_kutta import Negated, Part, Stepper, takes
@@ -247,6 +248,8 @@ class PathSum:
     def __init__(self, params: Sequence[Tensor], tableau: Tableau) -> None:
         """Start at zero for the parameters θ."""
         self._params = params
+        # Many small terms vanish beside a sum in half precision.
+        self._low = any(p.dtype in (torch.float16, torch.bfloat16) for p in params)
         self._tableau = tableau
         self._total: Sums = None
         self._pending: Sums = None
@@ -261,6 +264,8 @@ class PathSum:
         attempt before having been rejected. Stage 0 is taken once for all attempts.
         """
         b = self._tableau.b
+        if self._low:
+            products = [None if p is None else at_least_float32(p) for p in products]
         if stage == 0:
             self._first, self._pending, self._latest = products, None, 0
             return
@@ -283,7 +288,7 @@ class PathSum:
         """Return Q_u by parameter, zero where there was no product."""
         total = self._total or [None] * len(self._params)
         return [
-            torch.zeros_like(p) if t is None else t
+            torch.zeros_like(p) if t is None else t.to(p.dtype)
             for p, t in zip(self._params, total, strict=True)
         ]
 

@@ -14,15 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from snopt.curvature.collector import Collector, Recording, armed_collectors, inside_solve
+from snopt.linalg import at_least_float32
 from snopt.solve.backward import collect_without_gradient
 from snopt.solve.field import (
     Field,
     State,
     autocast_state,
     check_times,
+    differentiable_once,
     parameters_of,
     parts_of,
     products,
@@ -129,7 +130,7 @@ class _Checkpoint(torch.autograd.Function):
         return solution
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *grad_solution: Tensor) -> tuple[Tensor | None, ...]:
         """Pull the gradient through the steps, last one first; collect curvature if wanted."""
         n = len(grad_solution)
@@ -146,7 +147,8 @@ class _Checkpoint(torch.autograd.Function):
             if k_bar is not None:
                 y_bar = replay.pull_first_stage(ctx.records[0], y_bar, k_bar)
         y_bar = y_bar + rows[0]
-        return (None, None, None, *replay.layout.split(y_bar), *replay.grads)
+        grads = [total.to(p.dtype) for total, p in zip(replay.sums, params, strict=True)]
+        return (None, None, None, *replay.layout.split(y_bar), *grads)
 
 
 class _Replay:
@@ -161,7 +163,7 @@ class _Replay:
     ) -> None:
         self.problem, self.layout, self.times = problem, problem.field.layout, times
         self.params = list(params)
-        self.grads = [torch.zeros_like(p) for p in params]
+        self.sums = [torch.zeros_like(at_least_float32(p)) for p in params]
         self.collectors = collectors  # who takes every evaluation for a use
         self.uses = Recording(collectors)
 
@@ -207,7 +209,7 @@ class _Replay:
         wanted: list[Any] = [*inputs, *self.params]
         values, bars = zip(*results, strict=True)
         found = products(values, [*wanted, *uses.edges], bars)
-        for total, g in zip(self.grads, found[len(inputs) : len(wanted)], strict=True):
+        for total, g in zip(self.sums, found[len(inputs) : len(wanted)], strict=True):
             if g is not None:
                 total.add_(g)
         uses.gradients = found[len(wanted) :]

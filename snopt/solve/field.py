@@ -249,3 +249,45 @@ def adjoint_norm(field: Field, state_norm: Any, *, seminorm: bool) -> NormOfPart
 def _rms(x: Tensor) -> Tensor:
     length: Tensor = torch.linalg.vector_norm(x)
     return length / math.sqrt(x.numel())
+
+
+Backward = Callable[..., tuple[Tensor | None, ...]]
+
+
+def differentiable_once(backward: Backward) -> Backward:
+    """Decorate an autograd function's ``backward`` whose results have no graph.
+
+    Under ``create_graph=True`` the results say so when they are differentiated, also where the
+    incoming gradients are constant: without a graph they would count as constants themselves.
+    """
+
+    @functools.wraps(backward)
+    def wrapped(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            found = backward(ctx, *grads)
+        if not torch.is_grad_enabled():
+            return found
+        # What was saved leads back to all inputs: the solution is this function's own result.
+        inputs = [x for x in ctx.saved_tensors if x.requires_grad]
+        given = [g for g in found if g is not None]
+        marked = iter(_Refused.apply(len(inputs), *inputs, *given))
+        return tuple(None if g is None else next(marked) for g in found)
+
+    return wrapped
+
+
+class _Refused(torch.autograd.Function):
+    """The identity on its last tensors, a function of the first; differentiating it raises."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return all but the first ``inputs`` tensors."""
+        return tuple(x.view_as(x) for x in tensors[inputs:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Raise RuntimeError."""
+        raise RuntimeError(
+            "a gradient of odeint_adjoint or odeint_checkpoint cannot be differentiated again: use"
+            ' snopt.odeint (gradient="direct"), which backpropagates through the solver'
+        )

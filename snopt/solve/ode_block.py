@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,14 @@ class ODEBlock(nn.Module):
         self.nfe = NFE()
         self.t: Tensor
         self.register_buffer("t", _times(t))
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        """Move or convert everything, but keep the times out of half precision."""
+        times = self.t
+        super()._apply(fn, recurse)
+        if self.t.dtype in (torch.float16, torch.bfloat16):
+            self.t = times.to(self.t.device)
+        return self
 
     @property
     def backward_solver(self) -> Solver:

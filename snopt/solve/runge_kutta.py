@@ -50,12 +50,25 @@ def takes(solver: Solver, field: Field) -> bool:
     )
 
 
-def _entrywise(tol: Any, sizes: Sequence[int], like: Tensor) -> float | Tensor:
+def _entrywise(tol: Any, layout: Layout, like: Tensor) -> float | Tensor:
+    """Return a tolerance as one number, or as one for each entry of the flat state."""
+    sizes = layout.sizes
     if isinstance(tol, (tuple, list)):
         if len(tol) != len(sizes):
             raise ValueError(f"{len(tol)} tolerances were given for a state of {len(sizes)} parts")
         return torch.cat([like.new_full((n,), float(x)) for x, n in zip(tol, sizes, strict=True)])
-    return tol if isinstance(tol, Tensor) and tol.dim() else float(tol)
+    if not isinstance(tol, Tensor) or tol.dim() == 0:
+        return float(tol)
+    given: Tensor = tol.to(like)
+    if given.shape == (sum(sizes),):
+        return given
+    try:
+        return torch.cat([given.broadcast_to(shape).reshape(-1) for shape in layout.shapes])
+    except RuntimeError:
+        shapes = " and ".join(str(tuple(shape)) for shape in layout.shapes)
+        raise ValueError(
+            f"a tolerance of shape {tuple(tol.shape)} cannot be broadcast to a state of {shapes}"
+        ) from None
 
 
 @dataclass
@@ -146,8 +159,8 @@ class Stepper:
         self.tableau = TABLEAUX[self.solver.method]
         self.norm = norm
         self.differentiable = differentiable
-        sizes = layout.sizes
-        self.rtol, atol = (_entrywise(x, sizes, like) for x in (self.solver.rtol, self.solver.atol))
+        tolerances = self.solver.rtol, self.solver.atol
+        self.rtol, atol = (_entrywise(tol, layout, like) for tol in tolerances)
         self.atol = atol.to(like) if isinstance(atol, Tensor) else like.new_full((), atol)
         # The defaults are torchdiffeq's. A step grows by ifactor at most, and shrinks to dfactor.
         self.safety = self._option("safety", 0.9)
@@ -192,7 +205,7 @@ class Stepper:
         sign = 1.0 if t1 > t0 else -1.0
         scale = self.scale(y)
         if self.dt is None:
-            self.dt = self._initial_step(y, t0, stages[0], scale, sign)
+            self.dt = self._initial_step(y, t0, t1, stages[0], scale)
         t, ratio = t0, self.dt  # a first step that is not finite tells of a field that is not
         while t != t1:
             proposed = min(max(self.dt, self.min_step), self.max_step)
@@ -255,10 +268,14 @@ class Stepper:
         return float(min(self.ifactor, max(wanted, smallest)))
 
     @torch.no_grad()
-    def _initial_step(self, y: Tensor, t0: float, f0: Tensor, scale: Tensor, sign: float) -> float:
-        """Return Hairer, Nørsett and Wanner's first step (Solving ODEs I, II.4)."""
+    def _initial_step(self, y: Tensor, t0: float, t1: float, f0: Tensor, scale: Tensor) -> float:
+        """Return Hairer, Nørsett and Wanner's first step (Solving ODEs I, II.4).
+
+        The field is not evaluated beyond ``t1``, where it may not exist.
+        """
         d0, d1 = torch.stack([self.norm(y / scale), self.norm(f0 / scale)]).tolist()
-        h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
+        h0 = min(1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1, abs(t1 - t0))
+        sign = 1.0 if t1 > t0 else -1.0
         self.calls += 1
         parts, _ = self.derivative(-1, t0 + sign * h0, torch.add(y, f0, alpha=sign * h0))
         change = join(parts).sub_(f0).div_(scale)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
@@ -259,7 +260,7 @@ def _check_tolerances(rtol: Any, atol: Any) -> None:
         return
     pairs = [list(t) if isinstance(t, (tuple, list)) else [t] for t in (rtol, atol)]
     values = [*pairs[0], *pairs[1]]
-    if not all(isinstance(v, (int, float)) and v >= 0 for v in values) or not any(values):
+    if not all(isinstance(v, Real) and float(v) >= 0 for v in values) or not any(values):
         raise ValueError(f"tolerances must be above 0, got rtol={rtol!r}, atol={atol!r}")
 
 

@@ -1,0 +1,152 @@
+"""Situations in which a wrong number used to come out without a word."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from snopt import ODEBlock, odeint, odeint_adjoint, odeint_checkpoint
+
+DOORS = (odeint, odeint_adjoint, odeint_checkpoint)
+ONCE = (odeint_adjoint, odeint_checkpoint)
+T = torch.tensor([0.0, 1.0], dtype=torch.float64)
+
+
+class Scaled(nn.Module):
+    """F = w y with w = 1/2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+
+    def forward(self, t, y):
+        return self.w * y
+
+
+class Constant(nn.Module):
+    """F = w: the gradient of y(1) with respect to w is 1."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones((), dtype=dtype))
+
+    def forward(self, t, y):
+        return self.w.to(y.dtype) * torch.ones_like(y)
+
+
+# A gradient that is differentiated again.
+
+
+def penalised(solve, field):
+    """Return s and q = ds/dy0 of s = y(1) = e^w, q being recorded."""
+    y0 = torch.ones((), dtype=torch.float64, requires_grad=True)
+    s = solve(field, y0, T)[-1]
+    (q,) = torch.autograd.grad(s, y0, create_graph=True)
+    return s, q
+
+
+def test_a_penalty_on_the_gradient_is_right_through_the_solver():
+    field = Scaled()
+    s, q = penalised(odeint, field)
+    (s + 10 * q**2).backward()
+    assert float(field.w.grad) == pytest.approx(math.exp(0.5) + 20 * math.e, rel=1e-6)
+
+
+@pytest.mark.parametrize("solve", ONCE)
+def test_a_penalty_on_the_gradient_is_refused_where_there_is_no_graph(solve):
+    s, q = penalised(solve, Scaled())
+    with pytest.raises(RuntimeError, match=r"cannot be differentiated again: use snopt\.odeint"):
+        (s + 10 * q**2).backward()
+
+
+@pytest.mark.parametrize("solve", ONCE)
+def test_a_hessian_is_refused_where_there_is_no_graph(solve):
+    field = Scaled()
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        torch.autograd.functional.hessian(
+            lambda y: solve(field, y, T)[-1].sum(), torch.ones_like(T)
+        )
+
+
+@pytest.mark.parametrize("solve", ONCE)
+def test_create_graph_alone_changes_no_gradient(solve):
+    found = []
+    for record in (False, True):
+        field = Scaled()
+        s = solve(field, torch.ones_like(T), T)[-1].sum()
+        found += torch.autograd.grad(s, field.w, create_graph=record)
+    assert torch.equal(found[0], found[1].detach())
+
+
+# Sums in half precision.
+
+
+@pytest.mark.parametrize("solve", ONCE)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("steps", [1000, 4000])
+def test_many_small_terms_add_up_whatever_the_parameter_s_precision(solve, dtype, steps):
+    field = Constant(dtype)
+    options = {"step_size": 1 / steps}
+    end = solve(field, torch.zeros(1), T.float(), method="euler", options=options)[-1]
+    end.sum().backward()
+    assert field.w.grad.dtype == dtype
+    assert float(field.w.grad) == pytest.approx(1.0, rel=1e-2)
+
+
+@pytest.mark.parametrize("convert", ["bfloat16", "half"])
+def test_a_block_in_half_precision_keeps_its_times(convert):
+    block = getattr(ODEBlock(Constant(torch.float32), t=(100.0, 100.2)), convert)()
+    start, end = block.t.tolist()
+    assert end - start == pytest.approx(0.2, abs=1e-4)
+    assert block.func.w.dtype in (torch.bfloat16, torch.float16)
+
+
+# Tolerances.
+
+
+@pytest.mark.parametrize("solve", DOORS)
+def test_a_tolerance_is_broadcast_over_the_state(solve):
+    y0 = torch.arange(1.0, 13.0, dtype=torch.float64).reshape(4, 3)
+    expected = y0 * math.exp(0.5)
+    for shape in ((3,), (4, 1), (4, 3)):
+        atol = torch.full(shape, 1e-9, dtype=torch.float64)
+        field = Scaled()
+        end = solve(field, y0, T, rtol=1e-7, atol=atol)[-1]
+        torch.testing.assert_close(end.detach(), expected, rtol=1e-6, atol=0)
+        end.sum().backward()
+        assert float(field.w.grad) == pytest.approx(float(expected.sum()), rel=1e-5)
+
+
+def test_a_tolerance_that_does_not_fit_is_named():
+    with pytest.raises(
+        ValueError, match=r"shape \(5,\) cannot be broadcast to a state of \(4, 3\)"
+    ):
+        odeint(Scaled(), torch.ones(4, 3, dtype=torch.float64), T, atol=torch.full((5,), 1e-9))
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64])
+def test_numpy_s_numbers_are_tolerances(number):
+    end = odeint(Scaled(), torch.ones_like(T), T, rtol=number(1e-5), atol=number(1e-7))[-1]
+    torch.testing.assert_close(end, torch.full_like(T, math.exp(0.5)), rtol=1e-4, atol=0)
+
+
+# The probe for the first step.
+
+
+@pytest.mark.parametrize("times", [(0.0, 0.01), (0.01, 0.0)])
+def test_the_first_step_is_probed_within_the_interval(times):
+    seen = []
+
+    def field(t, y):
+        seen.append(float(t))
+        return 1e-3 * torch.exp(-100 * t) * y
+
+    t = torch.tensor(times, dtype=torch.float64)
+    end = odeint(field, torch.ones(2, dtype=torch.float64), t, rtol=1e-3, atol=1e-3)[-1]
+    exact = math.exp((1 if times[1] > 0 else -1) * 1e-5 * (1 - math.exp(-1)))
+    torch.testing.assert_close(end, torch.full_like(end, exact), rtol=1e-6, atol=0)
+    assert 0 <= min(seen) <= max(seen) <= 0.01
