@@ -13,10 +13,12 @@ from typing import Any
 from experiments.base.errors import ConfigError, UserError, one_line
 
 
-def check_whole(name: str, value: Any, *, least: int = 1) -> None:
-    """Raise ConfigError unless ``value`` is a whole number of at least ``least``."""
+def check_whole(name: str, value: Any, *, least: int = 1, most: int | None = None) -> None:
+    """Raise ConfigError unless ``value`` is a whole number from ``least`` to ``most``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    if most is not None and value > most:
+        raise ConfigError(f"{name} must be at most {most}, got {value!r}")
 
 
 def check_number(name: str, value: Any, *, positive: bool) -> None:

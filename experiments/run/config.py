@@ -38,6 +38,7 @@ from experiments.data.splits import TASKS
 CONFIGS: Final = Path(__file__).resolve().parents[2] / "configs"
 ROOT: Final = "train"
 NONE: Final = "none"
+MOST_THREADS: Final = 1024
 EPOCH: Final = "epoch"
 NESTED: Final = ("ode", "rest")
 """The two optimizers inside one of ``experiments.optimizers.split``."""
@@ -372,8 +373,10 @@ class TrainerSettings:
         given = {key: value for key, value in values.items() if value is not None}
         for key in ("batch_size", "eval_batch_size", "eval_every", "log_every", "checkpoint_every"):
             check_whole(f"trainer.{key}", values[key])
-        for key in given.keys() & {"epochs", "max_steps", "threads"}:
+        for key in given.keys() & {"epochs", "max_steps"}:
             check_whole(f"trainer.{key}", given[key])
+        if "threads" in given:  # torch crashes where it cannot start as many
+            check_whole("trainer.threads", given["threads"], most=MOST_THREADS)
         for key in given.keys() & {"max_seconds", "eval_every_s"}:
             check_number(f"trainer.{key}", given[key], positive=True)
         if "stop_at" in given:

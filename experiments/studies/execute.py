@@ -23,6 +23,7 @@ from typing import TypeVar
 
 from hydra.utils import get_method
 
+from experiments.base.checks import check_whole
 from experiments.base.environment import REPOSITORY
 from experiments.base.errors import DataError, RecordError
 from experiments.base.files import is_held
@@ -122,7 +123,12 @@ class Job:
 
 
 def shared_cores(jobs: int) -> dict[str, str]:
-    """Return the environment of processes of which as many run at a time, with as many threads."""
+    """Return the environment of processes of which as many run at a time, with as many threads.
+
+    Raises:
+        ConfigError: ``jobs`` is no whole number of at least 1.
+    """
+    check_whole("jobs", jobs)
     if jobs == 1:
         return dict(os.environ)
     return {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}

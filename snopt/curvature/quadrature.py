@@ -30,6 +30,9 @@ class Nodes(Protocol):
         ...
 
 
+MOST_NODES = 1000
+
+
 @dataclass(frozen=True)
 class GaussLegendre:
     """The rule of :func:`gauss_legendre`."""
@@ -37,9 +40,14 @@ class GaussLegendre:
     n: int
 
     def __post_init__(self) -> None:
-        """Raise ValueError unless ``n`` is a positive integer."""
+        """Raise ValueError unless ``n`` is an integer from 1 to :data:`MOST_NODES`."""
         if isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 1:
             raise ValueError(f"gauss_legendre needs a positive number of nodes, got n={self.n!r}")
+        if self.n > MOST_NODES:
+            raise ValueError(
+                f"gauss_legendre takes at most {MOST_NODES} nodes, each of them an evaluation of"
+                f" the field, got n={self.n!r}"
+            )
 
     def __call__(self, a: float, b: float) -> tuple[Tensor, Tensor]:
         """Return nodes from ``a`` to ``b`` (either order), weights that sum to |b - a|."""
@@ -156,7 +164,7 @@ def gauss_legendre(n: int = 4) -> GaussLegendre:
             solve. For smooth fields 4 are plenty; ReLU fields gain little beyond 8.
 
     Raises:
-        ValueError: if ``n`` is not a positive integer.
+        ValueError: if ``n`` is no integer from 1 to 1000.
     """
     return GaussLegendre(n)
 

@@ -145,6 +145,7 @@ def test_what_cannot_be_composed_is_one_line_with_the_valid_names(overrides, mes
         ("trainer.checkpoint_every", -1, "trainer.checkpoint_every must be"),
         ("trainer.max_steps", 0, "trainer.max_steps must be"),
         ("trainer.threads", 0, "trainer.threads must be"),
+        ("trainer.threads", 100_000_000, "trainer.threads must be at most 1024, got 100000000"),
         ("trainer.max_seconds", 0, "trainer.max_seconds must be a number above 0"),
         ("trainer.max_seconds", float("nan"), "above 0, got nan"),
         ("trainer.eval_every_s", 0.0, "trainer.eval_every_s must be a number above 0"),

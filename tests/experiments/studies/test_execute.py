@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.base.errors import RecordError
+from experiments.base.errors import ConfigError, RecordError
 from experiments.studies import execute as module
 from experiments.studies.execute import execute, held
 from tests.experiments.studies.stub_study import Stub
@@ -37,6 +37,14 @@ def test_a_run_that_fails_is_tried_twice_and_then_named(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="2 of 5 runs failed"):
         run_all(stub)
     assert stub.said[0] == "3 of 5 runs are done already"
+
+
+@pytest.mark.parametrize("jobs", [0, -1, 1.5])
+def test_a_number_of_jobs_that_starts_nothing_is_refused(tmp_path: Path, jobs) -> None:
+    stub = Stub(tmp_path, [["done"]])
+    with pytest.raises(ConfigError, match="jobs must be a whole number of at least 1, got"):
+        run_all(stub, jobs)
+    assert stub.attempts() == [0]
 
 
 def test_without_a_word_in_its_record_a_failure_names_the_command(tmp_path: Path) -> None:

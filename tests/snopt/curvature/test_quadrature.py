@@ -77,3 +77,8 @@ def test_gauss_legendre_refuses(n):
 def test_uniform_refuses(step):
     with pytest.raises(ValueError, match="positive step"):
         uniform(step)
+
+
+def test_more_nodes_than_anyone_can_evaluate_are_refused():
+    with pytest.raises(ValueError, match=r"at most 1000 nodes, .* got n=100000"):
+        gauss_legendre(100_000)
