@@ -17,6 +17,10 @@ from snopt.curvature.factors import Bases, Factors, bases_of
 from snopt.linalg import Basis, symmetric
 
 
+_SMALLEST = torch.finfo(torch.float32).tiny
+"""Damping of a layer that has seen no gradient: its step is 0, not 0 / 0."""
+
+
 class KroneckerPair:
     """The block ``Q ≈ A ⊗ B`` of one layer.
 
@@ -79,7 +83,7 @@ class KroneckerPair:
             U.add_square(S.mul_(alpha), R, (1 - alpha) * self.batch)  # S ← α S + (1 - α) batch R²
         if M is not G:
             R = U.rotate(M)
-        damping = eps * U.mean(S) if relative else eps
+        damping = U.mean(S).mul_(eps).clamp_min_(_SMALLEST) if relative else eps
         return U.back(U.divide(R, S, damping, exponent)).to(G.dtype)  # U_B [R / (S + ε)ᵖ] U_Aᵀ
 
     def _average(self, G: Tensor, momentum: float) -> Tensor:

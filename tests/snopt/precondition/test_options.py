@@ -386,3 +386,29 @@ def test_values_of_a_group(setting, message):
 def test_bad_rules(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+class DeadBranch(nn.Module):
+    """A net with a layer whose output does not count."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.dead, self.last = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x))
+        return self.last(h + 0 * self.dead(h))
+
+
+@pytest.mark.parametrize("exponent", [1.0, 0.5])
+def test_relative_damping_leaves_a_layer_without_gradient_where_it_is(exponent):
+    torch.manual_seed(0)
+    model = DeadBranch()
+    start = [p.detach().clone() for p in model.dead.parameters()]
+    optimizer = SNOpt(model, relative_damping=True, exponent=exponent, update_freq=2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(torch.randn(16, 4)), torch.arange(16) % 3).backward()
+        optimizer.step()
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert all(map(torch.equal, start, model.dead.parameters()))
