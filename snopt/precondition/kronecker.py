@@ -16,7 +16,6 @@ from torch import Tensor
 from snopt.curvature.factors import Bases, Factors, bases_of
 from snopt.linalg import Basis, symmetric
 
-
 _SMALLEST = torch.finfo(torch.float32).tiny
 """Damping of a layer that has seen no gradient: its step is 0, not 0 / 0."""
 

@@ -103,6 +103,14 @@ class Field:
         out = self.func(time, tuple(parts) if self.is_tuple else first)
         if len(parts) == 1 and isinstance(out, Tensor) and out.shape == first.shape:  # usual case
             return [out if out.dtype == first.dtype else out.to(first.dtype)]
+        # Under autocast a field may answer in half precision.
+        return [part.to(first.dtype) for part in self.answer(out)]
+
+    def answer(self, out: State) -> tuple[Tensor, ...]:
+        """Return the parts of what F answered; raise ValueError if it is not of the state's shape.
+
+        Parts of other sizes with the same sum would be taken for one another in a flat state.
+        """
         answer, shapes = parts_of(out), self.layout.shapes
         fits = len(answer) == len(shapes)
         if not fits or any(a.shape != s for a, s in zip(answer, shapes, strict=True)):
@@ -110,8 +118,7 @@ class Field:
                 "the vector field must answer with the shape of the state: expected"
                 f" {_shown(shapes)}, got {_shown([part.shape for part in answer])}"
             )
-        # Under autocast a field may answer in half precision.
-        return [part.to(first.dtype) for part in answer]
+        return answer
 
     def callbacks(self, *, adjoint: bool = False) -> dict[str, Callable[..., Any]]:
         """Return the step callbacks that ``func`` defines, under the names a solver looks up."""

@@ -28,7 +28,7 @@ class _Watched:
     def __init__(self, problem: Problem, kind: str, func: Callable[..., Any]) -> None:
         self.func = func
         self.solver: Solver = getattr(problem, kind)
-        self.nfe = problem.nfe
+        self.field, self.nfe = problem.field, problem.nfe
         self.kind = kind
         self.calls = self.steps = 0
         self.t: float | None = None
@@ -45,7 +45,10 @@ class _Watched:
         self.calls += 1
         self.nfe.add(self.kind)
         try:
-            return self.func(t, y)
+            out = self.func(t, y)
+            if self.kind == "forward":
+                self.field.answer(out)
+            return out
         except BaseException as error:
             self.own_error = error  # the user's, not the solver's: never translated
             raise
@@ -161,7 +164,7 @@ def _augmented_dynamics(
         with torch.enable_grad():
             t = t.detach().requires_grad_(t_requires_grad)
             z = tuple(part.detach().requires_grad_(True) for part in z)
-            outputs = parts_of(field.func(t, field.pack(z)))
+            outputs = field.answer(field.func(t, field.pack(z)))
             inputs = [*([t] if t_requires_grad else []), *z, *params]
             found = products(outputs, inputs, [-adj for adj in a])
         filled = [

@@ -150,3 +150,19 @@ def test_the_first_step_is_probed_within_the_interval(times):
     exact = math.exp((1 if times[1] > 0 else -1) * 1e-5 * (1 - math.exp(-1)))
     torch.testing.assert_close(end, torch.full_like(end, exact), rtol=1e-6, atol=0)
     assert 0 <= min(seen) <= max(seen) <= 0.01
+
+
+# What the field answers.
+
+
+@pytest.mark.parametrize("solve", [odeint, odeint_adjoint])
+@pytest.mark.parametrize("method", ["dopri5", "dopri8", "rk4", "heun3"])
+@pytest.mark.parametrize(
+    "answer", [lambda t, y: (y[1], y[0]), lambda t, y: (y[0],), lambda t, y: torch.cat(y)]
+)
+def test_an_answer_of_another_shape_is_refused_on_both_engines(solve, method, answer):
+    y0 = torch.ones(2, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    options = {} if method.startswith("dopri") else {"step_size": 0.1}
+    own = {} if solve is odeint else {"adjoint_params": ()}
+    with pytest.raises(ValueError, match=r"shape of the state: expected \(2,\), \(3,\), got"):
+        solve(answer, y0, T, method=method, options=options, **own)
