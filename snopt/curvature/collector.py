@@ -180,6 +180,11 @@ class Collector:
         self._generation = 0
         self._held: list[list[Tensor]] = []  # inputs that tensor hooks wait with
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle as one that is disarmed and empty: its hooks are the model's."""
+        own = (self.layers, self.quadrature, self.accumulator, self.scope, self.max_rows)
+        return type(self), own, {"paused": self.paused}
+
     @property
     def armed(self) -> bool:
         """Whether uses are being recorded."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias
 
@@ -140,6 +141,12 @@ class Factors:
     def unscale(self, loss_scale: float | Tensor) -> None:
         """Divide B, in place, by the square of what the loss was multiplied with."""
         self.B.div_(loss_scale**2)
+
+    def without_bias(self) -> Factors:
+        """Return the factors of the weight alone, whose last input is the bias's."""
+        own = copy(self)
+        object.__setattr__(own, "A", self.A[..., :-1, :-1].contiguous())
+        return own
 
     def of_vectors(self, count: int) -> Factors:
         """Return the factors where the passes were of ``count`` vectors on the same rows each.
