@@ -16,9 +16,9 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from experiments.base.environment import git_state
 from experiments.base.files import write_whole
 from experiments.figures.report.contents import Listing, Section, chart, listings, sections, short
-from experiments.publish.provenance import git_state
 from experiments.publish.tables import Table, read_cells
 
 _FOLDER = Path(__file__).resolve().parent
