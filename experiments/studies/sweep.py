@@ -33,6 +33,7 @@ from omegaconf import DictConfig
 from experiments.base.environment import REPOSITORY
 from experiments.base.errors import ConfigError, RecordError, suggestion
 from experiments.base.files import is_held, write_whole
+from experiments.base.say import keep_talking
 from experiments.publish.tables import csv_of
 from experiments.run.build import check_same_data
 from experiments.run.config import (
@@ -367,6 +368,7 @@ def _launch(plan: Plan, study: Study, arguments: Sequence[str]) -> None:
 @hydra.main(config_path=str(CONFIGS), config_name="sweep", version_base="1.3")
 def worker(config: DictConfig) -> None:
     """Be one worker of a sweep; Hydra's launchers call this, in whatever process they use."""
+    keep_talking()
     GlobalHydra.instance().clear()  # runs are composed here too
     plan = Plan(parse(list(config.arguments)))
     orders = Path(config.orders)
