@@ -228,8 +228,26 @@ class Layerwise(ABC, Generic[State]):
 
     def advance(self) -> None:
         """End a step: count it, and gather curvature for the next one if that takes it in."""
+        self._warn_of_replicas()
         self.steps += 1
         self.resume()
+
+    def _warn_of_replicas(self) -> None:
+        if self.ranks is not None or "ranks" in self._told:
+            return
+        self._told.add("ranks")
+        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if ranks > 1:
+            name = type(self).__name__
+            advice = "call optimizer.distribute() before the first step"
+            if self.collector.accumulator not in (Accumulator, ThinSums):
+                advice = f"{name} cannot average it, so train with one process"
+            warnings.warn(
+                f"there are {ranks} ranks, and each gathers curvature of its own rows alone:"
+                f" replicas of one model drift apart; {advice}",
+                RuntimeWarning,
+                stacklevel=6,
+            )
 
     def follow(
         self,
@@ -247,14 +265,13 @@ class Layerwise(ABC, Generic[State]):
     def _look(self) -> None:
         """Find the blocks anew if other weights are trained, or other groups, than the last time.
 
-        A layer that has been added to the model is found before curvature is gathered.
+        A layer that is new in the model shows by a group for it, or when curvature is due.
         """
-        groups = self._groups
-        seen: list[object] = [id(trained_weight(layer)) for _, layer in self._layers]
-        seen += [(id(group["params"]), len(group["params"])) for group in groups or ()]
-        if seen == self._seen:
+        if self._seen == self._sight():
             return
-        self._seen = seen
+        self._layers = layers_of(self.model)
+        self._seen = self._sight()
+        groups = self._groups
         params = list(self.model.parameters()) if groups is None else members(groups)
         old, watched = self.blocks, self.collector.layers
         self.blocks, keys = find_blocks(self._layers, params, self.state_of)
@@ -281,6 +298,11 @@ class Layerwise(ABC, Generic[State]):
                 UserWarning,
                 stacklevel=5,
             )
+
+    def _sight(self) -> list[object]:
+        """Return what decides on the blocks, for a quick comparison."""
+        groups = [(id(group["params"]), len(group["params"])) for group in self._groups or ()]
+        return [*groups, *(id(trained_weight(layer)) for _, layer in self._layers)]
 
     def state_of(self, weight: Tensor) -> State:
         """Return the method's state of a weight; there is one from now on."""
@@ -444,7 +466,7 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
     ``param_groups`` and ``state`` hold everything. The base optimizer is given both for its step
     alone, and only what is its own: a name that it shares with the preconditioner's settings (SGD's
     ``momentum``, RMSprop's ``alpha``) is the preconditioner's in the groups, and the base's goes
-    there by ``base_momentum``, ``base_alpha``.
+    there by ``momentum_of_base``, ``alpha_of_base``.
 
     Args:
         preconditioner: the layer-wise method, on the same parameters.
@@ -509,15 +531,15 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
         names = self.preconditioner.settings
         own = {name: group.pop(name) for name in names if name in group}
         for name in names:
-            if f"base_{name}" in group:
-                group[name] = group.pop(f"base_{name}")
+            if f"{name}_of_base" in group:
+                group[name] = group.pop(f"{name}_of_base")
         return own
 
     def _put_back(self, group: dict[str, Any], own: Mapping[str, Any]) -> None:
         """Undo :meth:`_put_aside`."""
         for name in self.preconditioner.settings:
             if name in group:
-                group[f"base_{name}"] = group.pop(name)
+                group[f"{name}_of_base"] = group.pop(name)
         group.update(own)
 
     @contextmanager
@@ -676,7 +698,7 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
     def state_dict(self) -> dict[str, Any]:
         """Return groups and states as any optimizer of torch: tensors and numbers only.
 
-        The state of a weight has the entry ``"preconditioner"``, that of the first parameter
+        The state of a weight has the entry ``"preconditioner"``, that of every parameter
         ``"counts"``.
         """
         with self.register_state_dict_post_hook(type(self)._packed, prepend=True):
@@ -686,12 +708,12 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
         counts = dict(self.preconditioner.counts)
         state = {k: dict(entries) for k, entries in state_dict["state"].items()}
         for entries in state.values():
-            if "counts" in entries or not entries:  # nobody drops a parameter with an entry
-                entries["counts"] = counts
+            entries.pop("counts", None)
             if "preconditioner" in entries:
                 own = entries.pop("preconditioner")
                 facts = {"ready": own.ready, "others": len(entries)}
                 entries["preconditioner"] = {**_present(own.state_dict()), **facts}
+            entries["counts"] = counts  # with every parameter: one without entries would be lost
         return {**state_dict, "state": state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -729,12 +751,12 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
         if not counts:
             raise ValueError(f"the state is not {type(self).__name__}'s: it has no entry 'counts'")
         for key, entries in state.items():
+            entries.pop("counts", None)
             if "preconditioner" in entries and key in params:
                 saved = entries.pop("preconditioner")
                 if len(entries) < saved.get("others", 0):
                     raise ValueError(INCOMPLETE)
                 entries["preconditioner"] = self.preconditioner.restored(params[key], saved)
-            entries.pop("counts", None)
         state.setdefault(keys[0], {})["counts"] = self.preconditioner.restored_counts(counts[0])
         pairs = zip(state_dict["param_groups"], self.param_groups, strict=False)
         groups = [self._completed(dict(saved), present) for saved, present in pairs]
@@ -744,9 +766,9 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
     def _completed(self, saved: dict[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
         """Return a saved group with the present values of settings that it does not have."""
         for name in self.preconditioner.settings:
-            if f"base_{name}" in present and f"base_{name}" not in saved:
+            if f"{name}_of_base" in present and f"{name}_of_base" not in saved:
                 # A former version gave the two one place, which was the base's.
-                saved[f"base_{name}"] = saved.pop(name)
+                saved[f"{name}_of_base"] = saved.pop(name)
         own = self.preconditioner.settings
         return {**{name: present[name] for name in own if name in present}, **saved}
 

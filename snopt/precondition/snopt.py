@@ -226,7 +226,7 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
     ``param_groups`` hold the base optimizer's settings and, per group, ``damping`` (the argument
     ``eps``; another name because Adam's groups have an ``eps``), ``alpha``, ``exponent``,
     ``relative_damping``, and ``momentum`` if it is that of the gradient. Where the base has a
-    setting of the same name (RMSprop's ``alpha``), its own is called ``base_alpha``.
+    setting of the same name (RMSprop's ``alpha``), its own is called ``alpha_of_base``.
 
     Args:
         model: the model whose parameters are trained.
