@@ -90,6 +90,7 @@ class Preconditioner(Layerwise[KroneckerPair]):
         self.momentum = momentum
         self.since_refresh = self.refreshes = 0
         self._requested = False
+        self.decompose = eigenbases  # what finds the bases of many factors
         super().__init__(
             model,
             partial(KroneckerPair, Workspace()),
@@ -139,7 +140,7 @@ class Preconditioner(Layerwise[KroneckerPair]):
             state.blend(new, self.factor_decay)
             for state, new in zip(states, gathered.values(), strict=True)
         ]
-        bases = bases_of(factors, eigenbases if self.ranks is None else self.ranks.eigenbases)
+        bases = bases_of(factors, self.decompose if self.ranks is None else self.ranks.eigenbases)
         for state, own, found in zip(states, factors, bases, strict=True):
             state.refresh(own, found, self.carry_moment)
         self.since_refresh, self._requested = 0, False
