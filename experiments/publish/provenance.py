@@ -4,31 +4,17 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from experiments.base.environment import REPOSITORY, git_commit
+from experiments.base.environment import git_state
 from experiments.base.environment import versions as run_versions
 from experiments.base.errors import RecordError
 from experiments.base.files import write_whole
 from experiments.run.records import Summary
-
-
-def git_state(root: Path = REPOSITORY) -> dict[str, Any]:
-    """Return ``commit`` and ``dirty`` of the working tree; both None outside a git checkout.
-
-    ``dirty`` leaves out ``results/``, which drawing itself changes.
-    """
-    command = ["git", "-C", str(root), "status", "--porcelain", "--", ".", ":(exclude)results"]
-    try:
-        changes = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
-    return {"commit": git_commit(), "dirty": bool(changes.strip())}
 
 
 def versions() -> dict[str, str]:

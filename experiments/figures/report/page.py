@@ -18,9 +18,9 @@ from typing import Any
 from markdown_it import MarkdownIt
 from plotly.offline import get_plotlyjs
 
+from experiments.base.environment import git_state
 from experiments.base.files import write_whole
 from experiments.figures.report.contents import Section, chart, listings, sections, short
-from experiments.publish.provenance import git_state
 from experiments.publish.tables import Table, read_cells
 
 _FOLDER = Path(__file__).resolve().parent

@@ -15,6 +15,7 @@ from experiments.base.errors import RecordError
 from experiments.data import cache as module
 from experiments.data import uea
 from experiments.data.cache import cache_folder, cached
+from experiments.data.files import noting
 from experiments.data.splits import DataInfo, Splits
 
 KEY = {"files": ["a"], "seed": 0}
@@ -130,16 +131,22 @@ def test_where_it_lies(monkeypatch, tmp_path, build):
 def test_a_loader_uses_it_and_notices_a_changed_file(monkeypatch, write_problem):
     series = list(np.random.default_rng(0).normal(size=(40, 2, 4)))
     folder = write_problem("Made", series, ["ab"[n % 2] for n in range(40)])
-    first = uea.load(uea_name="Made", data_dir=folder)
+    with noting() as parsed:
+        first = uea.load(uea_name="Made", data_dir=folder)
+    assert parsed.keys() == {"Made_TRAIN.ts", "Made_TEST.ts"}
     with monkeypatch.context() as patch:
         patch.setattr(uea, "read_ts", Mock(side_effect=AssertionError("parsed again")))
-        assert same(uea.load(uea_name="Made", data_dir=folder), first)
+        with noting() as found:
+            assert same(uea.load(uea_name="Made", data_dir=folder), first)
+        assert found == parsed
         with pytest.raises(AssertionError, match="parsed again"):
             uea.load(uea_name="Made", data_dir=folder, split_seed=1)
         path = folder / "uea" / "Made" / "Made_TEST.ts"
         path.write_text(path.read_text() + "\n")
         with pytest.raises(AssertionError, match="parsed again"):
             uea.load(uea_name="Made", data_dir=folder)
-    again = uea.load(uea_name="Made", data_dir=folder)
+    with noting() as other:
+        again = uea.load(uea_name="Made", data_dir=folder)
+    assert [name for name in parsed if other[name] != parsed[name]] == ["Made_TEST.ts"]
     assert same(replace(again, info=first.info), first)
     assert again.info.source != first.info.source

@@ -16,7 +16,7 @@ from data_files import files_below, md5, put
 
 from experiments.base.errors import DataError
 from experiments.data import files as module
-from experiments.data.files import Remote, check, digest, download, read, read_text
+from experiments.data.files import Remote, check, digest, download, noting, read, read_text
 
 BODY = bytes(range(251)) * 9000  # more than two chunks
 MD5 = md5(BODY)
@@ -281,6 +281,12 @@ def test_a_file_is_what_it_has_to_be_or_is_not_read(tmp_path):
     check(tmp_path / "f", SHA)
     assert read(tmp_path / "f", SHA) == read(tmp_path / "f") == BODY
     assert f"md5:{digest(tmp_path / 'f', 'md5')}" == MD5
+    with noting() as noted:  # not what is known beforehand
+        read(tmp_path / "f", SHA)
+        check(tmp_path / "f", MD5)
+        assert noted == {}
+        read(tmp_path / "f")
+    assert noted == {"f": SHA.removeprefix("sha256:")}
     for look in (check, read):
         with pytest.raises(DataError, match=r"cut: wrong md5 checksum .*delete it and get it agai"):
             look(tmp_path / "cut", MD5)
