@@ -150,16 +150,19 @@ class WeakHook:
         return (WeakHook, (None,))
 
 
-class _Weak:
-    """Calls a method of its owner while that lives."""
+def on_accumulation(
+    parameter: Tensor, method: Callable[..., None], *arguments: object
+) -> torch.utils.hooks.RemovableHandle:
+    """Call a method, while its object lives, when a backward pass has added to ``.grad``."""
+    reference = weakref.WeakMethod(method)
 
-    def __init__(self, owner: Collector, method: str, key: str) -> None:
-        self._owner, self._method, self._key = weakref.ref(owner), method, key
+    def hook(_: Tensor) -> None:
+        alive = reference()
+        if alive is not None:
+            alive(*arguments)
 
-    def __call__(self, _: Tensor) -> None:
-        owner = self._owner()
-        if owner is not None:
-            getattr(owner, self._method)(self._key)
+    handle: torch.utils.hooks.RemovableHandle = parameter.register_post_accumulate_grad_hook(hook)
+    return handle
 
 
 class _Waiting:
@@ -310,8 +313,7 @@ class Collector:
             if not awake:
                 _remove(self._handles, key)
             elif key not in self._handles and weight.requires_grad and weight.is_leaf:
-                hook = _Weak(self, "on_accumulated", key)
-                self._handles[key] = weight.register_post_accumulate_grad_hook(hook)
+                self._handles[key] = on_accumulation(weight, self.on_accumulated, key)
         (_watching.add if awake else _watching.discard)(self)
 
     def _release(self) -> None:
@@ -377,7 +379,7 @@ class Collector:
             return
         if not (torch.is_grad_enabled() and output.requires_grad):
             return
-        key, rows = self.layers[layer], batch_of(layer, x)
+        key, rows = self.layers[layer], batch_of(layer, x)  # type: ignore[arg-type]
         self._last[key] = rows
         if not self.armed:
             if self._waiting.get(layer) == rows:  # one hook a pass is enough to count
@@ -402,7 +404,8 @@ class Collector:
 
         def count(layer: nn.Module, _: object, output: Tensor) -> None:
             key = self.layers[layer]
-            self._last[key] = rows[key] = max(batch_of(layer, output), rows.get(key, 0))
+            seen = batch_of(layer, output)  # type: ignore[arg-type]
+            self._last[key] = rows[key] = max(seen, rows.get(key, 0))
 
         modules = func.modules() if isinstance(func, nn.Module) else self.layers
         handles = [m.register_forward_hook(count) for m in modules if m in self.layers]

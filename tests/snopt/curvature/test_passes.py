@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import weakref
 from functools import partial
 
@@ -263,6 +264,32 @@ def test_rows_are_counted_on_steps_without_collection():
         assert rows.pop("1.func.gate") == len(sizes)
         assert set(rows.values()) == {sum(sizes)}
         optimizer.step()
+
+
+@pytest.mark.parametrize("gradient", ["adjoint", "direct", "checkpoint"])
+@pytest.mark.parametrize("steps", [25, pytest.param(500, marks=pytest.mark.slow)])
+def test_training_passes_alone_make_factors_rows_and_steps(gradient, steps):
+    """Refreshes, evaluations, attacks, discarded passes and accumulation mixed at random."""
+    states = []
+    for disturbed in (False, True):
+        choose, disturb = random.Random(1), random.Random(2)  # noqa: S311
+        model = ode_net(gradient)
+        optimizer = SNOpt(model, lr=0.05, update_freq=3)
+        for k in range(steps):
+            optimizer.zero_grad()
+            sizes = [choose.choice([1, 5, 8]) for _ in range(choose.choice([1, 1, 2, 3]))]
+            if disturbed and disturb.random() < 0.3:
+                disturb.choice([thrown_away, zeroed])(model, batch(7, seed=k))
+            for i, n in enumerate(sizes):
+                loss = loss_of(model, batch(n, seed=3 * k + i)) / len(sizes)
+                while disturbed and disturb.random() < 0.4:
+                    passes = [input_gradient, weight_gradient, all_weights, validated, frozen]
+                    disturb.choice(passes)(model, batch(disturb.choice([3, 8]), seed=k))
+                loss.backward()
+            optimizer.step()
+        states.append(optimizer.state_dict()["preconditioner"])
+        states.append({"weights": list(model.parameters())})
+    torch.testing.assert_close(states[2:], states[:2], rtol=0, atol=0)
 
 
 def test_nothing_stays_of_dead_optimizers():
