@@ -42,6 +42,8 @@ MOST_THREADS: Final = 1024
 EPOCH: Final = "epoch"
 NESTED: Final = ("ode", "rest")
 """The two optimizers inside one of ``experiments.optimizers.split``."""
+CONTROLS: Final = ("frozen", "sgd_rate", "snopt_identity", "snopt_random")
+"""SNOpt's configuration with another ``_target_``; see ``experiments.optimizers.controls``."""
 
 Config = dict[str, Any]
 Space = dict[str, dict[str, Any]]
@@ -131,7 +133,8 @@ def tuned_experiments() -> tuple[str, ...]:
     or ``trainer.…``. Other keys are groups (``trainer``, ``model``, ``solver``) that all optimizers
     share. ``like`` starts from another table's entry. The experiment is called
     ``<table>/<data set>-<name of the optimizer>``, or ``<table>/<data set>`` where no optimizer is
-    chosen, and builds on ``configs/experiment/<data set>.yaml``.
+    chosen, and builds on ``configs/experiment/<data set>.yaml``. With SNOpt come its controls,
+    which have all of its settings.
 
     Raises:
         ConfigError: a table names something that does not exist.
@@ -145,6 +148,8 @@ def tuned_experiments() -> tuple[str, ...]:
             except (KeyError, TypeError, AttributeError) as error:
                 where = CONFIGS / "tuned" / f"{table}.yaml"
                 raise ConfigError(f"{where}: {dataset}: {one_line(error)}") from error
+            if "snopt" in optimizers:
+                optimizers |= _controls(*optimizers["snopt"])
             for suffix, (optimizer, settings) in (optimizers or {"": ("", {})}).items():
                 chosen = [{"override /optimizer": optimizer}] if optimizer else []
                 defaults = [f"/experiment/{dataset}@_global_", *chosen, "_self_"]
@@ -173,6 +178,17 @@ def _tuned(
         optimizers[name] = optimizer, {**before, **settings}
     own = {key: value for key, value in entry.items() if key not in ("like", "optimizers")}
     return {**shared, **{key: {**shared.get(key, {}), **own[key]} for key in own}}, optimizers
+
+
+def _controls(optimizer: str, settings: Config) -> dict[str, tuple[str, Config]]:
+    """Return SNOpt's controls by name, each with SNOpt's file and settings but for its own."""
+    where = "ode." if "ode" in description_of("optimizer", optimizer) else ""
+    found = {}
+    for name in CONTROLS:
+        description = description_of("optimizer", name)
+        own = {f"{where}{k}": v for k, v in description.items() if k in ("_target_", "basis")}
+        found[name] = optimizer, {**settings, **own, "name": name}
+    return found
 
 
 def write_tuned(

@@ -106,6 +106,8 @@ class Layerwise(ABC, Generic[State]):
         ValueError: if an argument is out of range or the model has no layer to precondition.
     """
 
+    counts_rows = False
+    """Whether a step needs the rows of its batch, :meth:`rows`."""
     COUNTS: ClassVar[Mapping[str, Any]] = {"steps": 0}
 
     steps = count("steps")
@@ -141,9 +143,10 @@ class Layerwise(ABC, Generic[State]):
         self._layers, self._seen = layers_of(model), list[object]()
         self._told: set[str] = set()  # parameters that the user has been told about
         self._incomplete = False  # whether a layer has joined since curvature was gathered
-        self._vectors = 1  # backward passes that gathered curvature from the same rows
         rule = gauss_legendre(4) if quadrature is None else quadrature
-        self.collector = Collector({}, rule, accumulator, scope, curvature_batch)
+        self.collector = Collector(
+            {}, rule, accumulator, scope, curvature_batch, counts=self.counts_rows
+        )
         self._look()
         if not self.blocks:
             kinds = sorted({type(m).__name__ for m in model.modules() if not list(m.children())})
@@ -181,6 +184,7 @@ class Layerwise(ABC, Generic[State]):
         Raises:
             RuntimeError: if :meth:`gather` has to be called and was not.
         """
+        self.collector.settle()
         sums = self.collector.sums
         if self.collector.paused and not sums:
             raise RuntimeError(
@@ -192,10 +196,7 @@ class Layerwise(ABC, Generic[State]):
             for name, block in self.blocks.items()
             if name in sums
         }
-        self.collector.clear()
         self._incomplete = False
-        if self._vectors > 1:
-            found = {name: factors.of_vectors(self._vectors) for name, factors in found.items()}
         for factors in found.values():
             factors.unscale(loss_scale)
         if self.ranks is not None:
@@ -209,6 +210,11 @@ class Layerwise(ABC, Generic[State]):
         """Return the factors without the bias's part if the bias is not to be changed."""
         left_out = has_bias(block.layer) and not block.own_bias
         return factors.without_bias() if left_out else factors
+
+    def rows(self) -> dict[str, int]:
+        """Return the rows that each block's gradient is a mean over, on all ranks, where known."""
+        found = {name: sum(rows.values()) for name, rows in self.collector.rows.items()}
+        return found if self.ranks is None else self.ranks.rows(found, list(self.blocks))
 
     def with_gradient(
         self, param_groups: Sequence[Mapping[str, Any]]
@@ -230,6 +236,7 @@ class Layerwise(ABC, Generic[State]):
         """End a step: count it, and gather curvature for the next one if that takes it in."""
         self._warn_of_replicas()
         self.steps += 1
+        self.collector.clear()
         self.resume()
 
     def _warn_of_replicas(self) -> None:
@@ -282,12 +289,8 @@ class Layerwise(ABC, Generic[State]):
         for block in self.blocks.values():
             self.state_of(block.weight)  # from now on there is one
             block.warned = id(block.weight) in warned
-        if keys != watched:
-            armed = self.collector.armed
-            self.collector.disarm()
-            self.collector.layers = keys
-            if armed:
-                self.collector.arm()
+        if keys != watched or self._incomplete:
+            self.collector.watch(keys)
         names = untreated(self.model, params, self.blocks.values())
         names = [name for name in names if name not in self._told]
         self._told.update(names)
@@ -358,9 +361,9 @@ class Layerwise(ABC, Generic[State]):
             for i, vector in enumerate(vectors, start=1):
                 keep = i < len(vectors)
                 torch.autograd.grad(output, weights, vector, retain_graph=keep, allow_unused=True)
+                self.collector.take_in()
         finally:
             self.collector.paused = paused
-        self._vectors = len(vectors)
 
     @property
     def curvature(self) -> Mapping[nn.Module, State]:
