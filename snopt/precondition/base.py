@@ -141,7 +141,7 @@ class Layerwise(ABC, Generic[State]):
         # Groups of what may be preconditioned; None: all of the model.
         self._groups = None if params is None else [{"params": list(params)}]
         self._layers, self._seen = layers_of(model), list[object]()
-        self._told: set[str] = set()  # parameters that the user has been told about
+        self._told: set[str] = set()  # what has been said: parameters, and (facts)
         self._incomplete = False  # whether a layer has joined since curvature was gathered
         rule = gauss_legendre(4) if quadrature is None else quadrature
         self.collector = Collector(
@@ -240,9 +240,9 @@ class Layerwise(ABC, Generic[State]):
         self.resume()
 
     def _warn_of_replicas(self) -> None:
-        if self.ranks is not None or "ranks" in self._told:
+        if self.ranks is not None or "(ranks)" in self._told:
             return
-        self._told.add("ranks")
+        self._told.add("(ranks)")
         ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         if ranks > 1:
             name = type(self).__name__

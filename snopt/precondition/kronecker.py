@@ -150,6 +150,12 @@ class KroneckerPair:
         return _ungroup(self._ready()[0].B)
 
     @property
+    def mean(self) -> Tensor:
+        """Mean of S, a scalar tensor."""
+        U, S = self._ready()
+        return U.mean(S)
+
+    @property
     def S(self) -> Tensor:  # noqa: N802 - the symbol of the method's update
         """Running second moment in the eigenbasis, (out, features); (groups, …) if grouped.
 

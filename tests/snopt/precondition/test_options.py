@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import re
+import warnings
 
 import pytest
 import torch
@@ -176,6 +178,41 @@ def test_damping_follows_any_function_of_the_step():
     assert seen == [0.1, 0.05, 0.025]
     with pytest.raises(ValueError, match=r"eps \(damping\) must be greater than 0"):
         train(model, optimizer, 1)
+
+
+@pytest.mark.parametrize("times", [1.0, 1e4])
+def test_a_loss_far_too_large_for_its_damping_is_told_of_once(times):
+    """Sums over outputs, as ELBOs are: the step goes as 1 / scale. The advice works."""
+
+    def train_with(scale, **options):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 40)).double()
+        x = torch.randn(64, 5).double()
+        y = torch.sin(x @ torch.randn(5, 40).double())
+        optimizer, losses = SNOpt(model, update_freq=20, **options), []
+        for _ in range(30):
+            optimizer.zero_grad()
+            loss = scale * (model(x) - y).square().mean()
+            loss.backward()
+            losses.append(loss.item())
+            optimizer.step()
+        return losses[-1] / losses[0]
+
+    if times == 1.0:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            train_with(times)
+            train_with(1e4, exponent=0.5)
+        return
+    with pytest.warns(RuntimeWarning, match="hardly move") as told:
+        before = train_with(times)
+    assert len(told) == 1
+    advised = float(re.search(r"Divide the loss by about (\S+),", str(told[0].message))[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        after = train_with(times / advised)
+    assert before > 0.99
+    assert after < 0.9
 
 
 # --- trust region ---------------------------------------------------------------------------------
