@@ -14,6 +14,7 @@ from snopt_cases import assert_close
 from torch import nn
 
 from snopt import DenseThenSparse, Preconditioner, SNOpt, TrustRegion
+from snopt.baselines import EKFAC, KBFGS, KFAC
 from snopt.curvature.likelihood import loss_vectors
 
 CE = nn.functional.cross_entropy
@@ -449,3 +450,31 @@ def test_relative_damping_leaves_a_layer_without_gradient_where_it_is(exponent):
         optimizer.step()
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert all(map(torch.equal, start, model.dead.parameters()))
+
+
+@pytest.mark.parametrize("options", [{"relative_damping": True, "alpha": 1.0}, {"eps": 0.5}, {}])
+@pytest.mark.parametrize("kind", [SNOpt, KFAC, EKFAC, KBFGS])
+@pytest.mark.parametrize(
+    ("out", "gates"), [(4, (0.0, 1.0)), (256, (0.0, 1.0)), (4, (1e-25, 1e-25))]
+)
+def test_damping_does_not_vanish_with_the_curvature(kind, options, out, gates):
+    """A gate at zero when factors are made, whole or as few columns, opens: the step is bounded."""
+    if kind is not SNOpt and options:
+        return
+    torch.manual_seed(0)
+    layer, x = nn.Linear(3, out), torch.randn(4, 3)
+    optimizer = kind(layer, lr=1.0, **{"update_freq": 10} | options)
+    least = optimizer.param_groups[0]["damping"] if "relative_damping" not in options else 1.0
+    for gate in gates:
+
+        def closure(gate=gate):
+            optimizer.zero_grad()
+            loss = (gate * layer(x) - 1).square().mean()
+            loss.backward()
+            closure.gradient = layer.weight.grad.norm().item() + 1e-30
+            return loss
+
+        before = layer.weight.detach().clone()
+        optimizer.step(closure)
+        step = (layer.weight.detach() - before).norm().item()
+        assert step <= 1.5 * closure.gradient / least
