@@ -215,6 +215,8 @@ class Collector:
 
     def add(self, layer: nn.Module, x: Tensor, g: Tensor, weight: float, task: int) -> None:
         """Add one use of ``layer`` (see :meth:`Accumulator.add`)."""
+        if g.numel() == 0:  # an empty batch is no data
+            return
         key = self.layers[layer]
         # Factors are summed in full precision even where backward() runs under autocast.
         with torch.autocast(x.device.type, enabled=False):
