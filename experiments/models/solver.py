@@ -59,7 +59,7 @@ class SolverSettings:
                 )
         if self.gradient == "direct" and self.method == "scipy_solver":
             raise ConfigError(
-                "solver: autograd does not go through scipy_solver: use gradient=adjoint"
+                "solver: autograd does not go through scipy_solver: use solver.gradient=adjoint"
             )
         try:
             # The library's own block, also where a subclass makes blocks of another kind.
