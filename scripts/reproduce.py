@@ -32,7 +32,11 @@ def parse(arguments: list[str] | None = None) -> Request:
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs at a time; more than one disturbs their clocks"
     )
-    parser.add_argument("--x", default="time", help="axis of figure-6: time, steps or nfe")
+    parser.add_argument(
+        "--x",
+        default="time",
+        help="axis of figures 1 and 6: time or cpu; of figure-6 also steps or nfe",
+    )
     return Request(**vars(parser.parse_intermixed_args(arguments)))
 
 

@@ -239,6 +239,7 @@ class _Session:
             error=reason,
             peak_memory_mb=round(peak_memory_mb(self.device), 1),
             seconds=seconds,
+            train_cpu_s=self.clock.train_cpu(),
             wall_s=self.clock.wall(),
             ended_at=_now(),
         )

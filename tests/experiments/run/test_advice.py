@@ -178,7 +178,9 @@ def test_what_a_message_advises_works(number):
 def test_no_advice_is_missing_above():
     """Every message in the code that names arguments is one of those above."""
     said = [*map(refused, range(len(WRONG))), *ELSEWHERE]
-    advice = re.compile(r"[\s(](?!key=)\+?[a-z][\w.@]+=[^\s=);]|quote it:|eave \w+ out|did you mean")
+    advice = re.compile(
+        r"[\s(](?!key=)\+?[a-z][\w.@]+=[^\s=);]|quote it:|eave \w+ out|did you mean"
+    )
     for path in (REPOSITORY / "experiments").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or not getattr(node.func, "id", "").endswith("Error"):
