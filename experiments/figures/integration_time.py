@@ -1,7 +1,8 @@
 """Figure 9 and table 5: training the integration time t1, what it costs and brings.
 
 Both show the same runs: t1 fixed, trained by the first-order baseline (the exact gradient, and as
-released) and by second-order feedback, from two starts. Runs of one seed have the same weights and batches in all modes.
+released) and by second-order feedback, from two starts. Runs of one seed have the same weights and
+batches in all modes.
 
 The figure has one column a start of t1: above t1 after each step, below validation accuracy against
 wall-clock; lines, bands and crosses as in figure 1. The table has one row for each start and mode.

@@ -59,8 +59,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
-from snopt.curvature.collector import WeakHook, backward_pass
+from snopt.curvature.collector import WeakHook, backward_pass, on_accumulation
 from snopt.linalg import at_least_float32
 from snopt.solve.field import parts_of
 from snopt.solve.ode_block import ODEBlock
@@ -181,12 +182,16 @@ class IntegrationTime:
         self._feedback = 0.0
         self._warned: set[str] = set()
         self._optimizer = weakref.ref(optimizer)
-        self._s: Tensor | None = None
-        self._F = 0.0  # the sum of F, for (H7)
-        self._rows: dict[int, int] = {}  # of the batch, by backward pass
+        # Fᵀ Φ_z and the sum of F, together and of passes that have added to no gradient yet
+        self._sums: Tensor | None = None
+        self._arriving: dict[int, Tensor] = {}
+        self._added: set[int] = set()  # passes that have
+        self._rows: dict[int, int] = {}  # of the batch, by pass
+        self._handles: list[RemovableHandle] = []
         self._before: list[tuple[Tensor, Tensor, Tensor]] = []
         if mode != "fixed":
-            block.register_forward_hook(WeakHook(self), with_kwargs=True)
+            handle = block.register_forward_hook(WeakHook(self), with_kwargs=True)
+            weakref.finalize(self, handle.remove)
             # The optimizer keeps this object alive, nobody else has to.
             optimizer.register_step_pre_hook(self._before_step)
             optimizer.register_step_post_hook(self._after_step)
@@ -264,34 +269,54 @@ class IntegrationTime:
                 " times: leave out the argument t, or use mode='fixed'"
             )
         if self._gradients_are_zero():
-            self._forget()  # what arrived before went into gradients that were thrown away
+            # What arrived before went into gradients that were thrown away.
+            self._sums, self._rows = None, {}
+        if not self._handles:
+            self._handles = [
+                on_accumulation(p, self._on_accumulated)
+                for p in {*self._parameters(), *self.block.parameters()}
+                if p.requires_grad and p.is_leaf
+            ]
         F = parts_of(self.block.velocity(self.t1, output))
         for part, rate in zip(parts, F, strict=True):
             if part.requires_grad:
                 part.register_hook(self._on_gradient(rate))
 
     def _on_gradient(self, F: Tensor) -> Callable[[Tensor], None]:
-        """Return the hook that adds Fᵀ Φ_z of one use of the block to s."""
+        """Return the hook that adds Fᵀ Φ_z of one use of the block to its pass's s."""
         step = self.steps
 
         def hook(gradient: Tensor) -> None:
-            # With grad mode on, the pass belongs to a quantity that is itself part of the loss.
-            if step == self.steps and not torch.is_grad_enabled():
-                s = (F * at_least_float32(gradient)).sum(dtype=torch.float64)
-                self._s = s if self._s is None else self._s + s
-                self._rows[backward_pass()] = F.shape[0] if F.ndim else 1
-                if self.mode == "baseline_released":
-                    self._F += float(F.sum(dtype=torch.float64))
+            if step == self.steps:
+                task = backward_pass()
+                with torch.no_grad():
+                    found = [(F * at_least_float32(gradient)).sum(dtype=torch.float64)]
+                    found.append(F.sum(dtype=torch.float64))
+                    sums = torch.stack(found)
+                self._arriving[task] = self._arriving.get(task, 0.0) + sums
+                self._rows[task] = F.shape[0] if F.ndim else 1
+                self._take_in(task)
 
         return hook
 
-    def _forget(self) -> None:
-        self._s, self._F, self._rows = None, 0.0, {}
+    def _on_accumulated(self) -> None:
+        """Remember that the present pass adds to the optimizer's gradients."""
+        self._added.add(backward_pass())
+        self._take_in(backward_pass())
 
-    def _gradients_are_zero(self) -> bool:
+    def _take_in(self, task: int) -> None:
+        # Other passes belong to an attack, a penalty, or a quantity that is part of the loss.
+        if task in self._added and task in self._arriving:
+            sums = self._arriving.pop(task)
+            self._sums = sums if self._sums is None else self._sums + sums
+
+    def _parameters(self) -> list[Tensor]:
         optimizer = self._optimizer()
         groups = [] if optimizer is None else optimizer.param_groups
-        gradients = (p.grad for group in groups for p in group["params"])
+        return [p for group in groups for p in group["params"]]
+
+    def _gradients_are_zero(self) -> bool:
+        gradients = (p.grad for p in self._parameters())
         return not any(g is not None and bool(g.any()) for g in gradients)
 
     @torch.no_grad()
@@ -305,11 +330,11 @@ class IntegrationTime:
                 "IntegrationTime needs the gradient before the step: call loss.backward() and then"
                 " optimizer.step() without a closure"
             )
-        if self._s is None:
+        if self._sums is None:
             return
         # Set by a GradScaler whose optimizer unscales for itself, as SNOpt does.
         pending = getattr(optimizer, "grad_scale", None)
-        self._s = self._s / (self.loss_scale if pending is None else pending)
+        self._sums[0] /= self.loss_scale if pending is None else pending
         if self.mode == "feedback" and self.due:
             self._before = [
                 (p, p.clone(), p.grad.clone() if pending is None else p.grad / pending)
@@ -325,31 +350,34 @@ class IntegrationTime:
         self.steps += 1
         self._since += 1
         moves = self._since >= self.every
-        if self._s is None:
+        if self._sums is None:
             if moves:
                 self._warn(
                     "data",
                     "no gradient has arrived at the output of the ODE block: its integration time"
                     " stays as it is until loss.backward() passes through the block",
                 )
-        elif math.isfinite(s := float(self._s)):
-            own = self._seen(s)
+        elif math.isfinite((sums := self._sums.tolist())[0]):
+            own = self._seen(*sums)
             self._model = own.averaged(self._model, self.decay)
             if moves:
                 terms = [(g * (p - was)).sum(dtype=torch.float64) for p, was, g in self._before]
                 self._feedback = own.s * float(sum(terms))  # (H4)
                 self._move(self._model)
                 self._since = 0
-        self._before = []
-        self._forget()
+        self._sums, self._before = None, []
+        self._arriving, self._added, self._rows = {}, set(), {}
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
-    def _seen(self, s: float) -> HorizonModel:
-        """Return the model of this step alone; ``s`` is Φ_zᵀ dz/dt."""
+    def _seen(self, s: float, F: float) -> HorizonModel:
+        """Return the model of this step alone, from sums with F = dz/dt."""
         sign, T = self._interval()
-        batch = sum(self._rows.values())
+        batch = sum(rows for task, rows in self._rows.items() if task in self._added)
         own = HorizonModel.at(T, sign * s, self.cost, batch if self.per_sample else 1)
         if self.mode == "baseline_released":
-            own = replace(own, Q_T=(own.s + self.cost * T * sign * self._F) / batch)
+            own = replace(own, Q_T=(own.s + self.cost * T * sign * F) / batch)
         return own
 
     def _interval(self) -> tuple[float, float]:

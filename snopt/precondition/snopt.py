@@ -62,6 +62,8 @@ class Preconditioner(Layerwise[KroneckerPair]):
         ValueError: if an argument is out of range or the model has no layer to precondition.
     """
 
+    counts_rows = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -111,9 +113,11 @@ class Preconditioner(Layerwise[KroneckerPair]):
             loss_scale: what the loss was multiplied with for the backward pass (loss scaling in
                 half precision) and the gradients have been divided by since.
         """
+        rows = self.rows()
         if self.due:
             self._refresh(loss_scale)
         for block, group in self.with_gradient(param_groups):
+            block.state.batch = rows.get(block.name, block.state.batch)
             buffer = block.state.buffer()
             step = block.state.precondition(
                 block.gradient(buffer.shape[-1], buffer),

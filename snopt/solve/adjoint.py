@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snopt.curvature.collector import armed_collectors
+from snopt.curvature.collector import armed_collectors, counted_solve
 from snopt.solve.backward import integrate_backward
 from snopt.solve.field import (
     NO_EVENTS,
@@ -106,7 +106,9 @@ def solve_with_adjoint(
     check_times(t)
     params = parameters_of(problem.field.func, adjoint_params)
     parts = parts_of(y0)
-    solution = _Adjoint.apply(problem, len(parts), t, *parts, *params)
+    with counted_solve(problem.field.func, problem.field.layout.shapes) as passes_through:
+        solution = _Adjoint.apply(problem, len(parts), t, *parts, *params)
+        passes_through(solution)
     return problem.field.pack(solution)
 
 
