@@ -352,6 +352,8 @@ class Collector:
         Of a use that an earlier pass has gathered, ``seen`` or in a solve, the gradient alone is
         new.
         """
+        if g.numel() == 0:  # an empty batch is no data
+            return
         task, key = backward_pass(), self.layers[layer]
         current = self._pass(task)
         if key not in current.sums:

@@ -85,8 +85,8 @@ class KroneckerPair:
             R = U.rotate(M)
         damping: float | Tensor = eps
         if relative:
-            damping = U.mean(S).mul_(eps)
-            damping.masked_fill_(damping < _SMALLEST, 1.0)
+            unit = U.mean(S).mul_(eps)
+            damping = unit.masked_fill_(unit < _SMALLEST, 1.0)
         return U.back(U.divide(R, S, damping, exponent)).to(G.dtype)  # U_B [R / (S + ε)ᵖ] U_Aᵀ
 
     def _average(self, G: Tensor, momentum: float) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from snopt.curvature.factors import Accumulator, ThinSums, bases_of
+from snopt.curvature.factors import Accumulator, Bases, Factors, ThinSums, bases_of
 from snopt.linalg import eigenbases
 from snopt.precondition.base import (
     Layerwise,
@@ -110,7 +110,6 @@ class Preconditioner(Layerwise[KroneckerPair]):
             "relative_damping": relative_damping,
         }
         self._steep = 0  # looks in a row at which S was far above the damping
-        self.decompose = eigenbases  # what finds the bases of many factors
         super().__init__(
             model,
             partial(KroneckerPair, Workspace()),
@@ -195,11 +194,15 @@ class Preconditioner(Layerwise[KroneckerPair]):
             state.blend(new, self.factor_decay)
             for state, new in zip(states, gathered.values(), strict=True)
         ]
-        bases = bases_of(factors, self.decompose if self.ranks is None else self.ranks.eigenbases)
+        bases = self.bases(factors)
         for state, own, found in zip(states, factors, bases, strict=True):
             state.refresh(own, found, self.carry_moment)
         self.since_refresh, self._requested = 0, False
         self.refreshes += 1
+
+    def bases(self, factors: Sequence[Factors]) -> list[Bases]:
+        """Return the bases in which S is kept: those of A and of B."""
+        return bases_of(factors, eigenbases if self.ranks is None else self.ranks.eigenbases)
 
     def _wants_curvature(self) -> bool:
         if self._requested:
@@ -293,6 +296,9 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
         ValueError: if an argument is out of range or the model has no layer to precondition.
     """
 
+    method: type[Preconditioner] = Preconditioner
+    """What subclasses may replace."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -319,7 +325,7 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
         before = momentum if momentum_on == "gradient" else 0.0
         groups = as_groups(model, params)
         own, rest = split_options(Preconditioner, options)
-        preconditioner = Preconditioner(
+        preconditioner = self.method(
             model,
             eps=first,
             update_freq=update_freq,
