@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
-from experiments.base.errors import resumable
+from experiments.base.files import place
+from experiments.base.say import resumable
 from experiments.studies.search import Request, search
 
 
@@ -24,9 +24,9 @@ def parse(arguments: list[str] | None = None) -> Request:
     )
     parser.add_argument("target", help="the figure, such as figure-1")
     parser.add_argument("overrides", nargs="*", help="changes to every trial, such as device=cpu")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="data sets")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="run records")
-    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="search records")
+    parser.add_argument("--data-dir", type=place, default=Path("data"), help="data sets")
+    parser.add_argument("--output-dir", type=place, default=Path("outputs"), help="run records")
+    parser.add_argument("--results-dir", type=place, default=Path("results"), help="search records")
     parser.add_argument("--jobs", type=int, default=1, help="trials at a time")
     parser.add_argument("--storage", help="URL of the database of the trials, or a journal file")
     return Request(**vars(parser.parse_intermixed_args(arguments)))
@@ -34,7 +34,7 @@ def parse(arguments: list[str] | None = None) -> Request:
 
 def work() -> str:
     """Search and return the closing line."""
-    written = search(parse(), partial(print, flush=True))
+    written = search(parse(), print)
     return f"{len(written)} searches recorded; the winners are in configs/tuned/"
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import signal
-import sys
-from collections.abc import Callable, Sequence
-from types import FrameType
+import re
+import shlex
+from collections.abc import Sequence
 
 
 class UserError(Exception):
@@ -44,30 +43,19 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def quoted(text: str, sign: str = "'") -> str:
+    """Quote a value for Hydra, whose arguments give spaces, commas and much else a meaning."""
+    # Backslashes have one before a quotation mark alone.
+    inside = re.sub(rf"(\\*)({sign}|$)", lambda m: 2 * m[1] + (f"\\{m[2]}" if m[2] else ""), text)
+    return f"{sign}{inside}{sign}"
+
+
+def quoted_argument(key: str, value: object) -> str:
+    """Return ``key=value`` as it is typed in a shell where Hydra has to read the value as text."""
+    return shlex.quote(f"{key}={quoted(str(value), chr(34))}")
+
+
 def suggestion(name: str, known: Sequence[str]) -> str:
     """Return `` (did you mean ...?)``, or nothing where no known name is close."""
     close = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {close[0]}?)" if close else ""
-
-
-def resumable(work: Callable[[], str]) -> int:
-    """Do work that the same command can continue, print the closing line that it returns.
-
-    Returns:
-        The exit status: 0 done, 2 wrong input or failed runs, 130 interrupted.
-    """
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        closing = work()
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on from here\n")
-        return 130
-    sys.stdout.write(f"{closing}\n")
-    return 0
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

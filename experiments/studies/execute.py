@@ -5,31 +5,33 @@ at a time by default: several on the same cores disturb the clock that figures s
 
 Processes are in their own sessions: a worker that is killed leaves its runs alive. The next start
 counts such a run among its jobs and waits for its end: the record's lock forbids to train it twice,
-and training beside it would disturb the clock.
+and training beside it would disturb the clock. A process gets the lock from who starts it, so that
+it is held from the first moment on.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
-
-from hydra.utils import get_method
+from typing import Any, TypeVar
 
 from experiments.base.checks import check_whole
 from experiments.base.environment import REPOSITORY
-from experiments.base.errors import DataError, RecordError
+from experiments.base.errors import ConfigError, DataError, RecordError
 from experiments.base.files import is_held
-from experiments.run.build import check_optimizer
+from experiments.base.say import duration
+from experiments.run.build import check_parts, check_same_data, load_data
 from experiments.run.config import check_config, identity, load_config, resolve, run_folder
-from experiments.run.records import FAILED, INTERRUPTED, Record, finished
+from experiments.run.records import DONE, FAILED, INTERRUPTED, LOCK, Record, finished
 
 Say = Callable[[str], None]
 
@@ -55,6 +57,8 @@ class PlannedRun:
     overrides: tuple[str, ...]  # what the result depends on, as arguments of scripts/train.py
     places: tuple[str, ...]  # where data and records lie, as further arguments
     identity: str = ""  # hash of the configuration, whatever the folder of an older record has
+    data: Mapping[str, Any] = field(default_factory=dict, compare=False)  # the group ``dataset``
+    limit: float | None = None  # seconds of training at most
 
     @property
     def name(self) -> str:
@@ -83,10 +87,19 @@ def planned(
     Raises:
         ConfigError: an override is unknown or out of range, or parts do not fit.
     """
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if key in ("seed", "data_dir", "output_dir"):
+            raise ConfigError(
+                f"{override} cannot change every run, leave it out: --seeds of reproduce.py,"
+                " --data-dir and --output-dir say it"
+            )
+        if key == "trainer.restart" and value.lower() == "true":
+            raise ConfigError(f"{override} would undo what a rerun goes on from: leave it out")
     chosen = [f"experiment={experiment}"] if experiment else []
     config = resolve(load_config([*chosen, *overrides, *where]))
     check_config(config)
-    check_optimizer(config)
+    check_parts(config)
     return [
         PlannedRun(
             dataset,
@@ -96,6 +109,8 @@ def planned(
             (*chosen, f"seed={seed}", *overrides),
             tuple(where),
             identity(config),
+            config["dataset"],
+            config["trainer"]["max_seconds"],
         )
         for seed in seeds
     ]
@@ -187,15 +202,20 @@ class Training:
         """Train a run, or wait for the process that trains it already."""
         job = Job(run)
         self.live.append(job)
-        if held(run.folder):
+        job.process = self.launch(run)
+        if job.process is None:
             self._say(f"waiting for another process that trains {run.name}")
-        else:
-            job.process = self.launch(run)
         return job
 
-    def launch(self, run: PlannedRun) -> subprocess.Popen[bytes]:
-        """Start the process of a run."""
-        output = None
+    def launch(self, run: PlannedRun) -> subprocess.Popen[bytes] | None:
+        """Start the process of a run; None: another process trains it."""
+        lock, output = None, None
+        try:
+            lock = Record(run.folder).acquire()
+        except BlockingIOError:
+            return None
+        except OSError:
+            pass  # training says what is wrong with the folder
         if self._log is not None:
             path = self._log(run)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +228,8 @@ class Training:
             return subprocess.Popen(
                 [*self._command, *run.overrides, *run.places],
                 cwd=REPOSITORY,
-                env=self._environment,
+                env=self._environment if lock is None else {**self._environment, LOCK: str(lock)},
+                pass_fds=() if lock is None else (lock,),
                 stdin=None if output is None else subprocess.DEVNULL,
                 stdout=output,
                 stderr=None if output is None else subprocess.STDOUT,
@@ -218,6 +239,8 @@ class Training:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             if output is not None:
                 output.close()
+            if lock is not None:
+                os.close(lock)
 
     def ended(self) -> list[Job]:
         """Wait a moment, then return the jobs that have ended since the last call."""
@@ -231,9 +254,6 @@ class Training:
                     job.process = self.launch(job.run)
                     continue
             elif job.process.poll() is None:
-                continue
-            elif held(job.run.folder):  # the other process was faster to take the lock
-                job.process = None
                 continue
             else:
                 job.error = self._reason(job.run, job.process.returncode)
@@ -263,6 +283,22 @@ class Training:
         return last.removeprefix("error: ") if code == 2 else f"exit status {code}: {last}"
 
 
+def estimate(runs: Sequence[PlannedRun], jobs: int) -> str:
+    """Return in words how long runs will take: as their other seeds did, or their limit."""
+    known = []
+    for run in runs:
+        walls = []
+        for folder in run.folder.parent.glob("seed-*"):
+            with suppress(RecordError):  # training says what is wrong with it
+                status = Record(folder).status() or {}
+                walls += [status["wall_s"]] if status.get("state") == DONE else []
+        known += [statistics.fmean(walls)] if walls else filter(None, [run.limit])
+    if not known:
+        return "how long they take is known after the first"
+    # Fewer runs than jobs take as long as one.
+    return f"about {duration(statistics.fmean(known) * max(1, len(runs) / jobs))}"
+
+
 def last_line(log: Path) -> str:
     """Return the last words of a process."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -272,6 +308,18 @@ def last_line(log: Path) -> str:
 def held(folder: Path) -> bool:
     """Return whether a living process trains the run in a folder."""
     return is_held(Record(folder).lock_path)
+
+
+def complete(run: PlannedRun) -> bool:
+    """Return whether a run needs no training.
+
+    Raises:
+        RecordError: its record is damaged, or was made of other data than there is now.
+    """
+    if not finished(run.folder):
+        return False
+    check_same_data(run.data, Record(run.folder))
+    return True
 
 
 def _finished(run: PlannedRun) -> bool:
@@ -299,9 +347,13 @@ def execute(
         RecordError: runs failed; every one of them is named, with its reason.
         KeyboardInterrupt: a signal came; every run has stopped.
     """
-    waiting = deque(run for run in runs if not finished(run.folder))
+    # A run that a killed command left alive comes first: nothing is trained beside it.
+    missing = [run for run in runs if not complete(run)]
+    waiting = deque(sorted(missing, key=lambda run: not held(run.folder)))
     if len(waiting) < len(runs):
         say(f"{len(runs) - len(waiting)} of {len(runs)} runs are done already")
+    if waiting:
+        say(f"{len(waiting)} runs to train: {estimate(waiting, jobs)}")
     total, began, started = len(waiting), time.monotonic(), 0
     failures: dict[str, str] = {}
     with Training(jobs, say, train) as training:
@@ -309,8 +361,9 @@ def execute(
             while waiting and training.free:
                 run = waiting.popleft()
                 started += 1
-                elapsed = time.monotonic() - began
-                say(f"[{started}/{total}] {run.name} ({elapsed:.0f} s so far)")
+                elapsed, ended = time.monotonic() - began, started - 1 - len(training.live)
+                left = f", {duration(elapsed / ended * (total - ended))} left" if ended else ""
+                say(f"[{started}/{total}] {run.name} ({duration(elapsed)} so far{left})")
                 training.start(run)
             for job in training.ended():
                 if job.error is None and _finished(job.run):
@@ -333,17 +386,10 @@ def listed(failures: Mapping[str, str]) -> str:
     return "".join(f"\n  {name}: {reason}" for name, reason in failures.items())
 
 
-def check_data(run: PlannedRun) -> None:
-    """Load the data set of a run; raise a DataError, before any training, where it is not there."""
-    dataset = resolve(load_config([*run.overrides, *run.places]))["dataset"]
-    load = get_method(dataset["_target_"])
-    load(**{key: value for key, value in dataset.items() if key not in ("_target_", "task")})
-
-
 def available(
     runs: Mapping[str, list[PlannedRun]],
     say: Say,
-    check: Callable[[PlannedRun], None] = check_data,
+    check: Callable[[Mapping[str, Any]], object] = load_data,
 ) -> dict[str, list[PlannedRun]]:
     """Leave out the data sets that are not there, and say so.
 
@@ -359,7 +405,7 @@ def available(
             kept[dataset] = of_dataset
         else:
             try:
-                check(of_dataset[0])
+                check(of_dataset[0].data)
             except DataError as error:
                 reasons.append(f"{dataset}: {error}")
             else:

@@ -46,11 +46,12 @@ from snopt.curvature.collector import (
     inside_solve,
     node_collectors,
 )
+from snopt.errors import NON_FINITE, failure
 from snopt.linalg import at_least_float32
 from snopt.solve.field import adjoint_norm, products, rms_norm
 from snopt.solve.observers import leaves_no_trace, observer_on_torchdiffeq, observers_on_engine
 from snopt.solve.runge_kutta import Negated, Part, Stepper, takes
-from snopt.solve.solver import NFE, Problem, Solver
+from snopt.solve.solver import NFE, Problem, Solver, smallest
 from snopt.solve.tableau import TABLEAUX, Tableau
 from snopt.solve.torchdiffeq import backward_on_torchdiffeq
 
@@ -246,7 +247,9 @@ def collect_without_gradient(
             leaves_no_trace(problem.field.func, t.device),
         ):
             apart = replace(problem, nfe=nfe, memory=None)
-            integrate_backward(apart, t, solution, grad_solution, (), collectors)
+            a, _, _ = integrate_backward(apart, t, solution, grad_solution, (), collectors)
+            if not all(bool(torch.isfinite(part).all()) for part in a):  # found on a grid
+                raise failure(problem.backward, "curvature", *NON_FINITE)
     except RuntimeError as error:
         warnings.warn(f"no curvature from this step: {error}", RuntimeWarning, stacklevel=2)
     problem.nfe.add("curvature", nfe.backward + nfe.curvature)
@@ -354,10 +357,7 @@ class ControlledPathSum(PathSum):
         )
         self._Q = self._next = self._K.new_zeros(sum(self._counts))
         self._size = self._next_size = self._Q.abs()
-        self._rtol, atol = (
-            float(tol.min() if isinstance(tol, Tensor) else tol)
-            for tol in (solver.rtol, solver.atol)
-        )
+        self._rtol, atol = float(smallest(solver.rtol)), float(smallest(solver.atol))
         # Above 0: an entry without gradient has no error.
         self._atol = max(atol, torch.finfo(like.dtype).tiny)
 

@@ -15,7 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snopt.curvature.collector import Collector, Recording, armed_collectors, inside_solve
+from snopt.curvature.collector import (
+    Collector,
+    Recording,
+    armed_collectors,
+    counted_solve,
+    inside_solve,
+)
 from snopt.linalg import at_least_float32
 from snopt.solve.backward import collect_without_gradient
 from snopt.solve.field import (
@@ -63,7 +69,7 @@ def odeint_checkpoint(
     """
     solver = Solver(method, rtol, atol, options)
     counter = NFE() if nfe is None else nfe
-    problem = Problem(Field(func, y0), solver, solver.curvature(), counter)
+    problem = Problem(Field(func, y0), solver, solver.adjoint(), counter)
     return solve_with_checkpoints(problem, y0, t, adjoint_params)
 
 
@@ -82,7 +88,9 @@ def solve_with_checkpoints(
         )
     params = parameters_of(problem.field.func, adjoint_params)
     parts = parts_of(y0)
-    solution = _Checkpoint.apply(problem, len(parts), t, *parts, *params)
+    with counted_solve(problem.field.func, problem.field.layout.shapes) as passes_through:
+        solution = _Checkpoint.apply(problem, len(parts), t, *parts, *params)
+        passes_through(solution)
     return problem.field.pack(solution)
 
 
@@ -139,7 +147,7 @@ class _Checkpoint(torch.autograd.Function):
         collect_without_gradient(ctx.problem, t, solution, grad_solution)
         discrete = [c for c in armed_collectors(ctx.problem.field.func) if c.discrete]
         replay = _Replay(ctx.problem, ctx.times, params, discrete)
-        rows = torch.cat([g.reshape(len(ctx.times), -1) for g in grad_solution], dim=1)
+        rows = torch.cat([g.reshape(len(g), g[0].numel()) for g in grad_solution], dim=1)
         y_bar, k_bar = torch.zeros_like(rows[0]), None
         with ctx.autocast():
             for record in reversed(ctx.records):
