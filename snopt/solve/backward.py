@@ -162,6 +162,8 @@ class _BackwardSolve:
             for observer in self.observers:
                 observer.begin(times[i], self.end)
             for step in stepper.steps(y, times[i], self.end):
+                if self.expected is not None:
+                    self._check_same(self.expected, step.stages[0])
                 # The solve runs from the end of the path to its start.
                 self.Q_u.accept(step.t0 - step.t1)
                 for observer in self.observers:
@@ -196,8 +198,6 @@ class _BackwardSolve:
             if wanted and self.controls:
                 wanted = [time.requires_grad_(), *wanted]
             outputs = self.problem.field.at(time, z)
-            if self.expected is not None:
-                self._check_same(self.expected, time, z, outputs)
             inputs: list[Any] = [*z, *wanted, *(recording.edges if recording else ())]
             found = products(outputs, inputs, parts[n:])
         if wanted:
@@ -210,17 +210,17 @@ class _BackwardSolve:
         ]
         return [*outputs, *adjoint], recording
 
-    def _check_same(
-        self, expected: Tensor, t: Tensor, z: Sequence[Tensor], outputs: Sequence[Tensor]
-    ) -> None:
-        """Raise RuntimeError if F(t1, z1) is not what the forward solve had."""
-        self.expected = None
+    def _check_same(self, expected: Tensor, derivative: Tensor) -> None:
+        """Raise RuntimeError if the first stage of all, F(t1, z1), is not the forward solve's."""
+        field, self.expected = self.problem.field, None
+        z, t = [part[-1] for part in self.solution], self.times[-1]
+        n = sum(field.layout.sizes)
         check_same(
-            self.problem.field,
-            thinned(outputs),
+            field,
+            thinned(derivative[:n]),
             expected,
-            lambda: expected.abs().max() + thinned(z).abs().max(),
-            lambda: thinned(self.problem.field.at(t, z)),
+            lambda: expected.abs().max() + field.layout.flatten(z).abs().max(),
+            lambda: thinned(field.layout.flatten(field.at(t, z))),
         )
 
     def _recording(self, stage: int, *, counts: bool) -> Recording | None:

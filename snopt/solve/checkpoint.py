@@ -258,7 +258,7 @@ class _Replay:
         y0, dt = record.y0, record.t1 - record.t0
 
         def slope(y1: Tensor) -> Tensor:
-            return thinned([(y1 - y0) / dt])
+            return thinned((y1 - y0) / dt)
 
         def again() -> Tensor:
             stages = stages_like(y0, TABLEAUX[self.problem.forward.method], differentiable=False)

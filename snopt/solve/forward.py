@@ -38,7 +38,7 @@ def solve_forward(
                 rows.extend(step.interpolate(times[i], cubic=cubic) for i in inside)
         ends_on_a_stage = step.stages.tableau.ends_on_a_stage and step.y1.numel() > 0
         if ends_on_a_stage and not differentiable:
-            field.end = thinned(field.layout.split(step.stages[-1]))
+            field.end = thinned(step.stages[-1]).clone()
         return tuple(field.layout.split(torch.stack(rows)))
     return parts_of(solve(problem, "forward", field.func, field.pack(parts), t))
 

@@ -47,8 +47,9 @@ def inputs_of(
     params = [p for p in field.weights.values() if p.requires_grad]
     if not torch.is_grad_enabled() or t.numel() < 2 or not takes(problem.forward, field):
         return params
-    # Nodes are numbered in the order of their making.
-    mark = torch.ones((), requires_grad=True).view(()).grad_fn._sequence_nr()  # type: ignore[union-attr]
+    # The nodes of a graph are numbered in the order of their making; torch has no public name for
+    # the number to come.
+    mark = int(torch._C._autograd._get_sequence_nr())
     with inside_solve():
         outputs = field.at(float(t[0].detach()), [part.detach() for part in parts])
     field.ahead = [o.detach() for o in outputs]
@@ -182,9 +183,9 @@ class RandomStates:
             yield
 
 
-def thinned(parts: Sequence[Tensor]) -> Tensor:
-    """Return some 1000 entries of each part, as one vector of their own."""
-    return torch.cat([p.detach().reshape(-1)[:: 1 + p.numel() // 1024] for p in parts])
+def thinned(y: Tensor) -> Tensor:
+    """Return some 1000 entries of a vector, a view."""
+    return y.detach()[:: 1 + y.numel() // 1024]
 
 
 def check_same(
