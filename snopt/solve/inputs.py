@@ -46,7 +46,9 @@ def inputs_of(
         )
     params = [p for p in field.weights.values() if p.requires_grad]
     if not torch.is_grad_enabled() or t.numel() < 2 or not takes(problem.forward, field):
-        return params
+        # As torchdiffeq has it: a replica of DataParallel has its weights as attributes.
+        replicas = _attributes(func).values() if getattr(func, "_is_replica", False) else ()
+        return [*params, *replicas]
     # The nodes of a graph are numbered in the order of their making; torch has no public name for
     # the number to come.
     mark = int(torch._C._autograd._get_sequence_nr())
