@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from experiments.base.device import choose_device
-from experiments.base.errors import UserError
+from experiments.base.say import resumable
 from experiments.measure.harness import Effort
 from experiments.measure.run import ALL, BENCHMARKS, chosen, run
 
@@ -61,35 +61,26 @@ def _positive(text: str) -> int:
     return value
 
 
-def main() -> int:
-    """Run the command line and return its exit status."""
+def work() -> str:
+    """Do what the command line asks for and return the closing lines."""
     options = parser().parse_args()
     benchmarks = ALL if options.benchmark == "all" else (options.benchmark,)
     scaling = benchmarks == ("scaling",)
     if options.threads or scaling:
         torch.set_num_threads(1 if scaling else options.threads)
-    try:
-        planned = chosen(benchmarks, options.only)
-        if options.draw:
-            for benchmark in benchmarks:
-                BENCHMARKS[benchmark].draw(options.output)
-            return 0
+    planned = chosen(benchmarks, options.only)
+    if options.draw:
+        written = [path for name in benchmarks for path in BENCHMARKS[name].draw(options.output)]
+    else:
         effort = Effort(
             device=choose_device("cpu" if scaling else options.device),
             repeats=options.repeats or (SCALING_REPEATS if scaling else Effort.repeats),
             processes=options.processes,
             max_seconds=options.max_seconds,
         )
-        for path in run(planned, effort, options.output, lambda line: print(line, flush=True)):
-            print(path)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; finished workloads are kept", file=sys.stderr)
-        return 130
-    return 0
+        written = run(planned, effort, options.output, print)
+    return "\n".join(map(str, written))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(resumable(work, "finished workloads are kept"))

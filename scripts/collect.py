@@ -11,12 +11,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.base.errors import resumable
+from experiments.base.say import resumable
 from experiments.figures import paper_runs
 
 
-def main() -> int:
-    """Run the command line and return its exit status."""
+def work() -> str:
+    """Do what the command line asks for and return the closing line."""
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -29,16 +29,12 @@ def main() -> int:
     parser.add_argument("--results-dir", type=Path, default=Path("results"), help="summaries")
     parser.add_argument("--draw-only", action="store_true", help="collect nothing, only draw")
     chosen = parser.parse_intermixed_args()
-
-    def work() -> str:
-        if not chosen.draw_only:
-            paper_runs.collect(
-                chosen.output_dir, chosen.results_dir, print, chosen.datasets, chosen.overrides
-            )
-        return "drawn: " + ", ".join(map(str, paper_runs.draw(chosen.results_dir)))
-
-    return resumable(work)
+    if not chosen.draw_only:
+        paper_runs.collect(
+            chosen.output_dir, chosen.results_dir, print, chosen.datasets, chosen.overrides
+        )
+    return "drawn: " + ", ".join(map(str, paper_runs.draw(chosen.results_dir)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(resumable(work))

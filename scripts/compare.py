@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
-from experiments.base.errors import resumable
+from experiments.base.say import resumable
 from experiments.studies.comparison.report import FILES, draw
 from experiments.studies.comparison.session import Request, compare, set_targets
 from experiments.studies.comparison.settings import FOLDER
@@ -41,12 +40,11 @@ def parse(arguments: list[str] | None = None) -> tuple[str, Request]:
 def work() -> str:
     """Do what the command line asks for and return the closing line."""
     action, request = parse()
-    say = partial(print, flush=True)
     if action == "targets":
-        return f"the targets are in {set_targets(request, say)}"
+        return f"the targets are in {set_targets(request, print)}"
     if action == "run":
-        compare(request, say)
-    draw(request.folder, request.command, say)
+        compare(request, print)
+    draw(request.folder, request.command, print)
     return f"{request.folder}: {', '.join(FILES)}"
 
 

@@ -15,13 +15,15 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
-from experiments.base.errors import DataError, resumable
+from experiments.base.errors import DataError
+from experiments.base.say import keep_talking, resumable
 from experiments.data import catalogue
 from experiments.data.sources import Say, Source
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    keep_talking()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("dataset", help=f"all, or one of {', '.join(catalogue.sources())}")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="default: data")

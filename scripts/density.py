@@ -11,28 +11,24 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.base.errors import resumable
+from experiments.base.say import resumable
 from experiments.figures.density import write
 from experiments.figures.request import Made
 from experiments.run.records import summarise
 
 
-def main() -> int:
-    """Run the command line and return its exit status."""
+def work() -> str:
+    """Do what the command line asks for and return the closing line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs, seed-<k>")
     parser.add_argument("--out", type=Path, help="default: density/ in the folder of the first run")
     chosen = parser.parse_args()
     folder = chosen.out or chosen.runs[0] / "density"
-
-    def work() -> str:
-        runs = map(summarise, chosen.runs)
-        made = [Made(r.dataset, r, f"record {r.task}/{r.dataset}/{r.optimizer}") for r in runs]
-        write(made, folder, command="python scripts/density.py RUN_FOLDER")
-        return f"drawn: {folder / 'figure.png'}"
-
-    return resumable(work)
+    runs = map(summarise, chosen.runs)
+    made = [Made(r.dataset, r, f"record {r.task}/{r.dataset}/{r.optimizer}") for r in runs]
+    write(made, folder, command="python scripts/density.py RUN_FOLDER")
+    return f"drawn: {folder / 'figure.png'}"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(resumable(work))

@@ -10,24 +10,19 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.base.errors import resumable
+from experiments.base.say import resumable
 from experiments.figures.report.page import build
 
 
-def main() -> int:
-    """Run the command line and return its exit status."""
+def work() -> str:
+    """Do what the command line asks for and return the closing line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--results-dir", type=Path, default=Path("results"), help="default: results"
     )
-    chosen = parser.parse_args()
-
-    def work() -> str:
-        path = build(chosen.results_dir, lambda line: print(line, flush=True))
-        return f"{path}: open it in a browser"
-
-    return resumable(work)
+    path = build(parser.parse_args().results_dir, print)
+    return f"{path}: open it in a browser"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(resumable(work))

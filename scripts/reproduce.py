@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.base.errors import resumable
+from experiments.base.say import resumable
 from experiments.figures.reproduce import FIGURES, reproduce
 from experiments.figures.request import SEEDS, Request
 
@@ -31,7 +31,11 @@ def parse(arguments: list[str] | None = None) -> Request:
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs at a time; more than one disturbs their clocks"
     )
-    parser.add_argument("--x", default="time", help="axis of figure-6: time, steps or nfe")
+    parser.add_argument(
+        "--x",
+        default="time",
+        help="axis of figures 1 and 6: time or cpu; of figure-6 also steps or nfe",
+    )
     return Request(**vars(parser.parse_intermixed_args(arguments)))
 
 
@@ -39,17 +43,13 @@ def _seeds(text: str) -> tuple[int, ...]:
     return tuple(int(seed) for seed in text.split(","))
 
 
-def main() -> int:
-    """Run the command line and return its exit status."""
+def work() -> str:
+    """Reproduce and return the closing line."""
     request = parse()
-
-    def work() -> str:
-        folder = reproduce(request, lambda line: print(line, flush=True))
-        made = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_file()))
-        return f"{request.target}: {folder}: {made}"
-
-    return resumable(work)
+    folder = reproduce(request, print)
+    made = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_file()))
+    return f"{request.target}: {folder}: {made}"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(resumable(work))

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
-from experiments.base.errors import resumable
+from experiments.base.say import resumable
 from experiments.studies.search import Request, search
 
 
@@ -34,7 +33,7 @@ def parse(arguments: list[str] | None = None) -> Request:
 
 def work() -> str:
     """Search and return the closing line."""
-    written = search(parse(), partial(print, flush=True))
+    written = search(parse(), print)
     return f"{len(written)} searches recorded; the winners are in configs/tuned/"
 
 

@@ -17,7 +17,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from experiments.base.errors import ConfigError, resumable
+from experiments.base.errors import ConfigError
+from experiments.base.say import keep_talking, resumable
 from experiments.studies.sweep import status, sweep
 from experiments.studies.wandb_export import export
 
@@ -38,6 +39,7 @@ def export_spaces(arguments: list[str]) -> str:
 
 def main() -> int:
     """Run the command line and return its exit status."""
+    keep_talking()
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
@@ -45,7 +47,7 @@ def main() -> int:
     words = {"status": status, "export": export_spaces}
     if arguments[0] in words:
         return resumable(lambda: words[arguments[0]](arguments[1:]))
-    return resumable(lambda: sweep(arguments, lambda line: print(line, flush=True)))
+    return resumable(lambda: sweep(arguments, print))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.base.errors import ConfigError, UserError
 from experiments.base.interrupts import Interrupted
+from experiments.base.say import keep_talking
 from experiments.run.config import CONFIGS, ROOT, explain, tuned_experiments
 from experiments.run.ranks import started_as
 from experiments.run.run import RunResult, run
@@ -34,6 +35,7 @@ _outcomes: list[RunResult | UserError] = []
 @hydra.main(config_path=str(CONFIGS), config_name=ROOT, version_base="1.3")
 def _job(config: DictConfig) -> None:
     """Train one configuration; Hydra calls this, once for every point of a sweep."""
+    keep_talking()  # a launcher may have started this process
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         if started_as()[1] > 1:
             raise ConfigError("torchrun trains one run on its ranks: leave out -m")
@@ -48,6 +50,7 @@ def _job(config: DictConfig) -> None:
 
 def main() -> int:
     """Run the command line and return its exit status."""
+    keep_talking()
     status = _main()
     if status and started_as()[0] > 0:
         # torchrun ends all ranks with the first one that fails: rank 0 has to have its say before.

@@ -1,4 +1,4 @@
-"""The README's example runs as it stands, and what it names exists."""
+"""The README's example runs as it stands; what README and docs name exists, with its numbers."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ from experiments.studies.comparison.scoring import scores_of, studies_of
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path: path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+TEXT = "\n".join(PAGES.values())
 
 
 class Field(torch.nn.Module):
@@ -58,12 +63,12 @@ def test_the_example_trains_a_model():
 
 def test_the_tables_name_what_exists():
     for group in ("task", "optimizer"):
-        rows = re.search(rf"\| `{group}=` \|.*?\n\n", README, re.S).group(0)
+        rows = re.search(rf"\| `{group}=` \|.*?\n\n", TEXT, re.S).group(0)
         first_cells = [line.split("|")[1] for line in rows.strip().splitlines()[2:]]
         for name in re.findall(r"`([a-z0-9_]+)`", " ".join(first_cells)):
             assert (ROOT / "configs" / group / f"{name}.yaml").is_file(), name
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    rows = re.search(r"\| `make …` \|.*?\n\n", README, re.S).group(0)
+    rows = re.search(r"\| `make …` \|.*?\n\n", TEXT, re.S).group(0)
     first_cells = [line.split("|")[1] for line in rows.strip().splitlines()[2:]]
     for target in re.findall(r"`([a-z0-9-]+)`", " ".join(first_cells)):
         figure = target.removeprefix("reproduce-")
@@ -74,9 +79,14 @@ def test_the_tables_name_what_exists():
 
 
 def test_links_and_pictures_exist():
-    for link in re.findall(r"\]\(([^)]+)\)", README):
-        if not link.startswith("http"):
-            assert (ROOT / link).exists(), link
+    for page, text in PAGES.items():
+        for link in re.findall(r"\]\(([^)#]+\.\w+)", text):
+            if not link.startswith("http"):
+                assert (page.parent / link).exists(), (page.name, link)
+
+
+def test_the_readme_is_one_page():
+    assert len(README.splitlines()) <= 130
 
 
 def test_the_numbers_are_those_of_the_figures_data():
@@ -100,7 +110,7 @@ def test_the_numbers_are_those_of_the_figures_data():
 
 def cells(name):
     """Return the body of the table between the marks ``<!-- name -->``, by row."""
-    table = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", README, re.S).group(1)
+    table = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", TEXT, re.S).group(1)
     return [[c.strip() for c in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
 
 
@@ -128,7 +138,7 @@ def test_the_ratios_are_those_of_the_benchmarks():
 def test_the_comparison_is_that_of_its_runs():
     rows = read_rows(ROOT / "results" / "protocol" / "runs.csv")
     found, ups = studies_of(rows), report.speed_ups(studies_of(rows), rows)
-    table = re.search(r"<!-- protocol -->\n(.*?)<!-- /protocol -->", README, re.S).group(1)
+    table = re.search(r"<!-- protocol -->\n(.*?)<!-- /protocol -->", TEXT, re.S).group(1)
     header = [cell.strip() for cell in table.splitlines()[0].split("|")[1:-1]]
     datasets = names_of(rows, "dataset")
     goals = {row["dataset"]: report.goal(row) for _, row in rows.iterrows()}
@@ -154,7 +164,7 @@ def test_what_smaller_damping_does_is_what_figure_8_measured():
     smaller = min(accuracy)
     assert middle / smaller == pytest.approx(100.0)
     first, second = (f"{100 * accuracy[damping]:.0f} %" for damping in (middle, smaller))
-    assert f"from {first} to {second}" in README
+    assert f"from {first} to {second}" in TEXT
 
 
 def test_the_ablations_numbers_are_those_of_its_data():
@@ -190,7 +200,7 @@ def test_the_published_settings_are_those_of_the_runs():
 
 
 def test_on_circle_snopt_is_ahead_with_each_seed():
-    assert "ends ahead with each of the three seeds" in re.sub(r"\s+", " ", README)
+    assert "ends ahead with each of the three seeds" in re.sub(r"\s+", " ", TEXT)
     folder = ROOT / "results" / "paper" / "circle"
     for seed in range(3):
         paths = [folder / f"{name}-seed-{seed}.json" for name in ("snopt", "adam", "sgd")]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import signal
-import sys
-from collections.abc import Callable, Sequence
-from types import FrameType
+from collections.abc import Sequence
 
 
 class UserError(Exception):
@@ -48,26 +45,3 @@ def suggestion(name: str, known: Sequence[str]) -> str:
     """Return `` (did you mean ...?)``, or nothing where no known name is close."""
     close = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {close[0]}?)" if close else ""
-
-
-def resumable(work: Callable[[], str]) -> int:
-    """Do work that the same command can continue, print the closing line that it returns.
-
-    Returns:
-        The exit status: 0 done, 2 wrong input or failed runs, 130 interrupted.
-    """
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        closing = work()
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on from here\n")
-        return 130
-    sys.stdout.write(f"{closing}\n")
-    return 0
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -16,7 +16,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -32,9 +34,40 @@ Progress = Callable[[int, int | None], None]
 """Called with the bytes that are here and, where the server announces it, their final number."""
 
 
+_noted: ContextVar[dict[str, str] | None] = ContextVar("noted", default=None)
+
+
+@contextmanager
+def noting() -> Iterator[dict[str, str]]:
+    """Give the SHA-256 of the files that are read inside, by name.
+
+    A file that is read only if it has a known checksum is left out: it cannot be another one.
+    """
+    token = _noted.set({})
+    try:
+        yield cast("dict[str, str]", _noted.get())
+    finally:
+        _noted.reset(token)
+
+
 def digest(path: Path, algorithm: str = "sha256") -> str:
-    """Return the hex digest of a file, or raise DataError where it cannot be read."""
-    with _reading(path), path.open("rb") as stream:
+    """Return the hex digest of a file, or raise DataError where it cannot be read.
+
+    A file is read once for each size and time of change that it has.
+    """
+    with _reading(path):
+        found = path.stat()
+        changed = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        value = _digest(path.absolute(), algorithm, changed)
+    noted = _noted.get()
+    if noted is not None and algorithm == "sha256":
+        noted[path.name] = value
+    return value
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, algorithm: str, _changed: tuple[int, ...]) -> str:
+    with path.open("rb") as stream:
         return hashlib.file_digest(stream, algorithm).hexdigest()
 
 
@@ -54,6 +87,8 @@ def read(path: Path, checksum: str | None = None) -> bytes:
     if checksum is not None:
         found = hashlib.new(checksum.partition(":")[0], content).hexdigest()
         _compare(path, checksum, found)
+    elif (noted := _noted.get()) is not None:
+        noted[path.name] = hashlib.sha256(content).hexdigest()
     return content
 
 

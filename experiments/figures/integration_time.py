@@ -33,8 +33,9 @@ from experiments.publish.provenance import read_provenance
 from experiments.publish.runs import NFE
 from experiments.publish.style import WIDTH_IN, Look, finish, handles, styled
 from experiments.publish.tables import Table, csv_of, escape, read_table
+from experiments.run.build import load_data
 from experiments.run.records import DIVERGED, DONE, finished
-from experiments.studies.execute import PlannedRun, Say, check_data
+from experiments.studies.execute import PlannedRun, Say
 
 FIGURE_9, TABLE_5 = "figure-9", "table-5"
 DATASETS = {"embedded": "digits", "paper": "cifar10"}
@@ -87,7 +88,7 @@ def reproduce(request: Request, say: Say) -> None:
     wanted = plan(request)
     missing = [run for _, run in wanted if not finished(run.folder)]
     if missing:
-        check_data(missing[0])
+        load_data(missing[0].data)
     made = obtain(request, wanted, say, consequence=f"{request.target} is not made")
     facts = facts_of(made)
     line = (

@@ -31,10 +31,10 @@ import torch
 
 from experiments.base import errors
 from experiments.base.device import describe, synchroniser
-from experiments.base.environment import REPOSITORY, versions
+from experiments.base.environment import REPOSITORY, git_state, versions
 from experiments.base.errors import RecordError, UserError
 from experiments.base.files import write_whole
-from experiments.publish.provenance import git_state, processor
+from experiments.publish.provenance import processor
 
 # --- timings in turn -----------------------------------------------------------------------------
 

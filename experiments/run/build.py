@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,13 +22,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from experiments.base.checks import call_named
-from experiments.base.errors import ConfigError, one_line
+from experiments.base.errors import ConfigError, DataError, one_line
 from experiments.base.seeds import seed_everything
+from experiments.data.files import noting
 from experiments.data.splits import Splits
 from experiments.models.fields import MLPField
 from experiments.optimizers.evaluation import check_task, is_plain
 from experiments.run.averaging import Averaging, build_averaging
 from experiments.run.config import NESTED, NONE, Config, TrainerSettings
+from experiments.run.records import Record
 from experiments.tasks import Task
 from snopt import IntegrationTime, ODEBlock
 from snopt.validate import check_number
@@ -53,6 +56,7 @@ class Parts:
         scheduler_interval: ``"epoch"`` or ``"step"``: when the schedule advances.
         averaging: average of the model's weights; by default there is none.
         horizon: trains the model's integration time, or None where that is fixed.
+        files: SHA-256 of the data's files, see :func:`load_data`.
     """
 
     task: Task
@@ -63,6 +67,7 @@ class Parts:
     scheduler_interval: str
     averaging: Averaging = field(default_factory=Averaging)
     horizon: IntegrationTime | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def build(config: Config, device: torch.device) -> Parts:
@@ -73,7 +78,7 @@ def build(config: Config, device: torch.device) -> Parts:
         DataError: the data set is missing or damaged.
     """
     task: Task = _factory("task", config["task"])()
-    loaded = _load_data(config["dataset"])
+    loaded, files = load_data(config["dataset"])
     settings = TrainerSettings.from_config(config["trainer"])
     size = len(loaded.train[0])
     if settings.batch_size > size:
@@ -96,7 +101,7 @@ def build(config: Config, device: torch.device) -> Parts:
     scheduler, interval = build_scheduler(config["optimizer"].get("scheduler"), optimizer)
     splits = (loaded.train, loaded.val, loaded.test)
     data = Splits(loaded.info, *(tuple(t.to(device) for t in split) for split in splits))
-    return Parts(task, data, model, optimizer, scheduler, interval, averaging, horizon)
+    return Parts(task, data, model, optimizer, scheduler, interval, averaging, horizon, files)
 
 
 def check_optimizer(config: Config) -> None:
@@ -186,14 +191,43 @@ def build_scheduler(
     return _call("optimizer.scheduler", make, optimizer), interval
 
 
-def _load_data(config: Mapping[str, Any]) -> Splits:
-    """Load the splits; the loaders say themselves what is wrong with the data."""
+def load_data(config: Mapping[str, Any]) -> tuple[Splits, dict[str, str]]:
+    """Load the splits, and tell which files they come from.
+
+    Args:
+        config: the group ``dataset``.
+
+    Returns:
+        The splits and, by name, the SHA-256 of the files that may be other ones next time: neither
+        those of published checksums nor those of packages.
+
+    Raises:
+        ConfigError: the loader does not know an argument.
+        DataError: files are missing or damaged, as the loader says.
+    """
     load = _factory("dataset", config)
     if "name" not in inspect.signature(load.func).parameters:
         load.keywords.pop("name", None)
     _check_arguments("dataset", load)
-    splits: Splits = load()
-    return splits
+    with noting() as files:
+        splits: Splits = load()
+    return splits, files
+
+
+def check_same_data(config: Mapping[str, Any], *records: Record) -> None:
+    """Refuse records that were made of other files than the group ``dataset`` loads by now.
+
+    Where the files are gone, or the record is of a version that did not note them, nothing is said.
+
+    Raises:
+        RecordError: naming the files.
+    """
+    noted = [record for record in records if (record.status() or {}).get("data")]
+    if noted:
+        with suppress(DataError):
+            _, files = load_data(config)
+            for record in noted:
+                record.check_data(files)
 
 
 def _factory(group: str, config: Mapping[str, Any]) -> partial[Any]:

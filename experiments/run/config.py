@@ -42,6 +42,8 @@ MOST_THREADS: Final = 1024
 EPOCH: Final = "epoch"
 NESTED: Final = ("ode", "rest")
 """The two optimizers inside one of ``experiments.optimizers.split``."""
+CONTROLS: Final = ("frozen", "sgd_rate", "snopt_identity", "snopt_random")
+"""SNOpt's configuration with another ``_target_``; see ``experiments.optimizers.controls``."""
 
 Config = dict[str, Any]
 Space = dict[str, dict[str, Any]]
@@ -127,10 +129,12 @@ def search_space_of(optimizer: str, configs: Path = CONFIGS) -> Space:
 def tuned_experiments() -> tuple[str, ...]:
     """Give Hydra the experiments that ``configs/tuned/`` describes and return their names.
 
-    A table there has, by data set, ``trainer`` and ``optimizers``: by optimizer, what is set below
-    ``optimizer``, or ``trainer.…``. ``like`` starts from another table's entry. The experiment is
-    called ``<table>/<data set>-<name of the optimizer>``, or ``<table>/<data set>`` where no
-    optimizer is chosen, and builds on ``configs/experiment/<data set>.yaml``.
+    A table there has, by data set, ``optimizers``: by optimizer, what is set below ``optimizer``,
+    or ``trainer.…``. Other keys are groups (``trainer``, ``model``, ``solver``) that all optimizers
+    share. ``like`` starts from another table's entry. The experiment is called
+    ``<table>/<data set>-<name of the optimizer>``, or ``<table>/<data set>`` where no optimizer is
+    chosen, and builds on ``configs/experiment/<data set>.yaml``. With SNOpt come its controls,
+    which have all of its settings.
 
     Raises:
         ConfigError: a table names something that does not exist.
@@ -140,14 +144,16 @@ def tuned_experiments() -> tuple[str, ...]:
     for table, datasets in tables.items():
         for dataset, entry in datasets.items():
             try:
-                trainer, optimizers = _tuned(tables, entry)
+                shared, optimizers = _tuned(tables, entry)
             except (KeyError, TypeError, AttributeError) as error:
                 where = CONFIGS / "tuned" / f"{table}.yaml"
                 raise ConfigError(f"{where}: {dataset}: {one_line(error)}") from error
+            if "snopt" in optimizers:
+                optimizers |= _controls(*optimizers["snopt"])
             for suffix, (optimizer, settings) in (optimizers or {"": ("", {})}).items():
                 chosen = [{"override /optimizer": optimizer}] if optimizer else []
                 defaults = [f"/experiment/{dataset}@_global_", *chosen, "_self_"]
-                node = OmegaConf.create({"defaults": defaults, "trainer": dict(trainer)})
+                node = OmegaConf.create({"defaults": defaults, **shared})
                 for key, value in settings.items():
                     full = key if key.startswith("trainer.") else f"optimizer.{key}"
                     OmegaConf.update(node, full, value)
@@ -160,17 +166,29 @@ def tuned_experiments() -> tuple[str, ...]:
 def _tuned(
     tables: Mapping[str, Any], entry: Mapping[str, Any]
 ) -> tuple[Config, dict[str, tuple[str, Config]]]:
-    """Return ``trainer`` of an entry and, by name of an optimizer, its file and settings."""
-    trainer: Config = {}
+    """Return an entry's shared groups and, by name of an optimizer, its file and settings."""
+    shared: Config = {}
     optimizers: dict[str, tuple[str, Config]] = {}
     if "like" in entry:
         table, _, dataset = entry["like"].partition("/")
-        trainer, optimizers = _tuned(tables, tables[table][dataset])
+        shared, optimizers = _tuned(tables, tables[table][dataset])
     for optimizer, settings in entry.get("optimizers", {}).items():
         name = description_of("optimizer", optimizer)["name"]
         _, before = optimizers.get(name, ("", {}))
         optimizers[name] = optimizer, {**before, **settings}
-    return {**trainer, **entry.get("trainer", {})}, optimizers
+    own = {key: value for key, value in entry.items() if key not in ("like", "optimizers")}
+    return {**shared, **{key: {**shared.get(key, {}), **own[key]} for key in own}}, optimizers
+
+
+def _controls(optimizer: str, settings: Config) -> dict[str, tuple[str, Config]]:
+    """Return SNOpt's controls by name, each with SNOpt's file and settings but for its own."""
+    where = "ode." if "ode" in description_of("optimizer", optimizer) else ""
+    found = {}
+    for name in CONTROLS:
+        description = description_of("optimizer", name)
+        own = {f"{where}{k}": v for k, v in description.items() if k in ("_target_", "basis")}
+        found[name] = optimizer, {**settings, **own, "name": name}
+    return found
 
 
 def write_tuned(
@@ -316,6 +334,15 @@ _NOT_IDENTITY = ("seed", "output_dir", "data_dir", "tracking", "device")
 _NOT_IDENTITY_TRAINER = ("progress", "threads", "checkpoint_every", "restart")
 _NOT_IDENTITY_DATASET = ("data_dir", "download", "allow_unverified")
 
+# Keys that came later, with the value that stands for their absence in older records.
+_BEFORE_THERE_WAS_A_CHOICE: Final = {
+    ("trainer", "stop_at"): None,
+    ("trainer", "eval_every_s"): None,
+    ("trainer", "drop_last"): False,
+    ("model", "stem_bias"): True,
+    ("model", "cell"): "gru",
+}
+
 _TRAINED = ("lr", "cost", "every", "minimum", "decay")
 _AVERAGING_KEYS: Final = {NONE: (), "swa": ("start", "every"), "ema": ("start", "every", "decay")}
 _HORIZON_KEYS: Final = {NONE: (), "baseline": _TRAINED, "feedback": _TRAINED}
@@ -327,6 +354,7 @@ class TrainerSettings:
 
     Attributes:
         batch_size: examples a step.
+        drop_last: leave out the batch at the end of an epoch that is smaller.
         eval_batch_size: examples a forward pass of validation and test.
         epochs: passes over the training set; None where ``max_steps`` or ``max_seconds`` ends it.
         max_steps: optimizer steps at most.
@@ -342,6 +370,7 @@ class TrainerSettings:
     """
 
     batch_size: int
+    drop_last: bool
     eval_batch_size: int
     epochs: int | None
     max_steps: int | None
@@ -370,6 +399,7 @@ class TrainerSettings:
                     f"trainer has {', '.join(known)}"
                 )
         values = {key: config.get(key) for key in known}
+        values["drop_last"] = config.get("drop_last", False)  # older configurations have none
         given = {key: value for key, value in values.items() if value is not None}
         for key in ("batch_size", "eval_batch_size", "eval_every", "log_every", "checkpoint_every"):
             check_whole(f"trainer.{key}", values[key])
@@ -386,7 +416,8 @@ class TrainerSettings:
                 f"trainer.progress must be true, false or null (a bar on a terminal only), "
                 f"got {values['progress']!r}"
             )
-        check_flag("trainer.restart", values["restart"])
+        for key in ("drop_last", "restart"):
+            check_flag(f"trainer.{key}", values[key])
         if not given.keys() & {"epochs", "max_steps", "max_seconds"}:
             raise ConfigError("nothing ends this run: set trainer.epochs, max_steps or max_seconds")
         return cls(**values)  # type: ignore[arg-type]
@@ -397,7 +428,8 @@ class TrainerSettings:
         Args:
             examples: size of the training set.
         """
-        per_epoch = math.ceil(examples / self.batch_size)
+        whole, rest = divmod(examples, self.batch_size)
+        per_epoch = whole + (rest > 0 and not self.drop_last)
         limits = [] if self.max_steps is None else [self.max_steps]
         if self.epochs is not None:
             limits.append(self.epochs * per_epoch)
@@ -562,10 +594,10 @@ def identity(config: Config) -> str:
     kept = _without(config, _NOT_IDENTITY)
     kept["trainer"] = _without(config["trainer"], _NOT_IDENTITY_TRAINER)
     kept["dataset"] = _without(config["dataset"], _NOT_IDENTITY_DATASET)
-    # As before there was a choice:
-    for key in ("stop_at", "eval_every_s"):
-        if kept["trainer"].get(key) is None:
-            kept["trainer"].pop(key, None)
+    kept["model"] = dict(config["model"])
+    for (group, key), value in _BEFORE_THERE_WAS_A_CHOICE.items():
+        if kept[group].get(key) == value:
+            kept[group].pop(key, None)
     for group in ("averaging", "horizon"):
         if (kept.get(group) or {}).get("name") == NONE:
             del kept[group]

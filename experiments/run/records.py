@@ -36,8 +36,11 @@ FINAL_STATES: Final = (DONE, DIVERGED)
 
 LAYOUT: Final = "<task>/<dataset>/<optimizer>/<hash>/seed-<k>"
 
+LOCK: Final = "SNOPT_RUN_LOCK"
+"""Environment variable: number of the open lock file that a parent process hands over."""
+
 _RESTART = "add trainer.restart=true to run it from the beginning"
-_STATUS_TYPES: Final = {"starts": int, "history": list, "versions": dict}
+_STATUS_TYPES: Final = {"starts": int, "history": list, "versions": dict, "data": dict}
 
 Row = dict[str, Any]
 
@@ -97,6 +100,30 @@ class Record:
             raise ValueError(f"unknown state {state!r}")
         status = {**(self.status() or {}), "state": state, **fields}
         write_whole(self.status_path, json.dumps(status, indent=2) + "\n")
+
+    def check_data(self, files: Mapping[str, str]) -> None:
+        """Refuse to go on with other data than before.
+
+        Args:
+            files: SHA-256 of the files that the data comes from, by name.
+
+        Raises:
+            RecordError: the record was made of other files.
+        """
+        before = (self.status() or {}).get("data")
+        if before is None:
+            return  # of an older version
+        names = [name for name in {**before, **files} if before.get(name) != files.get(name)]
+        if names:
+            changes = ", ".join(
+                f"{name} had SHA-256 {before.get(name, 'none')[:8]}…, now"
+                f" {files.get(name, 'none')[:8]}…"
+                for name in names
+            )
+            raise RecordError(
+                f"the run in {self.folder} was trained on other data ({changes}): put the old files"
+                f" back, choose another output_dir, or {_RESTART}"
+            )
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the resolved configuration."""
@@ -204,8 +231,9 @@ class Record:
             RecordError: another process holds it, or the folder cannot be written.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle = self._acquire()
+            handle = self._inherited()
+            if handle is None:
+                handle = self.acquire()
         except BlockingIOError:
             owner = self.lock_path.read_text().strip() or "another process"
             raise RecordError(
@@ -220,8 +248,17 @@ class Record:
             self.lock_path.unlink(missing_ok=True)
             os.close(handle)
 
-    def _acquire(self) -> int:
-        """Return the handle of the locked lock file, which names its owner."""
+    def acquire(self) -> int:
+        """Return the handle of the locked lock file; a child process may go on with it.
+
+        It goes to the child open, by its number in the variable :data:`LOCK`. So a run is held from
+        the moment it is started, and as long as one of both lives or has not closed it.
+
+        Raises:
+            BlockingIOError: another process holds it.
+            OSError: the folder cannot be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
         while True:
             handle = os.open(self.lock_path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
@@ -230,13 +267,26 @@ class Record:
                 if self.lock_path.exists() and os.path.samestat(
                     os.fstat(handle), self.lock_path.stat()
                 ):
-                    os.ftruncate(handle, 0)
-                    os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-                    return handle
+                    return _signed(handle)
             except OSError:
                 os.close(handle)
                 raise
             os.close(handle)
+
+    def _inherited(self) -> int | None:
+        """Return the handle that the parent process left us; None: it left none for this run."""
+        with suppress(KeyError, ValueError, OSError):
+            handle = int(os.environ.pop(LOCK))
+            if os.path.samestat(os.fstat(handle), self.lock_path.stat()):
+                return _signed(handle)
+        return None
+
+
+def _signed(handle: int) -> int:
+    """Name us as the owner of a lock."""
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    return handle
 
 
 def read_metrics(path: Path, *, whole: bool = True) -> list[Row]:

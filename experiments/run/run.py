@@ -20,11 +20,11 @@ from experiments.base.device import (
     synchroniser,
     torch_threads,
 )
-from experiments.base.environment import differences, git_commit, git_dirty, versions
+from experiments.base.environment import code, differences, git_state, versions
 from experiments.base.errors import RecordError, TrackingError, UserError
 from experiments.base.interrupts import Interrupted, Interrupts, catch_interrupts
 from experiments.optimizers.evaluation import Diverged
-from experiments.run.build import Parts, build
+from experiments.run.build import Parts, build, check_same_data
 from experiments.run.config import (
     Config,
     TrainerSettings,
@@ -95,6 +95,7 @@ def _run(plain: Config, team: Team, device: torch.device) -> RunResult:
         tracker = make_tracker(plain, record.folder) if team.first else Tracker()
     complete = team.from_first(lambda: None if settings.restart else _complete(record))
     if complete:
+        team.from_first(lambda: check_same_data(plain["dataset"], record))
         if team.first:
             progress.say(f"{_title(plain)}: {complete.state} already, skipped ({record.folder})")
         return complete
@@ -167,7 +168,10 @@ class _Session:
         if self.settings.restart:
             self.record.clear()
             return None
-        return _complete(self.record)
+        complete = _complete(self.record)
+        if complete or self.record.checkpoint_path.exists():  # else nothing came of the old data
+            self.record.check_data(self.parts.files)
+        return complete
 
     def _train(self, interrupts: Interrupts) -> dict[str, float]:
         trainer = Trainer(
@@ -187,10 +191,12 @@ class _Session:
 
     def _start(self) -> None:
         before, now = self.record.status() or {}, _now()
+        git = git_state()
         start: dict[str, Any] = {
             "versions": versions(),
-            "git_commit": git_commit(),
-            "git_dirty": git_dirty(),
+            "git_commit": git["commit"],
+            "git_dirty": git["dirty"],
+            "code": code(),
             "device": describe(self.device),
             "threads": torch.get_num_threads(),
             "ranks": self.team.size,
@@ -202,6 +208,7 @@ class _Session:
             **start,
             started_at=before.get("started_at", now),
             starts=before.get("starts", 0) + 1,
+            data=dict(self.parts.files),
             # The fields above are of the last start; a result may come from several.
             history=[*before.get("history", []), {"started_at": now, **start}],
         )
@@ -230,6 +237,7 @@ class _Session:
             error=reason,
             peak_memory_mb=round(peak_memory_mb(self.device), 1),
             seconds=seconds,
+            train_cpu_s=self.clock.train_cpu(),
             wall_s=self.clock.wall(),
             ended_at=_now(),
         )

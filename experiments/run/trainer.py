@@ -204,10 +204,12 @@ class Trainer:
 
     def _log(self, results: Mapping[str, float]) -> None:
         """Write one line to the record and to its mirror."""
+        cpu = self.clock.train_cpu()
         row: dict[str, Any] = {
             "step": self.step,
             "epoch": self.step // self.steps_per_epoch,
             "time/train_s": self.clock.seconds()[TRAIN],
+            **({} if cpu is None else {"time/train_cpu_s": cpu}),
             **self.meter.means(),
             **(metrics_of(self.parts.optimizer) if self.meter.steps else {}),
             **(self.parts.horizon.metrics if self.parts.horizon is not None else {}),

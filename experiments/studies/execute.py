@@ -5,7 +5,8 @@ at a time by default: several on the same cores disturb the clock that figures s
 
 Processes are in their own sessions: a worker that is killed leaves its runs alive. The next start
 counts such a run among its jobs and waits for its end: the record's lock forbids to train it twice,
-and training beside it would disturb the clock.
+and training beside it would disturb the clock. A process gets the lock from who starts it, so that
+it is held from the first moment on.
 """
 
 from __future__ import annotations
@@ -17,19 +18,17 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
-
-from hydra.utils import get_method
+from typing import Any, TypeVar
 
 from experiments.base.checks import check_whole
 from experiments.base.environment import REPOSITORY
 from experiments.base.errors import DataError, RecordError
 from experiments.base.files import is_held
-from experiments.run.build import check_optimizer
+from experiments.run.build import check_optimizer, check_same_data, load_data
 from experiments.run.config import check_config, identity, load_config, resolve, run_folder
-from experiments.run.records import FAILED, INTERRUPTED, Record, finished
+from experiments.run.records import FAILED, INTERRUPTED, LOCK, Record, finished
 
 Say = Callable[[str], None]
 
@@ -55,6 +54,7 @@ class PlannedRun:
     overrides: tuple[str, ...]  # what the result depends on, as arguments of scripts/train.py
     places: tuple[str, ...]  # where data and records lie, as further arguments
     identity: str = ""  # hash of the configuration, whatever the folder of an older record has
+    data: Mapping[str, Any] = field(default_factory=dict, compare=False)  # the group ``dataset``
 
     @property
     def name(self) -> str:
@@ -96,6 +96,7 @@ def planned(
             (*chosen, f"seed={seed}", *overrides),
             tuple(where),
             identity(config),
+            config["dataset"],
         )
         for seed in seeds
     ]
@@ -187,15 +188,20 @@ class Training:
         """Train a run, or wait for the process that trains it already."""
         job = Job(run)
         self.live.append(job)
-        if held(run.folder):
+        job.process = self.launch(run)
+        if job.process is None:
             self._say(f"waiting for another process that trains {run.name}")
-        else:
-            job.process = self.launch(run)
         return job
 
-    def launch(self, run: PlannedRun) -> subprocess.Popen[bytes]:
-        """Start the process of a run."""
-        output = None
+    def launch(self, run: PlannedRun) -> subprocess.Popen[bytes] | None:
+        """Start the process of a run; None: another process trains it."""
+        lock, output = None, None
+        try:
+            lock = Record(run.folder).acquire()
+        except BlockingIOError:
+            return None
+        except OSError:
+            pass  # training says what is wrong with the folder
         if self._log is not None:
             path = self._log(run)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +214,8 @@ class Training:
             return subprocess.Popen(
                 [*self._command, *run.overrides, *run.places],
                 cwd=REPOSITORY,
-                env=self._environment,
+                env=self._environment if lock is None else {**self._environment, LOCK: str(lock)},
+                pass_fds=() if lock is None else (lock,),
                 stdin=None if output is None else subprocess.DEVNULL,
                 stdout=output,
                 stderr=None if output is None else subprocess.STDOUT,
@@ -218,6 +225,8 @@ class Training:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             if output is not None:
                 output.close()
+            if lock is not None:
+                os.close(lock)
 
     def ended(self) -> list[Job]:
         """Wait a moment, then return the jobs that have ended since the last call."""
@@ -231,9 +240,6 @@ class Training:
                     job.process = self.launch(job.run)
                     continue
             elif job.process.poll() is None:
-                continue
-            elif held(job.run.folder):  # the other process was faster to take the lock
-                job.process = None
                 continue
             else:
                 job.error = self._reason(job.run, job.process.returncode)
@@ -274,6 +280,18 @@ def held(folder: Path) -> bool:
     return is_held(Record(folder).lock_path)
 
 
+def complete(run: PlannedRun) -> bool:
+    """Return whether a run needs no training.
+
+    Raises:
+        RecordError: its record is damaged, or was made of other data than there is now.
+    """
+    if not finished(run.folder):
+        return False
+    check_same_data(run.data, Record(run.folder))
+    return True
+
+
 def _finished(run: PlannedRun) -> bool:
     try:
         return finished(run.folder)
@@ -299,7 +317,9 @@ def execute(
         RecordError: runs failed; every one of them is named, with its reason.
         KeyboardInterrupt: a signal came; every run has stopped.
     """
-    waiting = deque(run for run in runs if not finished(run.folder))
+    # A run that a killed command left alive comes first: nothing is trained beside it.
+    missing = [run for run in runs if not complete(run)]
+    waiting = deque(sorted(missing, key=lambda run: not held(run.folder)))
     if len(waiting) < len(runs):
         say(f"{len(runs) - len(waiting)} of {len(runs)} runs are done already")
     total, began, started = len(waiting), time.monotonic(), 0
@@ -333,17 +353,10 @@ def listed(failures: Mapping[str, str]) -> str:
     return "".join(f"\n  {name}: {reason}" for name, reason in failures.items())
 
 
-def check_data(run: PlannedRun) -> None:
-    """Load the data set of a run; raise a DataError, before any training, where it is not there."""
-    dataset = resolve(load_config([*run.overrides, *run.places]))["dataset"]
-    load = get_method(dataset["_target_"])
-    load(**{key: value for key, value in dataset.items() if key not in ("_target_", "task")})
-
-
 def available(
     runs: Mapping[str, list[PlannedRun]],
     say: Say,
-    check: Callable[[PlannedRun], None] = check_data,
+    check: Callable[[Mapping[str, Any]], object] = load_data,
 ) -> dict[str, list[PlannedRun]]:
     """Leave out the data sets that are not there, and say so.
 
@@ -359,7 +372,7 @@ def available(
             kept[dataset] = of_dataset
         else:
             try:
-                check(of_dataset[0])
+                check(of_dataset[0].data)
             except DataError as error:
                 reasons.append(f"{dataset}: {error}")
             else:

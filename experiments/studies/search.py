@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.base.environment import git_commit, git_dirty, versions
+from experiments.base.environment import git_state, versions
 from experiments.base.errors import ConfigError, RecordError
 from experiments.run.config import (
     CONFIGS,
@@ -254,7 +254,7 @@ def judge(
         "space": trials.space,
         "chosen": {"trial": best, **entries[best]},
         "trials": entries,
-        "git": {"commit": git_commit(), "dirty": git_dirty()},
+        "git": git_state(),
         "versions": versions(),
     }
 

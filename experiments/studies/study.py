@@ -49,7 +49,16 @@ from experiments.run.records import (
     finished,
     summarise,
 )
-from experiments.studies.execute import ATTEMPTS, Job, PlannedRun, Say, Training, held, listed
+from experiments.studies.execute import (
+    ATTEMPTS,
+    Job,
+    PlannedRun,
+    Say,
+    Training,
+    complete,
+    held,
+    listed,
+)
 
 Params = dict[str, Any]
 
@@ -160,7 +169,7 @@ def train_points(
         KeyboardInterrupt: a signal came; the same call goes on from there.
     """
     runs = [run for point in points for run in point.runs(point.params or {})]
-    if all(finished(run.folder) for run in runs):
+    if all(map(complete, runs)):
         say(f"{len(points)} of {len(points)} trials are done already")
         return
     digest = hashlib.sha256(json.dumps([point.key for point in points]).encode()).hexdigest()
@@ -418,7 +427,8 @@ class Study:
         trial.set_user_attr("name", runs[0].name)
         one = _Owned(trial, runs, deque())
         try:
-            one.waiting.extend(run for run in runs if not finished(run.folder))
+            left = [run for run in runs if not complete(run)]
+            one.waiting.extend(sorted(left, key=lambda run: not held(run.folder)))
         except RecordError as error:
             one.error = str(error)
         return one

@@ -33,7 +33,9 @@ from omegaconf import DictConfig
 from experiments.base.environment import REPOSITORY
 from experiments.base.errors import ConfigError, RecordError, suggestion
 from experiments.base.files import is_held, write_whole
+from experiments.base.say import keep_talking
 from experiments.publish.tables import csv_of
+from experiments.run.build import check_same_data
 from experiments.run.config import (
     CONFIGS,
     Space,
@@ -183,6 +185,7 @@ class Plan(dict[str, Point]):
             )
         config = resolve(load_config(given))
         self._new = missing(config, self.space)
+        self.data = config["dataset"]
         if not any(one.partition("=")[0] == "tracking" for one in given):
             given.append("tracking=none")
         self._experiment = next((one for one in given if one.startswith("experiment=")), "")
@@ -258,6 +261,8 @@ def sweep(arguments: Sequence[str], say: Say) -> str:
     study = open_study(plan)
     say(f"{plan.title}: {len(plan)} trials, study {plan.name} in {study.folder}")
     study.queue(plan)
+    trained = [folder for one in study.views() for folder in one.folders if finished(folder)]
+    check_same_data(plan.data, *map(Record, trained))
     study.study.set_user_attr("title", plan.title)
     study.study.set_user_attr("seeds", len(plan.request.seeds))
     if plan.request.launcher == "basic":
@@ -363,6 +368,7 @@ def _launch(plan: Plan, study: Study, arguments: Sequence[str]) -> None:
 @hydra.main(config_path=str(CONFIGS), config_name="sweep", version_base="1.3")
 def worker(config: DictConfig) -> None:
     """Be one worker of a sweep; Hydra's launchers call this, in whatever process they use."""
+    keep_talking()
     GlobalHydra.instance().clear()  # runs are composed here too
     plan = Plan(parse(list(config.arguments)))
     orders = Path(config.orders)

@@ -104,6 +104,24 @@ class MeanSums:
         sum_g = layers.output_rows(layer, g).sum((1, 2)).mul_(weight * share)
         self.merge(MeanSums(self.with_factor, A, mean_x, sum_g, weight))
 
+    def add_again(
+        self,
+        layer: Layer,
+        x: Tensor,
+        g: Tensor,
+        before: Tensor | None,
+        weight: float,
+        task: int,
+        max_rows: int | None = None,
+    ) -> None:
+        """Add the gradient of another loss of the same rows at a use that has been added."""
+        again = MeanSums(with_factor=False)
+        again.add(layer, x, g, weight, task, max_rows)
+        self.merge(MeanSums(g=again.g))
+
+    def belong(self, task: int, *, apart: bool = False) -> None:
+        """Do nothing: all passes are of one batch."""
+
     def merge(self, other: MeanSums) -> None:
         """Add another object's sums."""
         for name in ("A", "x", "g"):

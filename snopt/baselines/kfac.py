@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, ClassVar
 
@@ -334,15 +334,40 @@ class PerSampleSums(Accumulator):
         max_rows: int | None = None,
     ) -> None:
         """Add one use of the layer: its input ``x`` and the gradient ``g`` at its output."""
+        super().add(layer, x, g, weight, task, max_rows)
+        self._add_products(layer, x, g, weight, task, max_rows)
+
+    def add_again(
+        self,
+        layer: Layer,
+        x: Tensor,
+        g: Tensor,
+        before: Tensor | None,
+        weight: float,
+        task: int,
+        max_rows: int | None = None,
+    ) -> None:
+        """Add the gradient of another loss of the same rows at a use that has been added."""
+        super().add_again(layer, x, g, before, weight, task, max_rows)
+        self._add_products(layer, x, g, weight, task, max_rows)
+
+    def _add_products(
+        self, layer: Layer, x: Tensor, g: Tensor, weight: float, task: int, max_rows: int | None
+    ) -> None:
         rows = batch_of(layer, x)
         if rows == 0:
             return
-        super().add(layer, x, g, weight, task, max_rows)
         x, g = thinned(x, g, rows, max_rows)
         products = output_rows(layer, g).mT @ input_rows(layer, x)
         products.mul_(weight * rows)
         before = self.gradients.get((task, rows))
         self.gradients[task, rows] = products if before is None else before.add_(products)
+
+    def belong(self, task: int, *, apart: bool = False) -> None:
+        """Count all rows as those of one pass; a vector's gradients are ``apart`` from others'."""
+        super().belong(task)
+        if not apart:  # those of a pass are one sample's for each number of rows
+            self.gradients = {(task, rows): g for (_, rows), g in self.gradients.items()}
 
     def merge(self, other: Accumulator) -> None:
         """Add another accumulator's sums."""
@@ -374,12 +399,6 @@ class PerSampleFactors(Factors):
         super().unscale(loss_scale)
         for gradient in self.gradients:
             gradient.div_(loss_scale)
-
-    def of_vectors(self, count: int) -> PerSampleFactors:
-        """Return the factors where the passes were of ``count`` vectors on the same rows each."""
-        gradients = [gradient / count**0.5 for gradient in self.gradients]
-        shared = super().of_vectors(count)
-        return replace(self, B=shared.B, batch=shared.batch, gradients=gradients)
 
     @torch.no_grad()
     def second_moment(self, pair: KroneckerPair) -> Tensor:
@@ -468,6 +487,7 @@ class EKFACPreconditioner(Factored[CorrectedEigenbasis]):
         check_number("alpha (decay of the second moment)", alpha, "[0, 1)")
         check_choice("moment", moment, MOMENTS)
         self.alpha, self.moment = alpha, moment
+        self.counts_rows = moment == "running"
         sums = PerSampleSums if moment == "per_sample" else Accumulator
         super().__init__(model, damping=damping, accumulator=sums, **options)
 
@@ -476,11 +496,13 @@ class EKFACPreconditioner(Factored[CorrectedEigenbasis]):
         self, param_groups: Sequence[Mapping[str, Any]] = (), *, loss_scale: float | Tensor = 1.0
     ) -> None:
         """Take in factors and moments if it is time, then replace the gradients in place."""
+        rows = self.rows()
         if self.due:
             self._refresh(loss_scale)
         steps = []
         for block, group in self.with_gradient(param_groups):
             pair = block.state.pair
+            pair.batch = rows.get(block.name, pair.batch)
             step = pair.precondition(
                 block.gradient(pair.shape[-1], pair.buffer()),
                 eps=group.get("damping", self.damping),

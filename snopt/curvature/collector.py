@@ -13,7 +13,16 @@ A collector may ask for the solver's evaluations instead
 through like any use outside an ODE, and gets the others from the solve that makes a gradient of
 them.
 
-Disarmed, no hook is registered at all. Nothing here touches a gradient.
+**What counts.** A backward pass may be the loss's, or serve an attack, a saliency map, a penalty
+or somebody's own adjoint. What a pass gathered waits until the pass adds to the weight's ``.grad``,
+and is dropped if it does not. Two passes through one forward pass are two losses of the same rows.
+
+**Rows.** The update needs the rows of the present step, not those of the last refresh. A collector
+that ``counts`` knows them on every step: layers outside an ODE keep a hook, and a solve says which
+layers it passes through; the rows of these depend on the field and the shapes of its state alone,
+so they are counted once for each. All others have no hook at all while disarmed.
+
+Nothing here touches a gradient.
 """
 
 from __future__ import annotations
@@ -21,13 +30,15 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from snopt.curvature.layers import batch_of
 
 if TYPE_CHECKING:
     from snopt.curvature.factors import Sums
@@ -63,12 +74,11 @@ class Recording:
 
     def give(self, weights: Mapping[Collector, float], scale: float = 1.0) -> None:
         """Hand every use, its gradient times ``scale``, to its collector if that has a weight."""
-        task = backward_pass()
         with torch.no_grad():
             for use, g in zip(self.uses, self.gradients, strict=True):
                 if g is not None and use.collector in weights:
                     g = g if scale == 1 else g * scale
-                    use.collector.add(use.layer, use.x, g, weights[use.collector], task)
+                    use.collector.add(use.layer, use.x, g, weights[use.collector])
 
 
 class _Where(threading.local):
@@ -81,6 +91,8 @@ class _Where(threading.local):
 _where = _Where()
 
 _armed: weakref.WeakSet[Collector] = weakref.WeakSet()
+
+_watching: weakref.WeakSet[Collector] = weakref.WeakSet()  # armed ones and those that count
 
 
 class inside_solve:  # noqa: N801 - used as a function
@@ -138,6 +150,76 @@ class WeakHook:
         return (WeakHook, (None,))
 
 
+def on_accumulation(
+    parameter: Tensor, method: Callable[..., None], *arguments: object
+) -> torch.utils.hooks.RemovableHandle:
+    """Call a method, while its object lives, when a backward pass has added to ``.grad``."""
+    reference = weakref.WeakMethod(method)
+
+    def hook(_: Tensor) -> None:
+        alive = reference()
+        if alive is not None:
+            alive(*arguments)
+
+    handle: torch.utils.hooks.RemovableHandle = parameter.register_post_accumulate_grad_hook(hook)
+    return handle
+
+
+class _Waiting:
+    """Hook at the output of a layer or a solve: rows (and an input) that wait for a backward pass.
+
+    Autograd keeps it as long as the graph, and nothing else does.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_collector",
+        "before",
+        "gathered",
+        "latest",
+        "layer",
+        "owner",
+        "pass_",
+        "rows",
+        "x",
+    )
+
+    def __init__(
+        self,
+        collector: Collector,
+        rows: Mapping[str, int],
+        layer: nn.Module | None,
+        x: Tensor | None,
+    ) -> None:
+        self._collector = weakref.ref(collector)
+        self.rows = rows  # by key; that of a solve is filled in while it runs
+        self.layer, self.x = layer, x
+        # The pass that this is a recomputation in, as reentrant checkpoints make them.
+        self.pass_ = backward_pass()
+        self.owner: int | None = None  # the first pass that it was committed in
+        self.gathered: Sums | None = None  # what it was added to then
+        # Gradients where more may come: of passes that have been taken in, of the present one.
+        self.before: Tensor | None = None
+        self.latest: Tensor | None = None
+
+    def __call__(self, g: Tensor | None) -> None:
+        collector = self._collector()
+        if collector is not None and g is not None:
+            collector.on_gradient(self, g)
+
+
+@dataclass
+class _Pass:
+    """What one backward pass has gathered, by key, for weights that it has not added to yet."""
+
+    task: int
+    owner: int  # the pass under which its rows are counted
+    again: bool = False  # whether it goes through a solve that an earlier one has gathered
+    rows: dict[str, int] = field(default_factory=dict)
+    sums: dict[str, Sums] = field(default_factory=dict)
+    uses: dict[str, list[_Waiting]] = field(default_factory=dict)
+
+
 class Collector:
     """Gathers factors for a set of layers while armed.
 
@@ -148,6 +230,11 @@ class Collector:
         accumulator: makes the running sums of one layer.
         scope: ``"all"``, or ``"ode"`` to ignore uses outside an ODE.
         max_rows: rows of a batch that factors are made from, evenly spaced; None means all.
+        counts: whether to count rows while disarmed, too.
+
+    Attributes:
+        sums: what was gathered by passes that added to the weight's gradient, by key.
+        rows: rows of each such pass, by key.
 
     Raises:
         TypeError: if ``quadrature`` is no rule.
@@ -160,6 +247,8 @@ class Collector:
         accumulator: Callable[[], Sums],
         scope: str = "all",
         max_rows: int | None = None,
+        *,
+        counts: bool = False,
     ) -> None:
         """Start disarmed and empty."""
         if not callable(quadrature) and not hasattr(quadrature, "looks_at"):
@@ -169,60 +258,103 @@ class Collector:
         self.max_rows = max_rows
         self.accumulator = accumulator
         self.layers = dict(layers)
+        self._weights: dict[str, Tensor] = {}
+        for layer, key in layers.items():
+            self._weights.setdefault(key, layer.weight)  # type: ignore[arg-type]
         self.quadrature = quadrature
         # Where a solve is seen: "nodes", "step ends" or "evaluations".
         self.looks_at: str = getattr(quadrature, "looks_at", "nodes")
         self.discrete = self.looks_at == "evaluations"  # then a use is one of the solver's own
         self.scope = scope
+        self.counts = counts
         self.paused = False  # an armed collector that is paused lets backward passes go by
+        self.armed = False  # whether uses are being recorded
         self.sums: dict[str, Sums] = {}
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._generation = 0
-        self._held: list[list[Tensor]] = []  # inputs that tensor hooks wait with
-
-    @property
-    def armed(self) -> bool:
-        """Whether uses are being recorded."""
-        return bool(self._handles)
+        self.rows: dict[str, dict[int, int]] = {}
+        self._passes: dict[int, _Pass] = {}
+        self._versions: dict[str, int] = {}  # of the gradient when a pass was committed
+        self._last: dict[str, int] = {}  # rows that a layer saw last, by key
+        self._waiting: dict[nn.Module, int] = {}  # rows that a hook waits with already
+        self._inside: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # layers seen in a solve
+        self._along: weakref.WeakKeyDictionary[Any, dict[Any, dict[str, int]]]
+        self._along = weakref.WeakKeyDictionary()
+        self._held: weakref.WeakSet[_Waiting] = weakref.WeakSet()
+        self._handles: dict[Any, torch.utils.hooks.RemovableHandle] = {}
+        weakref.finalize(self, _remove, self._handles)
+        if counts:
+            self._hook()
 
     def arm(self) -> None:
         """Forget what was gathered and record the forward passes made from now on."""
         self.clear()
         self._release()
-        self._generation += 1
-        if not self._handles:
-            hook, layers = WeakHook(self), self.layers
-            self._handles = [m.register_forward_hook(hook, with_kwargs=True) for m in layers]
-            _armed.add(self)
+        self.armed = True
+        _armed.add(self)
+        self._hook()
 
     def disarm(self) -> None:
         """Stop recording; what was gathered stays until the next :meth:`arm` or :meth:`clear`."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        self._release()
+        self.armed = False
         _armed.discard(self)
+        self._release()
+        self._hook()
+
+    def _hook(self) -> None:
+        """Have the hooks that the present state needs, and no other."""
+        awake = self.armed or self.counts
+        for layer, key in self.layers.items():
+            weight = self._weights[key]
+            wanted = awake and (self.armed or layer not in self._inside)
+            if not wanted:
+                _remove(self._handles, layer)
+            elif layer not in self._handles:
+                hook = WeakHook(self)
+                self._handles[layer] = layer.register_forward_hook(hook, with_kwargs=True)
+            if not awake:
+                _remove(self._handles, key)
+            elif key not in self._handles and weight.requires_grad and weight.is_leaf:
+                self._handles[key] = on_accumulation(weight, self.on_accumulated, key)
+        (_watching.add if awake else _watching.discard)(self)
 
     def _release(self) -> None:
         """Let go of layer inputs: autograd keeps a hook, and what it holds, as long as the loss."""
-        for held in self._held:
-            held.clear()
-        self._held = []
+        for waiting in list(self._held):
+            waiting.x = waiting.before = waiting.gathered = None
+        self._held.clear()
 
     def clear(self) -> None:
-        """Forget what was gathered."""
-        self.sums = {}
+        """Forget what was gathered and counted."""
+        self.sums, self.rows, self._passes = {}, {}, {}
+        self._waiting.clear()
 
-    def add(self, layer: nn.Module, x: Tensor, g: Tensor, weight: float, task: int) -> None:
-        """Add one use of ``layer`` (see :meth:`Accumulator.add`)."""
-        if g.numel() == 0:  # an empty batch is no data
+    def add(
+        self,
+        layer: nn.Module,
+        x: Tensor,
+        g: Tensor,
+        weight: float,
+        seen: _Waiting | None = None,
+    ) -> None:
+        """Add one use of ``layer`` (see :meth:`Accumulator.add`) to what the present pass gathers.
+
+        Of a use that an earlier pass has gathered, ``seen`` or in a solve, the gradient alone is
+        new. An empty batch is no data.
+        """
+        if g.numel() == 0:
             return
-        key = self.layers[layer]
+        task, key = backward_pass(), self.layers[layer]
+        current = self._pass(task)
+        if key not in current.sums:
+            current.sums[key] = self.accumulator()
+        again = current.again if seen is None else self._has_gathered(seen)
         # Factors are summed in full precision even where backward() runs under autocast.
-        with torch.autocast(x.device.type, enabled=False):
-            if key not in self.sums:
-                self.sums[key] = self.accumulator()
-            self.sums[key].add(layer, x, g, weight, task, self.max_rows)  # type: ignore[arg-type]
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            sums, rest = current.sums[key], (weight, task, self.max_rows)
+            if again:
+                before = None if seen is None else seen.before
+                sums.add_again(layer, x, g, before, *rest)  # type: ignore[arg-type]
+            else:
+                sums.add(layer, x, g, *rest)  # type: ignore[arg-type]
 
     def on_forward(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
@@ -236,48 +368,203 @@ class Collector:
             if output.requires_grad:
                 recording.uses.append(_Use(self, layer, x, get_gradient_edge(output)))
             return
-        # A forward inside a backward pass is a recomputation, for instance by another library's
-        # adjoint: its gradients are not those of the loss.
-        inside = _where.solve_depth > 0
-        if (not self.discrete if inside else self.scope == "ode") or backward_pass() != -1:
+        task, inside = backward_pass(), _where.solve_depth > 0
+        if task == -1 and self._passes:
+            self._passes = {}  # they are over
+        if inside and not (self.discrete and self.armed):
+            self._inside.add(layer)  # its rows are counted once a solve
+            if not self.armed:
+                _remove(self._handles, layer)
             return
-        if torch.is_grad_enabled() and output.requires_grad:
-            held = [x.detach()]
-            self._held.append(held)
-            output.register_hook(self._on_gradient(layer, held))
+        # A forward pass of a solve's own backward pass repeats one that was seen already.
+        if task != -1 if inside else self.scope == "ode":
+            return
+        if not (torch.is_grad_enabled() and output.requires_grad):
+            return
+        key, rows = self.layers[layer], batch_of(layer, x)  # type: ignore[arg-type]
+        self._last[key] = rows
+        if not self.armed:
+            if self._waiting.get(layer) == rows:  # one hook a pass is enough to count
+                return
+            self._waiting[layer] = rows
+        waiting = _Waiting(self, {key: rows}, layer, x.detach() if self.armed else None)
+        if self.armed:
+            self._held.add(waiting)
+        output.register_hook(waiting)
 
-    def _on_gradient(self, layer: nn.Module, held: list[Tensor]) -> Callable[[Tensor], None]:
-        generation = self._generation
+    @contextmanager
+    def counting(self, func: object, shapes: object) -> Iterator[Mapping[str, int]]:
+        """Yield the rows, by key, that layers see along a solve of ``func`` made inside."""
+        try:
+            known = self._along.setdefault(func, {})
+        except TypeError:  # it cannot be referred to weakly
+            known = {}
+        if shapes in known and not self.armed:
+            yield known[shapes]
+            return
+        rows: dict[str, int] = {}
 
-        def hook(g: Tensor) -> None:
-            # Grad mode is on in passes made with create_graph=True: those belong to a quantity
-            # that is itself part of the loss (a trace, a penalty), not to the loss.
-            stale = generation != self._generation or not self.armed or self.paused
-            if not stale and held and not torch.is_grad_enabled():
-                self.add(layer, held[0], g, 1.0, backward_pass())
+        def count(layer: nn.Module, _: object, output: Tensor) -> None:
+            key = self.layers[layer]
+            seen = batch_of(layer, output)  # type: ignore[arg-type]
+            self._last[key] = rows[key] = max(seen, rows.get(key, 0))
 
-        return hook
+        modules = func.modules() if isinstance(func, nn.Module) else self.layers
+        handles = [m.register_forward_hook(count) for m in modules if m in self.layers]
+        try:
+            yield rows
+        finally:
+            for handle in handles:
+                handle.remove()
+        known[shapes] = rows
+
+    def wait(self, rows: Mapping[str, int], outputs: Sequence[Tensor]) -> None:
+        """Wait for the passes through a solve that has been counted, at its result."""
+        if self._passes and backward_pass() == -1:
+            self._passes = {}
+        self._last.update(rows)
+        waiting = _Waiting(self, rows, None, None)
+        for output in outputs:
+            if output.requires_grad:
+                output.register_hook(waiting)
+
+    def on_gradient(self, waiting: _Waiting, g: Tensor) -> None:
+        """Handle the gradient at the output of a layer or a solve (called by its hook)."""
+        current = self._pass(backward_pass())
+        self._waiting.clear()
+        if waiting.pass_ not in (-1, current.task):
+            current.owner = self._pass(waiting.pass_).owner
+        if waiting.owner is not None:
+            current.owner = waiting.owner
+        for key, rows in waiting.rows.items():
+            if key not in current.rows and key in self.rows:
+                self._drop_if_thrown_away(key)
+            current.rows[key] = max(rows, current.rows.get(key, 0))
+            current.uses.setdefault(key, []).append(waiting)
+        if waiting.layer is None:
+            current.again |= self._has_gathered(waiting)
+        elif waiting.x is not None and self.armed and not self.paused:
+            self.add(waiting.layer, waiting.x, g, 1.0, waiting)
+            if _keeps_its_graph():  # for the cross terms of two losses
+                waiting.latest = g
+
+    def on_accumulated(self, key: str) -> None:
+        """Take in what a pass has gathered, now that it has added to the weight's gradient."""
+        current = self._pass(backward_pass())
+        rows = current.rows.get(key) or self._last.get(key)
+        if rows:
+            counted = self.rows.setdefault(key, {})
+            counted[current.owner] = max(rows, counted.get(current.owner, 0))
+        grad = self._weights[key].grad
+        self._versions[key] = -1 if grad is None else grad._version
+        self._take(key, current)
+
+    def take_in(self) -> None:
+        """Take in what passes of vectors have gathered, which add to no gradient."""
+        for current in self._passes.values():
+            for key in list(current.sums):
+                self._take(key, current, vectors=True)
+        self._passes = {}
+
+    def _take(self, key: str, current: _Pass, *, vectors: bool = False) -> None:
+        sums, uses = current.sums.pop(key, None), current.uses.pop(key, ())
+        for waiting in uses:
+            waiting.owner = current.owner
+        if sums is None:
+            return
+        sums.belong(current.owner, apart=vectors)
+        if key in self.sums:
+            self.sums[key].merge(sums)
+        else:
+            self.sums[key] = sums
+        for waiting in uses:
+            waiting.gathered = self.sums[key]
+            if waiting.latest is not None and not vectors:
+                was, g = waiting.before, waiting.latest.detach()
+                waiting.before = g if was is None else was + g
+            waiting.latest = None
+
+    def _pass(self, task: int) -> _Pass:
+        if task not in self._passes:
+            self._passes[task] = _Pass(task, task)
+        return self._passes[task]
+
+    def _has_gathered(self, waiting: _Waiting) -> bool:
+        """Return whether what waits has given data that is still there."""
+        gathered = waiting.gathered
+        return gathered is not None and any(self.sums.get(k) is gathered for k in waiting.rows)
+
+    def settle(self) -> None:
+        """Forget what belongs to gradients that were thrown away since."""
+        for key in list(self.rows):
+            self._drop_if_thrown_away(key)
+
+    def _drop_if_thrown_away(self, key: str) -> None:
+        """Forget a weight's passes if its gradient is gone, as ``model.zero_grad()`` leaves it."""
+        grad = self._weights[key].grad
+        same = grad is not None and grad._version == self._versions.get(key)
+        if grad is None or not (same or bool(grad.any())):
+            self.rows.pop(key, None)
+            self.sums.pop(key, None)
+
+
+def _remove(handles: dict[Any, torch.utils.hooks.RemovableHandle], key: Any = None) -> None:
+    """Remove one hook, if it is there, or all."""
+    for one in list(handles) if key is None else [key]:
+        if one in handles:
+            handles.pop(one).remove()
+
+
+def _keeps_its_graph() -> bool:
+    """Return whether another pass may follow the present one through the same graph."""
+    return bool(torch._C._autograd._get_current_graph_task_keep_graph())
+
+
+@contextmanager
+def counted_solve(func: object, shapes: object) -> Iterator[Callable[[Sequence[Tensor]], None]]:
+    """Count the rows that layers see along the solve of ``func`` made inside.
+
+    Args:
+        func: the vector field.
+        shapes: those of its state.
+
+    Yields:
+        A function to be called with the solve's result, where the passes through it are seen.
+    """
+    if not (_watching and torch.is_grad_enabled() and _where.solve_depth == 0):
+        yield lambda _: None
+        return
+    with ExitStack() as stack:
+        found = [(c, stack.enter_context(c.counting(func, shapes))) for c in list(_watching)]
+
+        def wait(outputs: Sequence[Tensor]) -> None:
+            for collector, rows in found:
+                if rows:
+                    collector.wait(rows, outputs)
+
+        yield wait
 
 
 @contextmanager
 def all_or_nothing(collectors: Sequence[Collector]) -> Iterator[None]:
     """Keep what is gathered inside only if nothing fails: half a path is no integral."""
-    before = [collector.sums for collector in collectors]
-    for collector in collectors:
-        collector.sums = {}
+    passes = [collector._pass(backward_pass()) for collector in collectors]
+    before = [one.sums for one in passes]
+    for one in passes:
+        one.sums = {}
     try:
         yield
     except BaseException:
-        for collector, sums in zip(collectors, before, strict=True):
-            collector.sums = sums
+        for one, sums in zip(passes, before, strict=True):
+            one.sums = sums
         raise
-    for collector, sums in zip(collectors, before, strict=True):
-        for key, gathered in collector.sums.items():
+    for one, sums in zip(passes, before, strict=True):
+        for key, gathered in one.sums.items():
             if key in sums:
                 sums[key].merge(gathered)
             else:
                 sums[key] = gathered
-        collector.sums = sums
+        one.sums = sums
 
 
 def armed_collectors(func: object, *, paused: bool = False) -> list[Collector]:

@@ -44,8 +44,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
-from snopt.curvature.collector import WeakHook, backward_pass
+from snopt.curvature.collector import WeakHook, backward_pass, on_accumulation
 from snopt.linalg import at_least_float32
 from snopt.solve.field import parts_of
 from snopt.solve.ode_block import ODEBlock
@@ -168,9 +169,13 @@ class IntegrationTime:
         self._warned: set[str] = set()
         self._optimizer = weakref.ref(optimizer)
         self._s: Tensor | None = None
+        self._arriving: dict[int, Tensor] = {}  # s of passes that have added to no gradient yet
+        self._added: set[int] = set()  # passes that have
+        self._handles: list[RemovableHandle] = []
         self._before: list[tuple[Tensor, Tensor, Tensor]] = []
         if mode != "fixed":
-            block.register_forward_hook(WeakHook(self), with_kwargs=True)
+            handle = block.register_forward_hook(WeakHook(self), with_kwargs=True)
+            weakref.finalize(self, handle.remove)
             # The optimizer keeps this object alive, nobody else has to.
             optimizer.register_step_pre_hook(self._before_step)
             optimizer.register_step_post_hook(self._after_step)
@@ -249,27 +254,48 @@ class IntegrationTime:
             )
         if self._gradients_are_zero():
             self._s = None  # what arrived before went into gradients that were thrown away
+        if not self._handles:
+            self._handles = [
+                on_accumulation(p, self._on_accumulated)
+                for p in {*self._parameters(), *self.block.parameters()}
+                if p.requires_grad and p.is_leaf
+            ]
         F = parts_of(self.block.velocity(self.t1, output))
         for part, rate in zip(parts, F, strict=True):
             if part.requires_grad:
                 part.register_hook(self._on_gradient(rate))
 
     def _on_gradient(self, F: Tensor) -> Callable[[Tensor], None]:
-        """Return the hook that adds Fᵀ Φ_z of one use of the block to s."""
+        """Return the hook that adds Fᵀ Φ_z of one use of the block to its pass's s."""
         step = self.steps
 
         def hook(gradient: Tensor) -> None:
-            # With grad mode on, the pass belongs to a quantity that is itself part of the loss.
-            if step == self.steps and not torch.is_grad_enabled():
-                s = (F * at_least_float32(gradient)).sum(dtype=torch.float64)
-                self._s = s if self._s is None else self._s + s
+            if step == self.steps:
+                task = backward_pass()
+                s = (F * at_least_float32(gradient.detach())).sum(dtype=torch.float64)
+                self._arriving[task] = self._arriving.get(task, 0.0) + s
+                self._take_in(task)
 
         return hook
 
-    def _gradients_are_zero(self) -> bool:
+    def _on_accumulated(self) -> None:
+        """Remember that the present pass adds to the optimizer's gradients."""
+        self._added.add(backward_pass())
+        self._take_in(backward_pass())
+
+    def _take_in(self, task: int) -> None:
+        # Other passes belong to an attack, a penalty, or a quantity that is part of the loss.
+        if task in self._added and task in self._arriving:
+            s = self._arriving.pop(task)
+            self._s = s if self._s is None else self._s + s
+
+    def _parameters(self) -> list[Tensor]:
         optimizer = self._optimizer()
         groups = [] if optimizer is None else optimizer.param_groups
-        gradients = (p.grad for group in groups for p in group["params"])
+        return [p for group in groups for p in group["params"]]
+
+    def _gradients_are_zero(self) -> bool:
+        gradients = (p.grad for p in self._parameters())
         return not any(g is not None and bool(g.any()) for g in gradients)
 
     @torch.no_grad()
@@ -314,6 +340,10 @@ class IntegrationTime:
                 self._move(s, float(sum(terms)))
                 self._since = 0
         self._s, self._before = None, []
+        self._arriving, self._added = {}, set()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def _move(self, s: float, predicted: float) -> None:
         """Move t1 by (H5); ``s`` is Φ_zᵀ dz/dt, ``predicted`` is Q_u·δθ."""

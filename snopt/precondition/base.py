@@ -81,6 +81,9 @@ class Layerwise(ABC, Generic[State]):
         ValueError: if an argument is out of range or the model has no layer to precondition.
     """
 
+    counts_rows = False
+    """Whether a step needs the rows of its batch, :meth:`rows`."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -112,10 +115,11 @@ class Layerwise(ABC, Generic[State]):
                 stacklevel=4,
             )
         rule = gauss_legendre(4) if quadrature is None else quadrature
-        self.collector = Collector(keys, rule, accumulator, scope, curvature_batch)
+        self.collector = Collector(
+            keys, rule, accumulator, scope, curvature_batch, counts=self.counts_rows
+        )
         self.collector.arm()
         self.ranks: Ranks | None = None
-        self._vectors = 1  # backward passes that gathered curvature from the same rows
 
     @abstractmethod
     def step(
@@ -144,6 +148,7 @@ class Layerwise(ABC, Generic[State]):
         Raises:
             RuntimeError: if :meth:`gather` has to be called and was not.
         """
+        self.collector.settle()
         sums = self.collector.sums
         if self.collector.paused and not sums:
             raise RuntimeError(
@@ -151,9 +156,6 @@ class Layerwise(ABC, Generic[State]):
                 " place of loss.backward(); only curvature='empirical' comes with the gradient"
             )
         found = {name: sums.pop(name).factors() for name in self.blocks if name in sums}
-        self.collector.clear()
-        if self._vectors > 1:
-            found = {name: factors.of_vectors(self._vectors) for name, factors in found.items()}
         for factors in found.values():
             factors.unscale(loss_scale)
         if self.ranks is not None:
@@ -162,6 +164,11 @@ class Layerwise(ABC, Generic[State]):
         if self.scope == "all" or not found:  # else those outside have none by choice
             warn_of_missing(self.blocks.values(), found)
         return found
+
+    def rows(self) -> dict[str, int]:
+        """Return the rows that each block's gradient is a mean over, on all ranks, where known."""
+        found = {name: sum(rows.values()) for name, rows in self.collector.rows.items()}
+        return found if self.ranks is None else self.ranks.rows(found, list(self.blocks))
 
     def with_gradient(
         self, param_groups: Sequence[Mapping[str, Any]]
@@ -179,6 +186,7 @@ class Layerwise(ABC, Generic[State]):
     def advance(self) -> None:
         """End a step: count it, and gather curvature for the next one if that takes it in."""
         self.steps += 1
+        self.collector.clear()
         self._arm_if_due()
 
     def _wants_curvature(self) -> bool:  # for the step with number self.steps
@@ -215,9 +223,9 @@ class Layerwise(ABC, Generic[State]):
             for i, vector in enumerate(vectors, start=1):
                 keep = i < len(vectors)
                 torch.autograd.grad(output, weights, vector, retain_graph=keep, allow_unused=True)
+                self.collector.take_in()
         finally:
             self.collector.paused = paused
-        self._vectors = len(vectors)
 
     @property
     def curvature(self) -> Mapping[nn.Module, State]:

@@ -35,7 +35,8 @@ class KroneckerPair:
 
     Attributes:
         weight: total weight of the factors: time inside an ODE, 1 for each use outside.
-        batch: rows that the layer saw.
+        batch: rows that the gradient of the present step is a mean over, N in (10); whoever calls
+            :meth:`precondition` sets it.
         failures: eigendecompositions that failed; the previous basis was kept.
     """
 

@@ -62,6 +62,8 @@ class Preconditioner(Layerwise[KroneckerPair]):
         ValueError: if an argument is out of range or the model has no layer to precondition.
     """
 
+    counts_rows = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -90,6 +92,7 @@ class Preconditioner(Layerwise[KroneckerPair]):
         self.momentum = momentum
         self.since_refresh = self.refreshes = 0
         self._requested = False
+        self.decompose = eigenbases  # what finds the bases of many factors
         super().__init__(
             model,
             partial(KroneckerPair, Workspace()),
@@ -111,9 +114,11 @@ class Preconditioner(Layerwise[KroneckerPair]):
             loss_scale: what the loss was multiplied with for the backward pass (loss scaling in
                 half precision) and the gradients have been divided by since.
         """
+        rows = self.rows()
         if self.due:
             self._refresh(loss_scale)
         for block, group in self.with_gradient(param_groups):
+            block.state.batch = rows.get(block.name, block.state.batch)
             buffer = block.state.buffer()
             step = block.state.precondition(
                 block.gradient(buffer.shape[-1], buffer),
@@ -139,7 +144,7 @@ class Preconditioner(Layerwise[KroneckerPair]):
             state.blend(new, self.factor_decay)
             for state, new in zip(states, gathered.values(), strict=True)
         ]
-        bases = bases_of(factors, eigenbases if self.ranks is None else self.ranks.eigenbases)
+        bases = bases_of(factors, self.decompose if self.ranks is None else self.ranks.eigenbases)
         for state, own, found in zip(states, factors, bases, strict=True):
             state.refresh(own, found, self.carry_moment)
         self.since_refresh, self._requested = 0, False

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snopt.curvature.collector import armed_collectors
+from snopt.curvature.collector import armed_collectors, counted_solve
 from snopt.solve.backward import integrate_backward
 from snopt.solve.field import (
     Field,
@@ -119,11 +119,11 @@ def solve_with_adjoint(
     parts = parts_of(y0)
     if any(part.is_complex() for part in parts):  # torchdiffeq carries all parts as complex
         parts = tuple(part + 0j for part in parts)
-    found = _Adjoint.apply(problem, event_fn, len(parts), t, *parts, *params)
-    if event_fn is None:
-        return problem.field.pack(found)
-    *solution, end = found
-    return end, problem.field.pack(solution)
+    with counted_solve(problem.field.func, problem.field.layout.shapes) as passes_through:
+        found = _Adjoint.apply(problem, event_fn, len(parts), t, *parts, *params)
+        passes_through(found[: len(parts)])
+    solution = problem.field.pack(found[: len(parts)])
+    return solution if event_fn is None else (found[-1], solution)
 
 
 class _Adjoint(torch.autograd.Function):

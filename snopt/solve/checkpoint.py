@@ -15,7 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snopt.curvature.collector import Collector, Recording, armed_collectors, inside_solve
+from snopt.curvature.collector import (
+    Collector,
+    Recording,
+    armed_collectors,
+    counted_solve,
+    inside_solve,
+)
 from snopt.linalg import at_least_float32
 from snopt.solve.backward import collect_without_gradient
 from snopt.solve.field import (
@@ -82,7 +88,9 @@ def solve_with_checkpoints(
         )
     params = parameters_of(problem.field.func, adjoint_params)
     parts = parts_of(y0)
-    solution = _Checkpoint.apply(problem, len(parts), t, *parts, *params)
+    with counted_solve(problem.field.func, problem.field.layout.shapes) as passes_through:
+        solution = _Checkpoint.apply(problem, len(parts), t, *parts, *params)
+        passes_through(solution)
     return problem.field.pack(solution)
 
 

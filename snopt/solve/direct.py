@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snopt.curvature.collector import node_collectors
+from snopt.curvature.collector import counted_solve, node_collectors
 from snopt.solve.backward import collect_without_gradient
 from snopt.solve.field import Field, State, check_times, parts_of
 from snopt.solve.forward import solve_forward
@@ -64,13 +64,15 @@ def solve_through(
     """
     check_times(t)
     field, times = problem.field, t
-    if event_fn is None:
-        parts = solve_forward(problem, parts_of(y0), t, differentiable=torch.is_grad_enabled())
-    else:
-        times, parts = solve_to_event(problem, parts_of(y0), t, event_fn)
-    wants = torch.is_grad_enabled() and any(p.requires_grad for p in parts)
-    if wants and node_collectors(field.func, paused=True):
-        parts = _CollectInBackward.apply(problem, times, *parts)
+    with counted_solve(field.func, field.layout.shapes) as passes_through:
+        if event_fn is None:
+            parts = solve_forward(problem, parts_of(y0), t, differentiable=torch.is_grad_enabled())
+        else:
+            times, parts = solve_to_event(problem, parts_of(y0), t, event_fn)
+        wants = torch.is_grad_enabled() and any(p.requires_grad for p in parts)
+        if wants and node_collectors(field.func, paused=True):
+            parts = _CollectInBackward.apply(problem, times, *parts)
+        passes_through(parts)
     solution = field.pack(parts)
     return solution if event_fn is None else (times[-1].to(t.dtype), solution)
 
@@ -87,8 +89,7 @@ class _CollectInBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_solution: Tensor) -> tuple[Tensor | None, ...]:
-        """Collect, unless this pass belongs to a quantity differentiated further."""
-        if not torch.is_grad_enabled():
-            t, *solution = ctx.saved_tensors
-            collect_without_gradient(ctx.problem, t, solution, grad_solution)
+        """Collect."""
+        t, *solution = ctx.saved_tensors
+        collect_without_gradient(ctx.problem, t, solution, grad_solution)
         return (None, None, *grad_solution)

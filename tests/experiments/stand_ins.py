@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from experiments.data.files import read
 from experiments.data.splits import DataInfo, Splits
 from experiments.models.solver import SolverSettings
 from snopt import SolverError
@@ -27,9 +28,10 @@ STEPS_PER_EPOCH = 4  # 40 training examples in batches of 10
 LAST_STEP = 12
 
 
-def load(*, name: str = "tiny", size: int = 40) -> Splits:
-    """Two classes of 3-d points."""
-    generator = torch.Generator().manual_seed(0)
+def load(*, name: str = "tiny", size: int = 40, file: str | None = None) -> Splits:
+    """Two classes of 3-d points; those of a file depend on its size."""
+    seed = 0 if file is None else len(read(Path(file)))
+    generator = torch.Generator().manual_seed(seed)
 
     def part(n: int) -> tuple[Tensor, Tensor]:
         y = torch.arange(n) % 2

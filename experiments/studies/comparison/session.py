@@ -20,7 +20,7 @@ import pandas as pd
 import yaml
 
 from experiments.base.checks import is_number
-from experiments.base.environment import git_commit, git_dirty
+from experiments.base.environment import git_state
 from experiments.base.errors import ConfigError
 from experiments.base.files import write_whole
 from experiments.publish.provenance import devices, processor
@@ -244,8 +244,7 @@ def _entry(
         "device": devices(statuses),
         "processor": processor(),
         "jobs": jobs,
-        "commit": git_commit(),
-        "dirty": git_dirty(),
+        **git_state(),
         "finished": max((str(status.get("ended_at")) for status in statuses), default=None),
     }
 

@@ -6,9 +6,10 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -168,12 +169,12 @@ def test_several_jobs_run_at_once(tmp_path: Path) -> None:
 def test_data_sets_that_are_not_there_are_left_out_and_named(tmp_path: Path) -> None:
     digits = plan(request_in(tmp_path, seeds=(0,)))[:3]
 
-    def missing(run: PlannedRun) -> None:
-        if run.dataset == "vowels":
+    def missing(data: Mapping[str, Any]) -> None:
+        if data["name"] == "vowels":
             raise DataError("no files in data/uea")
 
     lines: list[str] = []
-    vowels = [replace(run, dataset="vowels", folder=tmp_path / "none") for run in digits]
+    vowels = [replace(run, data={"name": "vowels"}, folder=tmp_path / "none") for run in digits]
     found = available({"cifar10": [], "digits": digits, "vowels": vowels}, lines.append, missing)
     assert found == {"digits": digits}
     assert lines == [

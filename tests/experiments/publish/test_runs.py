@@ -29,7 +29,7 @@ from tests.experiments.figures.synthetic import write_record
 
 ROWS = [
     {"step": 0, "epoch": 0, "time/train_s": 0.0, "val/loss": 2.0, "val/accuracy": 0.25},
-    {"step": 1, "epoch": 0, "time/train_s": 0.5, "train/loss": 1.5},
+    {"step": 1, "epoch": 0, "time/train_s": 0.5, "time/train_cpu_s": 0.4, "train/loss": 1.5},
     {"step": 2, "epoch": 0, "time/train_s": 1.0, "train/loss": 1.25},
     {"step": 2, "epoch": 0, "time/train_s": 1.0, "val/loss": 1.0, "val/accuracy": 0.5},
     {"step": 2, "epoch": 0, "time/train_s": 1.0, "test/loss": 1.0, "test/accuracy": 0.5},
@@ -48,6 +48,7 @@ def long_run(steps: int = 101, *, lost: bool = False) -> pd.DataFrame:
     value = np.where(step % 7 == 0, 0.5, np.nan)
     own = {"hash": "", "dataset": "digits", "optimizer": "adam", "seed": 0, "state": "done"}
     columns = {"train_loss": loss, "val_loss": value, "val_metric": value, "nfe": 10.0 * step}
+    columns["cpu_s"] = 0.08 * step
     return pd.DataFrame({**own, "step": step, "time_s": 0.1 * step, **columns})
 
 
@@ -59,6 +60,7 @@ def test_lines_of_one_step_are_merged_and_test_results_left_out(tmp_path: Path) 
     np.testing.assert_array_equal(table.step, [0, 1, 2])
     np.testing.assert_array_equal(table.time_s, [0.0, 0.5, 1.0])
     np.testing.assert_array_equal(table.train_loss, [np.nan, 1.5, 1.25])
+    np.testing.assert_array_equal(table.cpu_s, [np.nan, 0.4, np.nan])
     np.testing.assert_array_equal(table.val_loss, [2.0, np.nan, 1.0])
     np.testing.assert_array_equal(series(table, "val_metric"), [[0.0, 1.0], [0.25, 0.5]])
 
@@ -97,10 +99,10 @@ def test_data_csv_has_its_format_and_is_read_back(tmp_path: Path) -> None:
     table = pd.concat([table_of(tmp_path / "a"), table_of(tmp_path / "b", state="diverged")])
     write_runs(tmp_path / "data.csv", table)
     assert (tmp_path / "data.csv").read_text().splitlines() == [
-        "dataset,optimizer,seed,step,time_s,train_loss,val_loss,val_metric,nfe",
-        *2 * [f"digits,adam,4,{row}" for row in ("0,0.0000,,2,0.25,0", "1,0.5000,1.5,,,0",
-                                                 "2,1.0000,1.25,1,0.5,0")],
-        "digits,adam,4,3,1.0000,inf,,,0",
+        "dataset,optimizer,seed,step,time_s,train_loss,val_loss,val_metric,nfe,cpu_s",
+        *2 * [f"digits,adam,4,{row}" for row in ("0,0.0000,,2,0.25,0,", "1,0.5000,1.5,,,0,0.4",
+                                                 "2,1.0000,1.25,1,0.5,0,")],
+        "digits,adam,4,3,1.0000,inf,,,0,",
     ]  # fmt: skip
     other = table.assign(optimizer=np.where(table.state == "diverged", "sgd", "adam"))
     write_runs(tmp_path / "data.csv", other)
@@ -113,7 +115,7 @@ def test_data_csv_has_its_format_and_is_read_back(tmp_path: Path) -> None:
 
 def test_a_table_without_evaluations_is_read(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
-    path.write_text(",".join([*TYPES][:-1]) + "\ndigits,adam,0,1,0.5,1,,\n")
+    path.write_text(",".join([*TYPES][:-2]) + "\ndigits,adam,0,1,0.5,1,,\n")
     table = read_runs(path)
     assert table.nfe.isna().all()
     assert series(table, "train_loss")[1].tolist() == [1.0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from stand_ins import make_config
 from experiments.base.errors import CheckpointError, ConfigError, RecordError
 from experiments.run import run as run_module
 from experiments.run.checkpoint import save_checkpoint
+from experiments.run.records import Record
 from experiments.run.run import run
 
 
@@ -71,6 +74,48 @@ def test_a_done_run_without_its_metrics_is_not_skipped(config):
     assert run(config).results
 
 
+@pytest.fixture
+def data(config, tmp_path):
+    config["dataset"]["file"] = str(tmp_path / "points.csv")
+    (tmp_path / "points.csv").write_text("old")
+    return tmp_path / "points.csv"
+
+
+@pytest.mark.parametrize("state", ["done", "interrupted"])
+def test_a_record_of_other_data_is_refused(config, data, monkeypatch, state):
+    folder = run(config).folder if state == "done" else stopped_at(config, 7, monkeypatch)
+    noted = status(config)["data"]
+    assert noted == {"points.csv": hashlib.sha256(b"old").hexdigest()}
+    data.write_text("other")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(RecordError) as caught:
+        run(config)
+    assert f"was trained on other data (points.csv had SHA-256 {noted['points.csv'][:8]}…, now" in (
+        str(caught.value)
+    )
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    data.write_text("old")  # the three ways that the message names: back, elsewhere, anew
+    done = run(config)
+    assert done.state == "done"
+    data.write_text("other")
+    elsewhere = run({**config, "output_dir": config["output_dir"] + "/elsewhere"})
+    assert elsewhere.results != done.results
+    config["trainer"]["restart"] = True
+    assert run(config).results == elsewhere.results
+    assert status(config)["data"] != noted
+
+
+def test_data_that_is_gone_or_was_not_noted_is_not_held_against_a_record(config, data):
+    done = run(config)
+    data.unlink()
+    assert run(config) == done
+    data.write_text("other")
+    record = Record(done.folder)
+    older = {key: value for key, value in record.status().items() if key != "data"}
+    record.status_path.write_text(json.dumps(older))
+    assert run(config) == done
+
+
 def test_restart_repairs_a_damaged_status(config):
     (run(config).folder / "status.json").write_text("{")
     with pytest.raises(RecordError, match=r"trainer\.restart=true"):
@@ -106,11 +151,12 @@ def test_what_cannot_be_built_leaves_nothing_behind(tmp_path, capsys, group):
 
 
 def test_every_start_is_kept_and_a_change_is_told(config, monkeypatch, capsys):
-    monkeypatch.setattr(run_module, "git_commit", lambda: "a" * 40)
+    commits = [{"commit": name * 40, "dirty": True} for name in "ab"]
+    monkeypatch.setattr(run_module, "git_state", lambda: commits[0])
     stopped_at(config, 3, monkeypatch)
     stopped_at(config, 2, monkeypatch)
     assert "warning" not in capsys.readouterr().out
-    monkeypatch.setattr(run_module, "git_commit", lambda: "b" * 40)
+    monkeypatch.setattr(run_module, "git_state", lambda: commits[1])
     run(config)
     warning = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
     assert [line.partition("warning: ")[2] for line in warning] == [

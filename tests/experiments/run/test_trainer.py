@@ -50,6 +50,9 @@ def test_a_done_run_leaves_a_whole_record(tmp_path):
     assert found["versions"]["torch"] == version("torch")
     assert found["peak_memory_mb"] > 50
     assert set(found["seconds"]) == {"train", "evaluation", "logging"}
+    last = Record(folder).rows()[-1]
+    # Sleeping costs none, and no other thread works.
+    assert 0 < last["time/train_cpu_s"] <= found["train_cpu_s"] <= 1.05 * found["seconds"]["train"]
 
 
 @pytest.mark.parametrize(("goal", "last"), [(0.0, 4), (2.0, LAST_STEP)])
@@ -69,7 +72,8 @@ def test_the_series_has_the_promised_rows_and_keys(config):
     rows = Record(run_folder(config)).rows()
     assert [row["step"] for row in rows] == [0, 2, 4, 6, 8, 10, 12, 12]
     assert [row["epoch"] for row in rows] == [0, 0, 1, 1, 2, 2, 3, 3]
-    base, val = {"step", "epoch", "time/train_s"}, {"val/loss", "val/accuracy"}
+    base = {"step", "epoch", "time/train_s", "time/train_cpu_s"}
+    val = {"val/loss", "val/accuracy"}
     train = {"train/loss", "nfe/forward", "nfe/backward", "nfe/curvature"}
     assert set(rows[0]) == base | val
     assert set(rows[1]) == base | train

@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from experiments.base.errors import ConfigError, RecordError
-from experiments.studies import execute as module
-from experiments.studies.execute import execute, held
+from experiments.run.build import load_data
+from experiments.studies.execute import Training, execute, held
 from tests.experiments.studies.stub_study import Stub
 
 
 def run_all(stub: Stub, jobs: int = 1) -> None:
     runs = [stub.run(number) for number in stub.numbers]
     execute(runs, jobs, stub.said.append, stub.train, consequence="no figure")
+
+
+def run_until_waiting(stub: Stub, other: subprocess.Popen[bytes]) -> None:
+    """Run all; kill another process of a run when we say that we wait for it."""
+
+    def say(line: str) -> None:
+        stub.said.append(line)
+        if line.startswith("waiting"):
+            other.kill()
+            other.wait()
+
+    runs = [stub.run(number) for number in stub.numbers]
+    execute(runs, 1, say, stub.train, consequence="no figure")
 
 
 def test_a_run_that_fails_is_tried_twice_and_then_named(tmp_path: Path) -> None:
@@ -65,28 +81,58 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
         run_all(stub)
 
 
+def test_a_finished_run_of_other_data_is_no_finished_run(tmp_path: Path) -> None:
+    stub, data = Stub(tmp_path, [["done"]]), tmp_path / "points.csv"
+    data.write_text("old")
+    loads = {"_target_": "tests.experiments.stand_ins.load", "file": str(data)}
+    run = replace(stub.run(0), data=loads)
+    call = partial(execute, [run], 1, stub.said.append, stub.train, consequence="no figure")
+    call()
+    stub.record(0).write_status("done", data=load_data(loads)[1])
+    call()
+    data.write_text("other")
+    with pytest.raises(RecordError, match=r"was trained on other data \(points.csv"):
+        call()
+    assert stub.attempts() == [1]
+
+
 def test_a_run_whose_other_process_dies_is_taken_over(tmp_path: Path) -> None:
     stub = Stub(tmp_path, [["slow", "done"]])
     other = stub.by_hand(0)
     assert held(stub.record(0).folder)
-    threading.Timer(0.5, other.kill).start()
-    run_all(stub)
-    other.wait()
+    run_until_waiting(stub, other)
     assert stub.said[1] == "waiting for another process that trains point 0 · adam · seed 0"
     assert stub.attempts() == [2]
     assert not held(stub.record(0).folder)
 
 
-def test_who_comes_second_to_a_run_waits_and_reports_no_failure(tmp_path, monkeypatch) -> None:
-    """The lock is taken between the look and the start: the refusal is not the run's failure."""
-    stub = Stub(tmp_path, [["slow", "done", "done"]])
-    first = stub.by_hand(0)
-    looks = [False]  # the first look sees nobody
-    monkeypatch.setattr(module, "held", lambda path: looks.pop() if looks else held(path))
-    threading.Timer(2.0, first.kill).start()
-    run_all(stub)
-    first.wait()
-    assert stub.attempts() == [3]  # by hand, refused, done
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_run_is_held_from_its_start_whoever_started_it_is_killed(tmp_path, begun) -> None:
+    """Also before its own process has come as far as the record."""
+    stub = Stub(tmp_path, [["slow"]])
+    training = Training(1, stub.said.append, stub.train)
+    process = training.start(stub.run(0)).process
+    assert process is not None
+    if begun:
+        stub.await_start(0)
+    assert held(stub.record(0).folder)
+    assert training.launch(stub.run(0)) is None
+    process.kill()
+    process.wait()
+    assert not held(stub.record(0).folder)
+
+
+def test_nothing_is_trained_beside_what_a_killed_command_left_alive(tmp_path) -> None:
+    """Not even a run that comes before it in the plan."""
+    stub = Stub(tmp_path, [["done"], ["slow", "done"]])
+    orphan = stub.by_hand(1)
+    run_until_waiting(stub, orphan)
+    assert [line.partition("(")[0] for line in stub.said] == [
+        "[1/2] point 1 · adam · seed 0 ",
+        "waiting for another process that trains point 1 · adam · seed 0",
+        "[2/2] point 0 · adam · seed 0 ",
+    ]
+    assert stub.attempts() == [1, 2]
 
 
 @pytest.mark.parametrize("warning", [None, signal.SIGUSR2], ids=["stop", "cluster"])

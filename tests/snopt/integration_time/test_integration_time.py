@@ -308,7 +308,7 @@ def test_metrics_name_what_the_mode_has(mode, names):
 
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_accumulated_gradients_are_one_and_zeroed_ones_are_none(set_to_none):
-    """Two halves make the whole; a backward pass whose gradient was zeroed does not count."""
+    """Two halves make the whole; passes that were zeroed or end elsewhere do not count."""
     found = []
     x, y = batch(n=8)
     for pieces in ([slice(0, 8)], [slice(0, 4), slice(4, 8)]):
@@ -316,6 +316,9 @@ def test_accumulated_gradients_are_one_and_zeroed_ones_are_none(set_to_none):
         loss_of(model, batch(seed=9)).backward()
         optimizer.zero_grad(set_to_none=set_to_none)
         for piece in pieces:
+            if len(pieces) > 1:  # an attack
+                inputs = x[piece].clone().requires_grad_()
+                torch.autograd.grad(loss_of(model, (inputs, y[piece])), inputs)
             (loss_of(model, (x[piece], y[piece])) / len(pieces)).backward()
         optimizer.step()
         found.append(horizon.metrics)

@@ -13,7 +13,7 @@ import pytest
 from experiments.base.environment import REPOSITORY
 from experiments.base.errors import RecordError
 from experiments.figures.report.contents import chart, listings, sections, title_of
-from experiments.figures.report.page import build, markdown_html, readme
+from experiments.figures.report.page import build, html, readme
 from tests.experiments.figures.report.report_cases import write_results
 
 
@@ -82,14 +82,17 @@ def test_a_table_without_steps_has_no_curves(results: Path) -> None:
 
 
 def test_markdown() -> None:
-    text = markdown_html("| a | b |\n|---|---|\n| **x** | 1 \\| 2 |\n\nSee `<this>`.\n")
-    assert "<th>a</th><th>b</th>" in text
-    assert "<td><strong>x</strong></td><td>1 | 2</td>" in text
-    assert '<p class="caption">See <code>&lt;this&gt;</code>.</p>' in text
+    text = html(f"| a | b |\n|---|---|\n| **x** | 1 \\| 2 |\n| {'w' * 33} | |\n\nSee `<b>`. <b>\n")
+    assert "<th>a</th>\n<th>b</th>" in text
+    assert "<td><strong>x</strong></td>\n<td>1 | 2</td>" in text
+    assert f'<td class="long">{"w" * 33}</td>' in text
+    assert '<p class="caption">See <code>&lt;b&gt;</code>. &lt;b&gt;</p>' in text
+    link = '<p><a class="picture" href="a.png"><img src="a.png" alt="A" /></a></p>\n'
+    assert html("![A](a.png)") == link
 
 
 def test_the_readme_has_pictures_captions_tables_and_links(results: Path) -> None:
-    text = readme(sections(results), listings(results))
+    text = readme([*sections(results), *listings(results)])
     titles = [line[3:] for line in text.splitlines() if line.startswith("## ")]
     assert titles == ["Figure 1", "Figure 8, published settings", "Table 3", "Searches"]
     assert "![Figure 1](figure-1/figure.png)" in text
@@ -105,7 +108,7 @@ def test_the_readme_has_pictures_captions_tables_and_links(results: Path) -> Non
 
 def test_listings(results: Path) -> None:
     (searches,) = listings(results)
-    assert searches.rows == [["digits", "SNOpt", "2", "lr 0.02, eps 0.05", "0.75", "bbbbbbbb"]]
+    assert "| digits | SNOpt | 2 | lr 0.02, eps 0.05 | 0.75 | bbbbbbbb |" in searches.table
 
 
 def test_nothing_to_show_and_damage_are_named(tmp_path: Path) -> None:
