@@ -60,7 +60,7 @@ class SolverSettings:
                 )
         if self.gradient == "direct" and self.method == "scipy_solver":
             raise ConfigError(
-                "solver: autograd does not go through scipy_solver: use gradient=adjoint"
+                "solver: autograd does not go through scipy_solver: use solver.gradient=adjoint"
             )
         try:
             with warnings.catch_warnings():

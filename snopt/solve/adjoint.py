@@ -121,9 +121,10 @@ def solve_with_adjoint(
         parts = tuple(part + 0j for part in parts)
     with counted_solve(problem.field.func, problem.field.layout.shapes) as passes_through:
         found = _Adjoint.apply(problem, event_fn, len(parts), t, *parts, *params)
-        passes_through(found[: len(parts)])
-    solution = problem.field.pack(found[: len(parts)])
-    return solution if event_fn is None else (found[-1], solution)
+        solution, end = (found, None) if event_fn is None else (found[:-1], found[-1])
+        passes_through(solution)
+    packed = problem.field.pack(solution)
+    return packed if event_fn is None else (end, packed)
 
 
 class _Adjoint(torch.autograd.Function):

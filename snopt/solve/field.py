@@ -84,6 +84,7 @@ class Field:
         self.func = func
         self.is_tuple = isinstance(y0, tuple)
         self.layout = Layout(tuple(part.shape for part in parts))
+        self._like = parts[0].new_empty(0)
         dtype = parts[0].dtype
         self.dtype = dtype if all(part.dtype == dtype for part in parts) else None
 
@@ -91,10 +92,14 @@ class Field:
         """Return the state as ``func`` wants it."""
         return tuple(parts) if self.is_tuple else parts[0]
 
-    def at(self, t: float, parts: Sequence[Tensor]) -> list[Tensor]:
+    def time(self, t: float) -> Tensor:
+        """Return a time as the tensor that ``func`` gets."""
+        return torch.full((), t, dtype=self._like.dtype, device=self._like.device)
+
+    def at(self, t: float | Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
         """Return F(t, z) by parts; raise ValueError if it is not of the state's shape."""
         first = parts[0]
-        time = torch.full((), t, dtype=first.dtype, device=first.device)
+        time = t if isinstance(t, Tensor) else self.time(t)
         out = self.func(time, tuple(parts) if self.is_tuple else first)
         if len(parts) == 1 and isinstance(out, Tensor) and out.shape == first.shape:  # usual case
             return [out if out.dtype == first.dtype else out.to(first.dtype)]

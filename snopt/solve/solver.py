@@ -298,5 +298,6 @@ def _of_all_parts(tol: Any) -> Any:
 
 
 def smallest(tol: Any) -> float:
-    """Return the smallest of tolerances that are numbers or tensors."""
-    return min(float(torch.as_tensor(x).min()) for x in tol)
+    """Return the smallest of one tolerance, number or tensor, or of several."""
+    several = tol if isinstance(tol, (tuple, list)) else (tol,)
+    return min(float(x.min()) if isinstance(x, Tensor) else float(x) for x in several)
