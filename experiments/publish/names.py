@@ -8,6 +8,8 @@ from typing import Any
 
 from experiments.run.config import description_of
 
+_description = cache(description_of)
+
 KINDS = {"image": "images", "time_series": "time series"}
 """What data sets of a task are made of."""
 
@@ -31,8 +33,3 @@ def optimizer_name(name: str) -> str:
 def published(dataset: str) -> Mapping[str, Any]:
     """Return the ``inputs``, ``classes`` and ``steps`` that the paper states for a data set."""
     return dict(_description("dataset", dataset).get("published", {}))
-
-
-@cache
-def _description(group: str, name: str) -> Mapping[str, Any]:
-    return description_of(group, name)
