@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from synthetic_protocol import FakeTraining, tiny
+from synthetic_protocol import rows_of, tiny
 from synthetic_runs import whole_comparison
 
 from experiments.base.environment import REPOSITORY
@@ -21,20 +21,12 @@ from experiments.base.errors import ConfigError, RecordError
 from experiments.studies.comparison.report import FILES, draw
 from experiments.studies.comparison.rows import read_rows, table_of, write_rows
 from experiments.studies.comparison.session import Request, compare, set_targets
-from experiments.studies.execute import Training
 
 SCRIPT = [sys.executable, str(REPOSITORY / "scripts" / "compare.py")]
 
 
 def quiet(line: str) -> None:
     pass
-
-
-@pytest.fixture
-def training(monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
-    fake = FakeTraining()
-    monkeypatch.setattr(Training, "launch", lambda self, run: fake.launch(self, run))
-    return fake
 
 
 def tiny_request(tmp_path: Path) -> Request:
@@ -48,6 +40,7 @@ def tiny_request(tmp_path: Path) -> Request:
 
 def test_a_comparison_is_trained_once_and_summarised(tmp_path, training):
     request = tiny_request(tmp_path)
+    training.rows = rows_of
     set_targets(request, quiet)
     assert len(training.trained) == 4
     rows = [SimpleNamespace(**row) for row in compare(request, quiet).to_dict("records")]
