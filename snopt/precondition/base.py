@@ -24,7 +24,14 @@ from snopt.curvature.layers import groups_of, weight_columns
 from snopt.curvature.likelihood import CURVATURES, loss_vectors
 from snopt.curvature.quadrature import Quadrature, gauss_legendre
 from snopt.precondition.ranks import Ranks
-from snopt.precondition.weights import Block, check_model, find_blocks, untreated, warn_of_missing
+from snopt.precondition.weights import (
+    Block,
+    check_model,
+    find_blocks,
+    untreated,
+    warn_of_failed,
+    warn_of_missing,
+)
 from snopt.validate import check_choice, check_count, check_number
 
 SCOPES = ("all", "ode")
@@ -120,6 +127,9 @@ class Layerwise(ABC, Generic[State]):
         )
         self.collector.arm()
         self.ranks: Ranks | None = None
+        self._owed = False  # whether a refresh that was due could not be made
+        self._given: set[str] = set()  # blocks that got data at the last refresh
+        self.plain: set[str] = set()  # blocks whose gradient is not that of the uses seen
 
     @abstractmethod
     def step(
@@ -139,6 +149,12 @@ class Layerwise(ABC, Generic[State]):
         """Whether the coming step takes in new curvature."""
         return self.collector.armed
 
+    @property
+    def takes_in(self) -> bool:
+        """Whether the present step takes in new curvature: it is due, and there is a gradient."""
+        blocks = self.blocks.values()
+        return self.due and any(block.layer.weight.grad is not None for block in blocks)
+
     def gathered(self, loss_scale: float | Tensor) -> dict[str, Any]:
         """Return what was gathered since the last step that was due, and forget it.
 
@@ -155,14 +171,20 @@ class Layerwise(ABC, Generic[State]):
                 "no curvature was gathered for this step: call optimizer.backward(loss, output) in"
                 " place of loss.backward(); only curvature='empirical' comes with the gradient"
             )
-        found = {name: sums.pop(name).factors() for name in self.blocks if name in sums}
+        unlike = [name for name, agrees in self.collector.checked.items() if not agrees]
+        self.plain = set(unlike if self.ranks is None else self.ranks.union(unlike))
+        wanted = [name for name in self.blocks if name in sums and name not in self.plain]
+        found = {name: sums.pop(name).factors() for name in wanted}
         for factors in found.values():
             factors.unscale(loss_scale)
         if self.ranks is not None:
             weights = {name: block.layer.weight for name, block in self.blocks.items()}
             found = self.ranks.factors(found, weights)
         if self.scope == "all" or not found:  # else those outside have none by choice
-            warn_of_missing(self.blocks.values(), found)
+            warn_of_missing(
+                self.blocks.values(), found, self.plain, self.collector.only_differentiated
+            )
+        self._given = set(found)
         return found
 
     def rows(self) -> dict[str, int]:
@@ -180,12 +202,17 @@ class Layerwise(ABC, Generic[State]):
         return [
             (block, own.get(id(block.layer.weight), {}))
             for block in self.blocks.values()
-            if block.layer.weight.grad is not None and block.state.ready
+            if block.layer.weight.grad is not None
+            and block.state.ready
+            and block.name not in self.plain
         ]
 
     def advance(self) -> None:
         """End a step: count it, and gather curvature for the next one if that takes it in."""
         self.steps += 1
+        failed = [b for b in self.blocks.values() if b.name in self._given and not b.state.ready]
+        self._owed = bool(self.due and (failed or not self.takes_in))
+        warn_of_failed(failed)
         self.collector.clear()
         self._arm_if_due()
 
@@ -193,7 +220,7 @@ class Layerwise(ABC, Generic[State]):
         return self.steps % self.update_freq == 0
 
     def _arm_if_due(self) -> None:
-        if self._wants_curvature():
+        if self._owed or self._wants_curvature():
             self.collector.arm()
         else:
             self.collector.disarm()

@@ -114,7 +114,7 @@ class Preconditioner(Layerwise[KroneckerPair]):
                 half precision) and the gradients have been divided by since.
         """
         rows = self.rows()
-        if self.due:
+        if self.takes_in:
             self._refresh(loss_scale)
         for block, group in self.with_gradient(param_groups):
             block.state.batch = rows.get(block.name, block.state.batch)
@@ -189,7 +189,7 @@ class Preconditioner(Layerwise[KroneckerPair]):
     def state_dict(self) -> dict[str, Any]:
         """Return steps, factors, bases and moments: tensors and numbers only."""
         counts = {"since": self.since_refresh, "refreshes": self.refreshes}
-        return {**super().state_dict(), **counts, "requested": self._requested}
+        return {**super().state_dict(), **counts, "requested": self._requested or self._owed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state of :meth:`state_dict`.

@@ -11,11 +11,12 @@ from dataclasses import replace
 import pytest
 import torch
 import torchdiffeq
-from optimizer_cases import backward, batch, make, train, weights
+from optimizer_cases import backward, batch, linear_layer, make, train, weights
 from snopt_cases import TanhField, assert_close
 from torch import nn
 
 from snopt import ODEBlock, SNOpt, gauss_legendre, uniform
+from snopt.baselines import EKFAC, KFAC
 from snopt.curvature.collector import Collector
 from snopt.curvature.factors import Accumulator
 from snopt.curvature.layers import to_matrix
@@ -334,3 +335,60 @@ def test_autocast(gradient, whole):
     assert losses[-1] < losses[0]
     for pair in optimizer.curvature.values():
         assert {pair.A.dtype, pair.B.dtype, pair.S.dtype} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", [SNOpt, KFAC, EKFAC])
+def test_a_due_step_without_gradients_keeps_its_refresh(kind):
+    """Also one whose gradients were thrown away; the state dict remembers it."""
+    options = {"update_freq": 100} if kind is SNOpt else {"update_freq": 100, "inverse_freq": 100}
+    model, right = make(), make()
+    optimizer, other = kind(model, lr=0.1, **options), kind(right, lr=0.1, **options)
+    optimizer.step()
+    backward(model, batch(3))
+    model.zero_grad()
+    optimizer.step()
+    assert optimizer.curvature == {}
+    for one, net in ((optimizer, model), (other, right)):
+        backward(net, batch())
+        one.step()
+    assert len(optimizer.curvature) == 4
+    assert torch.equal(weights(model), weights(right))
+
+
+def test_a_first_refresh_that_overflows_is_told_and_made_up_for():
+    model = linear_layer().float()
+    optimizer = SNOpt(model, lr=0.0, update_freq=100)
+    x, y = batch(features=4)
+    (nn.functional.cross_entropy(model(x.float()), y) * 1e30).backward()
+    with pytest.warns(RuntimeWarning, match="first factors of Linear are not finite"):
+        optimizer.step()
+    assert optimizer.curvature == {}
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(x.float()), y).backward()
+    optimizer.step()
+    assert list(optimizer.curvature) == [model]
+
+
+@pytest.mark.parametrize("when", ["before", "reset", "uncalled", "disarmed"])
+def test_a_compiled_model_gives_curvature_or_the_reason(when):
+    model, (x, y) = linear_layer(), batch(features=4)
+    compiled = torch.compile(model, backend="eager")
+    if when in ("before", "reset"):
+        compiled(x)
+    optimizer = SNOpt(model, lr=0.0, update_freq=2)
+    if when == "disarmed":
+        backward(model, (x, y))
+        optimizer.step()
+    if when == "reset":
+        torch.compiler.reset()
+    for _ in range(2):
+        optimizer.zero_grad()
+        backward(compiled, (x, y))
+        if when == "before" and optimizer.preconditioner.due:
+            with pytest.warns(RuntimeWarning, match=r"torch\.compiler\.reset"):
+                optimizer.step()
+        else:
+            optimizer.step()
+    torch.compiler.reset()
+    assert optimizer.metrics()["refreshes"] == (2 if when == "disarmed" else 1)
+    assert len(optimizer.curvature) == (when != "before")
