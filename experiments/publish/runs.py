@@ -92,9 +92,13 @@ def _close_diverged(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def csv_of_runs(table: pd.DataFrame) -> str:
-    """Return a table of runs as ``data.csv``; an empty cell means "not measured"."""
+    """Return a table of runs as ``data.csv``; an empty cell means "not measured".
+
+    Without any CPU seconds there is no column of them.
+    """
     times = table["time_s"].map("{:.4f}".format)
-    return csv_of(table.assign(time_s=times)[list(TYPES)], digits=6)
+    columns = list(TYPES)[: -1 if table["cpu_s"].isna().all() else None]
+    return csv_of(table.assign(time_s=times)[columns], digits=6)
 
 
 def write_runs(path: Path, table: pd.DataFrame) -> None:

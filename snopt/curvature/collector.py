@@ -32,6 +32,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -287,10 +288,6 @@ class Collector:
             )
         self.max_rows = max_rows
         self.accumulator = accumulator
-        self.layers = dict(layers)
-        self._weights: dict[str, Tensor] = {}
-        for layer, key in layers.items():
-            self._weights.setdefault(key, layer.weight)  # type: ignore[arg-type]
         self.quadrature = quadrature
         # Where a solve is seen: "nodes", "step ends" or "evaluations".
         self.looks_at: str = getattr(quadrature, "looks_at", "nodes")
@@ -305,8 +302,8 @@ class Collector:
         self.sums: dict[str, Sums] = {}
         self.rows: dict[str, dict[int, int]] = {}
         self._passes: dict[int, _Pass] = {}
-        self._versions: dict[str, int] = {}  # of the gradient when a pass was committed
-        self._last: dict[str, int] = {}  # rows that a layer saw last, by key
+        self._versions: dict[str, int]  # of the gradient when a pass was committed
+        self._last: dict[str, int]  # rows that a layer saw last, by key
         # Without a hook, a use has the rows of the first since the step: one of other rows gets a
         # hook that tells the two, and so do all uses of such a layer from then on.
         self._first: dict[str, int] = {}
@@ -315,12 +312,28 @@ class Collector:
         self._kept: dict[str, tuple[int, int]] = {}  # forward passes before one that kept its graph
         self._inside: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # layers seen in a solve
         self._along: weakref.WeakKeyDictionary[Any, dict[Any, dict[str, int]]]
-        self._along = weakref.WeakKeyDictionary()
         self._held: weakref.WeakSet[_Waiting] = weakref.WeakSet()
         self._handles: dict[Any, torch.utils.hooks.RemovableHandle] = {}
         weakref.finalize(self, _remove, self._handles)
-        if counts:
-            self._hook()
+        self.watch(layers)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle as one that is disarmed and empty: its hooks are the model's."""
+        own = (self.layers, self.quadrature, self.accumulator, self.scope, self.max_rows)
+        return partial(type(self), counts=self.counts), own, {"paused": self.paused}
+
+    def watch(self, layers: Mapping[nn.Module, str]) -> None:
+        """Watch these layers in place of the present ones, of which everything is forgotten."""
+        _remove(self._handles)
+        self.layers = dict(layers)
+        self._weights: dict[str, Any] = {}
+        for layer, key in layers.items():
+            self._weights.setdefault(key, layer.weight)
+        self._versions, self._last = {}, {}
+        self._along = weakref.WeakKeyDictionary()
+        self._release()
+        self.clear()
+        self._hook()
 
     def arm(self) -> None:
         """Forget what was gathered and record the forward passes made from now on."""
@@ -379,6 +392,8 @@ class Collector:
         Of a use that an earlier pass has gathered, ``seen`` or in a solve, the gradient alone is
         new.
         """
+        if g.numel() == 0:  # an empty batch is no data
+            return
         task, key = backward_pass(), self.layers[layer]
         current = self._pass(task)
         if key not in current.sums:

@@ -40,6 +40,7 @@ from snopt.curvature.collector import (
     inside_solve,
     node_collectors,
 )
+from snopt.errors import NON_FINITE, failure
 from snopt.linalg import at_least_float32
 from snopt.solve.field import adjoint_norm, products, rms_norm
 from snopt.solve.observers import leaves_no_trace, observer_on_torchdiffeq, observers_on_engine
@@ -226,7 +227,9 @@ def collect_without_gradient(
             leaves_no_trace(problem.field.func, t.device),
         ):
             apart = replace(problem, nfe=nfe, memory=None)
-            integrate_backward(apart, t, solution, grad_solution, (), collectors)
+            a, _, _ = integrate_backward(apart, t, solution, grad_solution, (), collectors)
+            if not all(bool(torch.isfinite(part).all()) for part in a):  # found on a grid
+                raise failure(problem.backward, "curvature", *NON_FINITE)
     except RuntimeError as error:
         warnings.warn(f"no curvature from this step: {error}", RuntimeWarning, stacklevel=2)
     problem.nfe.add("curvature", nfe.backward + nfe.curvature)

@@ -69,7 +69,7 @@ def odeint_checkpoint(
     """
     solver = Solver(method, rtol, atol, options)
     counter = NFE() if nfe is None else nfe
-    problem = Problem(Field(func, y0), solver, solver.curvature(), counter)
+    problem = Problem(Field(func, y0), solver, solver.adjoint(), counter)
     return solve_with_checkpoints(problem, y0, t, adjoint_params)
 
 
@@ -147,7 +147,7 @@ class _Checkpoint(torch.autograd.Function):
         collect_without_gradient(ctx.problem, t, solution, grad_solution)
         discrete = [c for c in armed_collectors(ctx.problem.field.func) if c.discrete]
         replay = _Replay(ctx.problem, ctx.times, params, discrete)
-        rows = torch.cat([g.reshape(len(ctx.times), -1) for g in grad_solution], dim=1)
+        rows = torch.cat([g.reshape(len(g), g[0].numel()) for g in grad_solution], dim=1)
         y_bar, k_bar = torch.zeros_like(rows[0]), None
         with ctx.autocast():
             for record in reversed(ctx.records):

@@ -19,11 +19,6 @@ State: TypeAlias = Tensor | tuple[Tensor, ...]
 
 NormOfParts = Callable[[tuple[Tensor, ...]], Any]
 
-NO_EVENTS = (
-    "event_fn is not supported: the end time of an event solve is not a parameter here; use"
-    " torchdiffeq.odeint_event"
-)
-
 _CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
 
@@ -81,8 +76,8 @@ class Field:
         """Look up shapes and type of the state ``y0``.
 
         Raises:
-            TypeError: if it is not of floating point, or of a wrong container type.
-            ValueError: if it has no part or a part has no entry.
+            TypeError: if it is neither real nor complex, or of a wrong container type.
+            ValueError: if it has no part.
         """
         parts = (y0,) if isinstance(y0, Tensor) else y0
         _check_state(y0, parts)
@@ -133,15 +128,12 @@ def _check_state(y0: object, parts: Any) -> None:
     if not parts:
         raise ValueError("y0 is an empty tuple: there is no state to integrate")
     for i, part in enumerate(parts):
-        if not part.is_floating_point():
+        if not (part.is_floating_point() or part.is_complex()):
             name = "y0" if isinstance(y0, Tensor) else f"y0[{i}]"
             raise TypeError(
                 f"{name} has dtype {part.dtype}: an ODE state must be of floating point; convert"
                 " it, for example with .float()"
             )
-    if any(part.numel() == 0 for part in parts):
-        shapes = _shown([part.shape for part in parts])
-        raise ValueError(f"the state is empty (shape {shapes}): there is nothing to integrate")
 
 
 def _shown(shapes: Sequence[torch.Size]) -> str:
@@ -208,18 +200,18 @@ def autocast_state(device_type: str) -> Callable[[], AbstractContextManager[Any]
 def rms_norm(layout: Layout) -> Callable[[Tensor], Tensor]:
     """Return torchdiffeq's norm of a flat state: the largest root mean square of its parts."""
     sizes = layout.sizes
-    count, size = len(sizes), sizes[0]
+    count, size = len(sizes), max(sizes[0], 1)  # the norm of nothing is 0
 
     def of_one(e: Tensor) -> Tensor:
         length: Tensor = torch.linalg.vector_norm(e)
         return length / math.sqrt(size)
 
     def of_equals(e: Tensor) -> Tensor:
-        lengths: Tensor = torch.linalg.vector_norm(e.view(count, size), dim=1)
+        lengths: Tensor = torch.linalg.vector_norm(e.view(count, sizes[0]), dim=1)
         return lengths.max() / math.sqrt(size)
 
     def of_parts(e: Tensor) -> Tensor:
-        return torch.stack([_rms(p) for p in e.split_with_sizes(sizes)]).max()
+        return torch.stack([rms(p) for p in e.split_with_sizes(sizes)]).max()
 
     if count == 1:
         return of_one
@@ -241,21 +233,22 @@ def adjoint_norm(field: Field, state_norm: Any, *, seminorm: bool) -> NormOfPart
     n = len(field.layout.shapes)
 
     def of_state(parts: tuple[Tensor, ...]) -> Any:
-        return max(_rms(p) for p in parts) if state_norm is None else state_norm(field.pack(parts))
+        return max(rms(p) for p in parts) if state_norm is None else state_norm(field.pack(parts))
 
     def of_backward(state: tuple[Tensor, ...]) -> Any:
         z, a, params = state[1 : 1 + n], state[1 + n : 1 + 2 * n], state[1 + 2 * n :]
         norms = [state[0].abs(), of_state(z), of_state(a)]
         if not seminorm:
-            norms.extend(_rms(p) for p in params)
+            norms.extend(rms(p) for p in params)
         return max(norms)
 
     return of_backward
 
 
-def _rms(x: Tensor) -> Tensor:
+def rms(x: Tensor) -> Tensor:
+    """Return the root mean square of the entries, 0 without any."""
     length: Tensor = torch.linalg.vector_norm(x)
-    return length / math.sqrt(x.numel())
+    return length / math.sqrt(max(x.numel(), 1))
 
 
 Backward = Callable[..., tuple[Tensor | None, ...]]
@@ -295,6 +288,7 @@ class _Refused(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Raise RuntimeError."""
         raise RuntimeError(
-            "a gradient of odeint_adjoint or odeint_checkpoint cannot be differentiated again: use"
-            ' snopt.odeint (gradient="direct"), which backpropagates through the solver'
+            "a gradient of odeint_adjoint, odeint_checkpoint or odeint_event cannot be"
+            ' differentiated again: use snopt.odeint (gradient="direct"), which backpropagates'
+            " through the solver"
         )

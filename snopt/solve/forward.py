@@ -71,6 +71,8 @@ def forward_steps(
             while due < len(times) and sign * (times[due] - step.t1) <= 0:
                 inside.append(due)
                 due += 1
+            if inside:
+                stepper.steps_taken = 0
             yield step, inside
             y = step.y1
         start = end

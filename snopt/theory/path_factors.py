@@ -25,7 +25,7 @@ from snopt.curvature.factors import Accumulator, Factors
 from snopt.curvature.layers import SUPPORTED, batch_of, input_factor, output_factor
 from snopt.curvature.quadrature import Evaluations, Quadrature, StepEnds, gauss_legendre
 from snopt.solve.field import State, check_times
-from snopt.solve.solver import FIXED_GRID, NFE, Solver, SolverKeywords
+from snopt.solve.solver import NFE, Solver, SolverKeywords, is_on_a_grid
 from snopt.theory.flat_field import FlatField, end_of_solve, solve_back
 from snopt.theory.low_rank import Vectors, flat_rows
 
@@ -99,7 +99,7 @@ def path_factors(
 def _with_nodes(solver: Solver, length: float) -> Solver:
     """Return the solver with which the nodes are dense output and leave the solve's grid alone."""
     options = dict(solver.options)
-    if solver.method in FIXED_GRID:
+    if is_on_a_grid(solver.method):
         if "grid_constructor" not in options:
             options.setdefault("step_size", length)
         options.setdefault("interp", "cubic")

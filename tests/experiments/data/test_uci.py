@@ -60,11 +60,7 @@ def test_a_file_with_blocks_missing_is_refused(tmp_path, few, train, test):
         (-3, None, r"\(series 20\): 12 numbers, expected 13 \(the last line: is the file trunc"),
         ("0.", "0,", r"line \d+ \(series 1\), channel 1: '-?0,\d+' is not a number"),
         ("0.", "nan ", r"line \d+ \(series 1\): 14 numbers"),
-        (
-            "0.1",
-            "nan",
-            r"series 1\), channel \d+: ('-?nan\d*' is not a number|nan is not a finite)",
-        ),
+        ("0.1", "nan", r"series 1\), channel \d+: ('-?nan\d*' is not a num|nan is not a finite)"),
         ("-0.", f"-1{'0' * 60}.", r"series 1\), channel \d+: -1e\+60 is beyond float32"),
         (0, "\x80", "not a text file"),
         (0, "", "the file is empty"),

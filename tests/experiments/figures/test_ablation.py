@@ -122,7 +122,7 @@ def test_every_variant_builds_its_optimizer(dataset):
     for name, run in variants_of(dataset).items():
         parts = build(resolve(load_config(run.overrides)), torch.device("cpu"))
         optimizer = getattr(parts.optimizer, "ode", parts.optimizer)
-        seen.add((name, optimizer.curvature_type, optimizer.preconditioner.exponent))
+        seen.add((name, optimizer.curvature_type, optimizer.param_groups[0]["exponent"]))
     kinds = {curvature for _, curvature, _ in seen}
     assert kinds == ({"empirical"} if dataset == "circle" else {"empirical", "mc", "ggn"})
     assert ("snopt_plus", "empirical", 0.5) in seen

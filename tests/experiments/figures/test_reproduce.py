@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -83,8 +84,11 @@ def test_the_command_has_what_was_asked_for(tmp_path: Path) -> None:
         "python scripts/reproduce.py figure-1 trainer.max_steps=2 --profile paper --seeds 0,2"
         " --x steps"
     )
-    assert request.folder == tmp_path / "results" / "figure-1"
-    assert changed.folder == tmp_path / "results" / "figure-1-paper"
+    whole = replace(request, seeds=(0, 1, 2, 3), profile="paper")
+    assert whole.folder == tmp_path / "results" / "figure-1-paper"
+    parts = tmp_path / "results" / "parts"  # not in place of what is published
+    assert request.folder == parts / "figure-1-seeds-0-2"
+    assert changed.folder == parts / "figure-1-paper-trainer.max_steps=2-seeds-0-2"
 
 
 def test_paths_may_hold_spaces_commas_and_quotes(tmp_path: Path) -> None:
@@ -208,6 +212,18 @@ def test_make_help_lists_every_target_and_variable() -> None:
         assert re.search(rf"^  {target} +\S", text, flags=re.MULTILINE), target
     for variable in ("PROFILE", "DATA_DIR", "SEEDS", "OUTPUT_DIR", "JOBS"):
         assert re.search(rf"^  {variable} .*\(default: \S+\)$", text, flags=re.MULTILINE), variable
+
+
+def test_make_passes_places_on_as_one_word() -> None:
+    odd = '/my data/it\'s, $HOME=~ "x" -> é'
+    for target in ("reproduce-figure-1", "protocol", "search"):
+        # make itself doubles a dollar sign
+        variables = [f"{name}={odd.replace('$', '$$')}" for name in ("DATA_DIR", "OUTPUT_DIR")]
+        told = subprocess.run(
+            ["make", "-n", target, *variables], cwd=REPOSITORY, capture_output=True, text=True
+        ).stdout
+        line = shlex.split(told[told.index("scripts/") :])
+        assert [line[line.index(f"--{name}-dir") + 1] for name in ("data", "output")] == [odd, odd]
 
 
 def test_the_command_line_names_wrong_input_in_one_line(tmp_path: Path) -> None:

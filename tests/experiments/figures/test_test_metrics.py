@@ -60,6 +60,7 @@ def test_where_the_protocol_was_not_run_it_runs_first(tmp_path, monkeypatch):
         called.append(request)
         request.folder.mkdir(parents=True)
         write_rows(request.folder / "runs.csv", table_of(runs()))
+        return request
 
     monkeypatch.setattr(session, "compare", compare)
     folder = reproduce(asked(tmp_path, "table-4", jobs=2), quiet)

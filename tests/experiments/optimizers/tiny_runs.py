@@ -22,7 +22,7 @@ from experiments.tasks import Task
 OPTIMIZERS = options("optimizer")
 """Found by listing the folder: a new optimizer is tested as soon as its file is there."""
 
-SPLIT = tuple(name for name in OPTIMIZERS if name == "split" or name.endswith("_ode"))
+SPLIT = tuple(n for n in OPTIMIZERS if n in ("split", "frozen") or n.endswith("_ode"))
 """Those with two parts; the flow has no parameters outside its ODE."""
 
 DATASETS = {

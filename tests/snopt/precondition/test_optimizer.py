@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
-import pickle
 import warnings
 from dataclasses import replace
 
@@ -92,7 +90,7 @@ def test_state_of_another_optimizer_model_or_width_is_refused():
         optimizer.load_state_dict(torch.optim.SGD(make().parameters(), lr=0.1).state_dict())
     large = nn.Linear(2, 3)
     other = SNOpt(large, lr=0.1)
-    with pytest.raises(ValueError, match=r"another model's.*stem"):
+    with pytest.raises(ValueError, match="match the size"):
         optimizer.load_state_dict(other.state_dict())
     large(torch.ones(1, 2)).sum().backward()
     other.step()
@@ -241,12 +239,6 @@ def test_a_step_with_overflowed_gradients_is_skipped():
     scaler.step(optimizer)
     assert torch.equal(weights(model), before)
     assert dict(optimizer.curvature) == {}
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
-def test_what_cannot_be_copied_says_so(copied):
-    with pytest.raises(TypeError, match="cannot be copied or pickled"):
-        copied(SNOpt(make(), lr=0.1))
 
 
 def test_a_bias_frozen_or_freed_between_refreshes():

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from experiments.base.errors import ConfigError
-from experiments.run.config import load_config, options, resolve
+from experiments.run.config import CONTROLS, load_config, options, resolve
 from experiments.studies.comparison.planning import (
     at_border,
     candidate,
@@ -42,6 +42,7 @@ def test_the_small_budget_is_the_promised_one():
         *("sgd_ode", "snopt_ode", "snopt_plus_ode", "split"),
         "snopt_flow",  # SNOpt with another search space
         "snopt_uniform",  # SNOpt with the published quadrature
+        *CONTROLS,  # SNOpt's settings
     }
     assert set(SMALL.workloads) < set(full.workloads)
 
