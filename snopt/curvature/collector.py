@@ -27,7 +27,9 @@ Nothing here touches a gradient.
 
 from __future__ import annotations
 
+import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -117,6 +119,9 @@ class _Where(threading.local):
 
 
 _where = _Where()
+
+SOLVERS = ("torchdiffeq", "torchdyn", "torchode", "torchsde")
+"""Packages whose solvers, where they are not ours, take the stages for uses of a layer."""
 
 _armed: weakref.WeakSet[Collector] = weakref.WeakSet()
 
@@ -309,6 +314,8 @@ class Collector:
         self._first: dict[str, int] = {}
         self._varied: set[str] = set()
         self._forwards = 0
+        self._times: dict[nn.Module, int] = {}  # uses outside our solves since it was armed
+        self._told = False  # whether the user knows of another library's solver
         self._kept: dict[str, tuple[int, int]] = {}  # forward passes before one that kept its graph
         self._inside: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # layers seen in a solve
         self._along: weakref.WeakKeyDictionary[Any, dict[Any, dict[str, int]]]
@@ -339,7 +346,7 @@ class Collector:
         """Forget what was gathered and record the forward passes made from now on."""
         self.clear()
         self._release()
-        self.checked, self.only_differentiated = {}, set()
+        self.checked, self.only_differentiated, self._times = {}, set(), {}
         self.armed = True
         _armed.add(self)
         self._hook()
@@ -447,7 +454,31 @@ class Collector:
         waiting = _Waiting(self, {key: rows}, layer, x.detach() if self.armed else None)
         if self.armed:
             self._held.add(waiting)
+            if task == -1 and not self.discrete:
+                self._look_for_a_solver(layer)
         output.register_hook(waiting)
+
+    def _look_for_a_solver(self, layer: nn.Module) -> None:
+        """Say, once, that another library's solver is using a layer: its second use shows it."""
+        times = self._times[layer] = self._times.get(layer, 0) + 1
+        if times != 2 or self._told:
+            return
+        frame = sys._getframe()
+        while frame.f_back is not None:
+            frame = frame.f_back
+            package = frame.f_globals.get("__name__", "").partition(".")[0]
+            if package in SOLVERS:
+                self._told = True
+                warnings.warn(
+                    f"the layers of a vector field, {self.layers[layer]} among them, are used by"
+                    f" {package}'s solver, so that each stage, probe and rejected step counts as a"
+                    " use of weight 1, and the factors grow with the solver's steps. Solve with"
+                    " snopt.odeint, snopt.odeint_adjoint or snopt.ODEBlock; if you want the uses,"
+                    " say so with quadrature=snopt.evaluations()",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+                return
 
     @contextmanager
     def counting(self, func: object, shapes: object) -> Iterator[Mapping[str, int]]:

@@ -13,6 +13,7 @@ from optimizer_cases import backward, batch, linear_layer, make, train, weights
 from snopt_cases import TanhField, assert_close
 from torch import nn
 
+import snopt
 from snopt import ODEBlock, SNOpt, gauss_legendre, uniform
 from snopt.baselines import EKFAC, KFAC
 from snopt.curvature.collector import Collector
@@ -191,6 +192,40 @@ def test_convolutions_train_in_and_outside_an_ode():
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
     assert len(optimizer.curvature) == 3
+
+
+@pytest.mark.parametrize("foreign", [True, False])
+def test_another_librarys_solve_is_told_once_unless_its_uses_are_wanted(foreign):
+    class Foreign(nn.Module):
+        def __init__(self, solve):
+            super().__init__()
+            self.field, self.head, self.solve = TanhField(), nn.Linear(3, 1), solve
+
+        def forward(self, x):
+            t, options = torch.tensor([0.0, 1.0]), {"step_size": 0.25}
+            return self.head(self.solve(self.field, x, t, method="rk4", options=options)[-1])
+
+    model = Foreign(torchdiffeq.odeint if foreign else snopt.odeint)
+    told = SNOpt(model, lr=0.0, update_freq=1)
+    if foreign:
+        with pytest.warns(RuntimeWarning, match=r"field\.first.*torchdiffeq.*snopt\.evaluations"):
+            backward_of(model)
+        told.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        backward_of(model)
+        told.step()
+        wanted = SNOpt(model, lr=0.0, update_freq=1, quadrature=snopt.evaluations())
+        told.zero_grad()
+        backward_of(model)
+        wanted.step()
+    weight = told.curvature[model.field.first].weight
+    assert weight == pytest.approx(16.0 if foreign else 1.0)
+    assert wanted.curvature[model.field.first].weight == 16.0
+
+
+def backward_of(model):
+    model(torch.ones(4, 3)).square().mean().backward()
 
 
 def test_layer_that_never_received_data_is_named_once():
