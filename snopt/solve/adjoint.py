@@ -165,7 +165,7 @@ class _Adjoint(torch.autograd.Function):
                 solution,
                 grad_solution[: ctx.n_state],
                 params,
-                armed_collectors(ctx.problem.field.func),
+                armed_collectors(ctx.problem.field.func, nested=ctx.problem.nested),
                 t_requires_grad=ctx.needs_input_grad[3],
             )
         if grad_t is not None and len(grad_solution) > ctx.n_state:

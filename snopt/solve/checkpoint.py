@@ -145,7 +145,8 @@ class _Checkpoint(torch.autograd.Function):
         t, *saved = ctx.saved_tensors
         solution, params = saved[:n], saved[n:]
         collect_without_gradient(ctx.problem, t, solution, grad_solution)
-        discrete = [c for c in armed_collectors(ctx.problem.field.func) if c.discrete]
+        found = armed_collectors(ctx.problem.field.func, nested=ctx.problem.nested)
+        discrete = [c for c in found if c.discrete]
         replay = _Replay(ctx.problem, ctx.times, params, discrete)
         rows = torch.cat([g.reshape(len(g), g[0].numel()) for g in grad_solution], dim=1)
         y_bar, k_bar = torch.zeros_like(rows[0]), None

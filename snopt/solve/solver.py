@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import dataclasses
 import inspect
 import math
 import warnings
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torchdiffeq._impl.odeint import SOLVERS
 from torchdiffeq._impl.solvers import AdaptiveStepsizeODESolver, FixedGridODESolver
+
+from snopt.curvature.collector import inside_a_solve
 
 if TYPE_CHECKING:
     from snopt.solve.field import Field
@@ -207,6 +210,7 @@ class Problem:
         backward: how the backward solve is done; its ``norm`` option is as the user gave it.
         nfe: counter of evaluations.
         memory: step sizes handed from one solve to the next, or None.
+        nested: whether it is made within another solve's evaluation.
     """
 
     field: Field
@@ -214,6 +218,7 @@ class Problem:
     backward: Solver
     nfe: NFE
     memory: StepMemory | None = None
+    nested: bool = dataclasses.field(default_factory=inside_a_solve)
 
 
 def _is_positive(value: Any) -> bool:
