@@ -37,8 +37,8 @@ _jobs: Jobs | None = None  # of a multirun
 def _job(config: DictConfig) -> None:
     """Train one configuration; Hydra calls this, once for every point of a sweep."""
     keep_talking()  # a launcher may have started this process
-    hydra = HydraConfig.get()
-    title = _jobs.title(hydra.job.num) if _jobs else ""
+    started = HydraConfig.get()
+    title = _jobs.title(started.job.num) if _jobs else ""
     if title:
         print(title)
     try:
@@ -47,7 +47,7 @@ def _job(config: DictConfig) -> None:
         # Hydra would decorate the message, and names only the first of several jobs.
         _outcomes.append(error)
         _refuse(error, title.partition(":")[0])
-        if hydra.runtime.choices["hydra/launcher"] != "basic":
+        if started.runtime.choices["hydra/launcher"] != "basic":
             raise Refused from None  # from another process
     else:
         _outcomes.append(outcome)
@@ -95,7 +95,8 @@ def _main() -> int:
         return _refuse(explain(error, overrides, lists="add -m to run them all"))
     if any(isinstance(outcome, UserError) for outcome in _outcomes):
         return WRONG_INPUT
-    return DIVERGED if not _jobs and _outcomes[0].state == "diverged" else 0
+    diverged = not _jobs and any(outcome.state == "diverged" for outcome in _outcomes)
+    return DIVERGED if diverged else 0
 
 
 def _from_composition(error: Exception) -> bool:

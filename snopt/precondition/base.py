@@ -142,10 +142,9 @@ class Layerwise(ABC, Generic[State]):
         # Groups of what may be preconditioned; None: all of the model.
         self._groups = None if params is None else [{"params": list(params)}]
         self._layers, self._seen = layers_of(model), list[object]()
-        self._told: set[str] = set()  # parameters that the user has been told about
-        self._incomplete = (
-            False  # whether a layer has joined, or a refresh was due and could not be made
-        )
+        self._told: set[str] = set()  # what has been said: parameters, and (facts)
+        # Whether a layer has joined, or a refresh that was due could not be made.
+        self._incomplete = False
         rule = gauss_legendre(4) if quadrature is None else quadrature
         self.collector = Collector(
             {}, rule, accumulator, scope, curvature_batch, counts=self.counts_rows
@@ -259,9 +258,9 @@ class Layerwise(ABC, Generic[State]):
         self.resume()
 
     def _warn_of_replicas(self) -> None:
-        if self.ranks is not None or "ranks" in self._told:
+        if self.ranks is not None or "(ranks)" in self._told:
             return
-        self._told.add("ranks")
+        self._told.add("(ranks)")
         ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         if ranks > 1:
             name = type(self).__name__
@@ -300,13 +299,14 @@ class Layerwise(ABC, Generic[State]):
         groups = self._groups
         params = list(self.model.parameters()) if groups is None else members(groups)
         old, watched = self.blocks, self.collector.layers
-        self.blocks, keys = find_blocks(self._layers, params, self.state_of)
+        state_of = partial(_state_of, self.state, self._make_state)  # no reference to this object
+        self.blocks, keys = find_blocks(self._layers, params, state_of)
         before = {layer: old[name].weight for layer, name in watched.items()}
         now = {layer: self.blocks[name].weight for layer, name in keys.items()}
         self._incomplete |= any(before.get(layer) is not weight for layer, weight in now.items())
         warned = {id(block.weight) for block in old.values() if block.warned}
         for block in self.blocks.values():
-            self.state_of(block.weight)  # from now on there is one
+            state_of(block.weight)  # from now on there is one
             block.warned = id(block.weight) in warned
         if keys != watched or self._incomplete:
             self.collector.watch(keys)
@@ -325,14 +325,6 @@ class Layerwise(ABC, Generic[State]):
         """Return what decides on the blocks, for a quick comparison."""
         groups = [(id(group["params"]), len(group["params"])) for group in self._groups or ()]
         return [*groups, *(id(trained_weight(layer)) for _, layer in self._layers)]
-
-    def state_of(self, weight: Tensor) -> State:
-        """Return the method's state of a weight; there is one from now on."""
-        entries = self.state[weight]
-        if "preconditioner" not in entries:
-            entries["preconditioner"] = self._make_state()
-        state: State = entries["preconditioner"]
-        return state
 
     @property
     def counts(self) -> dict[str, Any]:
@@ -470,6 +462,17 @@ class Layerwise(ABC, Generic[State]):
         self.__dict__.update(state)
         self._seen = []
         self.resume()
+
+
+def _state_of(
+    state: MutableMapping[Tensor, dict[str, Any]], make: Callable[[], State], weight: Tensor
+) -> State:
+    """Return the method's state of a weight; there is one from now on."""
+    entries = state[weight]
+    if "preconditioner" not in entries:
+        entries["preconditioner"] = make()
+    found: State = entries["preconditioner"]
+    return found
 
 
 INCOMPLETE = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -24,9 +25,16 @@ from snopt.precondition.base import (
 )
 from snopt.precondition.kronecker import KroneckerPair, Workspace
 from snopt.precondition.schedules import Comparison, DenseThenSparse, TrustRegion
+from snopt.precondition.weights import Block
 from snopt.validate import check_choice, check_flag, check_number
 
 MOMENTUM_ON = ("step", "gradient")
+
+STEEP = 100.0
+"""Mean of S in units of ε from which on, if it is so in every layer, the damping is far too small.
+
+In training that works it is below 1 in some layer.
+"""
 
 
 class Preconditioner(Layerwise[KroneckerPair]):
@@ -101,6 +109,7 @@ class Preconditioner(Layerwise[KroneckerPair]):
             "exponent": exponent,
             "relative_damping": relative_damping,
         }
+        self._steep = 0  # looks in a row at which S was far above the damping
         super().__init__(
             model,
             partial(KroneckerPair, Workspace()),
@@ -124,9 +133,11 @@ class Preconditioner(Layerwise[KroneckerPair]):
                 half precision) and the gradients have been divided by since.
         """
         rows = self.rows()
-        if self.takes_in:
+        refreshed = self.takes_in
+        if refreshed:
             self._refresh(loss_scale)
-        for block, settings in self.with_gradient(param_groups):
+        found = self.with_gradient(param_groups)
+        for block, settings in found:
             block.state.batch = rows.get(block.name, block.state.batch)
             buffer = block.state.buffer()
             step = block.state.precondition(
@@ -138,8 +149,30 @@ class Preconditioner(Layerwise[KroneckerPair]):
                 momentum=self._momentum(settings),
             )
             block.set_gradient(step)
+        if refreshed or self.steps < 10:
+            self._check_scale(found)
         self.since_refresh += 1
         self.advance()
+
+    def _check_scale(self, found: Sequence[tuple[Block[KroneckerPair], Mapping[str, Any]]]) -> None:
+        """Warn, once, where S ≫ ε in every layer at five such looks in a row.
+
+        The step is then R / S, which goes as 1 / the loss's scale.
+        """
+        absolute = all(s["exponent"] == 1 and not s["relative_damping"] for _, s in found)
+        if "(scale)" in self._told or not (found and absolute):
+            return
+        least = min(float(block.state.mean) / s["damping"] for block, s in found)
+        self._steep = self._steep + 1 if math.isfinite(least) and least > STEEP else 0
+        if self._steep == 5:
+            self._told.add("(scale)")
+            warnings.warn(
+                f"S is {least:.0e} times the damping eps or more in every layer, and the step goes"
+                " as 1 / the loss's scale: training may hardly move. Divide the loss by about"
+                f" {math.sqrt(least):.0e}, as means in place of sums over times or outputs do",
+                RuntimeWarning,
+                stacklevel=6,
+            )
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raise ValueError if a setting of a parameter group is out of range."""

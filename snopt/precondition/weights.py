@@ -119,10 +119,12 @@ def layers_of(model: nn.Module) -> list[tuple[str, Layer]]:
 def trained_weight(layer: Layer) -> Tensor | None:
     """Return the layer's weight; None if it is frozen.
 
-    So is one that is computed (parametrized, pruned): it is no parameter, and has no gradient.
+    So is one that is computed (parametrized, pruned): it is no parameter, and has no gradient. A
+    complex one has no factors here and is updated as it is.
     """
     weight = layer._parameters.get("weight")
-    return weight if weight is not None and weight.requires_grad else None
+    treated = weight is not None and weight.requires_grad and not weight.dtype.is_complex
+    return weight if treated else None
 
 
 def find_blocks(

@@ -82,10 +82,10 @@ class _CollectInBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, problem: Problem, t: Tensor, *solution: Tensor) -> tuple[Tensor, ...]:
-        """Return the solution as it is."""
+        """Return the solution, copied: what is behind may write into it."""
         ctx.problem = problem
         ctx.save_for_backward(t, *solution)
-        return tuple(part.view_as(part) for part in solution)
+        return tuple(part.clone() for part in solution)
 
     @staticmethod
     def backward(ctx: Any, *grad_solution: Tensor) -> tuple[Tensor | None, ...]:

@@ -6,14 +6,15 @@ Solvers see a state as one flat vector of its parts; a user sees a tensor or a t
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 State: TypeAlias = Tensor | tuple[Tensor, ...]
 
@@ -53,9 +54,10 @@ class Layout:
                 return list(y.view(self._common).unbind())
             pieces = y.split_with_sizes(self.sizes) if len(self.sizes) > 1 else (y,)
             return [p.view(shape) for p, shape in zip(pieces, self.shapes, strict=True)]
-        lead = y.shape[:-1]
-        pieces = y.split_with_sizes(self.sizes, -1)
-        return [p.view((*lead, *shape)) for p, shape in zip(pieces, self.shapes, strict=True)]
+        # One by one: autograd refuses to write into one of several views made at once.
+        ends = itertools.accumulate(self.sizes)
+        pieces = [y.narrow(-1, end - n, n) for end, n in zip(ends, self.sizes, strict=True)]
+        return [p.view(len(y), *shape) for p, shape in zip(pieces, self.shapes, strict=True)]
 
     def twice(self) -> Layout:
         """Return the layout of two such states, one after the other."""
@@ -70,6 +72,9 @@ class Field:
         is_tuple: whether its state is a tuple.
         layout: parts of the state within a flat vector.
         dtype: of the state; None where its parts differ.
+        ahead: F(t0, y0) where it was evaluated before the solve, whose first evaluation takes it.
+        weights: its parameters by name in the forward solve.
+        end: entries of F(t1, z1) as the forward solve had it; None if it did not evaluate it.
     """
 
     def __init__(self, func: Callable[..., Any], y0: State) -> None:
@@ -84,6 +89,10 @@ class Field:
         self.func = func
         self.is_tuple = isinstance(y0, tuple)
         self.layout = Layout(tuple(part.shape for part in parts))
+        self._like = parts[0].new_empty(0)
+        self.ahead: list[Tensor] | None = None
+        self.weights: dict[str, Tensor] = {}
+        self.end: Tensor | None = None
         dtype = parts[0].dtype
         self.dtype = dtype if all(part.dtype == dtype for part in parts) else None
 
@@ -91,10 +100,17 @@ class Field:
         """Return the state as ``func`` wants it."""
         return tuple(parts) if self.is_tuple else parts[0]
 
-    def at(self, t: float, parts: Sequence[Tensor]) -> list[Tensor]:
+    def time(self, t: float) -> Tensor:
+        """Return a time as the tensor that ``func`` gets."""
+        return torch.full((), t, dtype=self._like.dtype, device=self._like.device)
+
+    def at(self, t: float | Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
         """Return F(t, z) by parts; raise ValueError if it is not of the state's shape."""
+        if self.ahead is not None:
+            out, self.ahead = self.ahead, None
+            return out
         first = parts[0]
-        time = torch.full((), t, dtype=first.dtype, device=first.device)
+        time = t if isinstance(t, Tensor) else self.time(t)
         out = self.func(time, tuple(parts) if self.is_tuple else first)
         if len(parts) == 1 and isinstance(out, Tensor) and out.shape == first.shape:  # usual case
             return [out if out.dtype == first.dtype else out.to(first.dtype)]
@@ -160,18 +176,6 @@ def check_monotonic(times: Sequence[float]) -> None:
                 f"t must be strictly increasing or strictly decreasing, but t[{i - 1}] ="
                 f" {times[i - 1]:.6g} is followed by t[{i}] = {times[i]:.6g}"
             )
-
-
-def parameters_of(func: object, given: Iterable[Tensor] | None) -> list[Tensor]:
-    """Return the tensors to differentiate with respect to: those given, or the parameters of F."""
-    if given is None:
-        if not isinstance(func, nn.Module):
-            raise ValueError(
-                "func is no nn.Module, so its parameters are unknown: pass adjoint_params=… (an"
-                " empty tuple if there are none)"
-            )
-        given = func.parameters()
-    return [p for p in given if p.requires_grad]
 
 
 def products(

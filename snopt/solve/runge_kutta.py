@@ -152,6 +152,8 @@ class Stepper:
 
     Attributes:
         dt: the next step, positive; None means Hairer's choice.
+        further_error: the error, in units of the tolerance, of what is integrated beside the state
+            over a step from t0 to t1; None if there is nothing.
         calls: evaluations so far, for errors.
 
     Raises:
@@ -187,6 +189,7 @@ class Stepper:
         self.max_step = self._option("max_step", math.inf)
         remembered = None if problem.memory is None else problem.memory.recall(kind)
         self.dt: float | None = self._option("first_step", remembered)
+        self.further_error: Callable[[float, float], Tensor] | None = None
         self.steps_taken = self.calls = 0  # the former since the last output time
 
     def _option(self, name: str, default: Any) -> Any:
@@ -245,7 +248,10 @@ class Stepper:
             self.calls += self.tableau.stages - 1
             scale1 = self.scale(y1)
             # The scale of the larger state, entry by entry, is the larger of the two scales.
-            ratio = float(self.norm(stages.error(y, dt).div_(torch.maximum(scale, scale1))))
+            error = self.norm(stages.error(y, dt).div_(torch.maximum(scale, scale1)))
+            if self.further_error is not None:
+                error = torch.maximum(error, self.further_error(t, end))
+            ratio = float(error)
             accepted = ratio <= 1 or dt <= self.min_step
             grown = dt * self._factor(ratio)
             # A step cut short by the end says nothing against the length proposed before.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import dataclasses
+import functools
 import inspect
 import math
 import warnings
@@ -303,5 +303,6 @@ def _of_all_parts(tol: Any) -> Any:
 
 
 def smallest(tol: Any) -> float:
-    """Return the smallest of tolerances that are numbers or tensors."""
-    return min(float(torch.as_tensor(x).min()) for x in tol)
+    """Return the smallest of one tolerance, number or tensor, or of several."""
+    several = tol if isinstance(tol, (tuple, list)) else (tol,)
+    return min(float(x.min()) if isinstance(x, Tensor) else float(x) for x in several)

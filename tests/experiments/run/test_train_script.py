@@ -127,6 +127,11 @@ def test_all_wrong_jobs_are_named_before_the_first_one_starts(command, capsys, a
     assert states(Path()) == {}
 
 
+def test_what_hydra_answers_itself_is_no_run(command, capsys):
+    assert command(*QUICK, "--cfg", "job") == 0
+    assert "max_steps: 2" in capsys.readouterr().out
+
+
 def test_one_run_then_skipped_and_nothing_else_is_written(command, tmp_path, capsys):
     assert command(*QUICK, "optimizer=sgd") == 0
     assert states(tmp_path) == {"sgd seed-0": "done"}
