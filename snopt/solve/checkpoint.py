@@ -21,6 +21,7 @@ from snopt.curvature.collector import (
     Recording,
     armed_collectors,
     counted_solve,
+    inside_a_solve,
     inside_solve,
 )
 from snopt.linalg import at_least_float32
@@ -76,7 +77,7 @@ def odeint_checkpoint(
     """
     solver = Solver(method, rtol, atol, options)
     counter = NFE() if nfe is None else nfe
-    problem = Problem(Field(func, y0), solver, solver.adjoint(), counter)
+    problem = Problem(Field(func, y0), solver, solver.adjoint(), counter, None, inside_a_solve())
     return solve_with_checkpoints(problem, y0, t, adjoint_params)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 import math
@@ -16,8 +15,6 @@ import torch
 from torch import Tensor, nn
 from torchdiffeq._impl.odeint import SOLVERS
 from torchdiffeq._impl.solvers import AdaptiveStepsizeODESolver, FixedGridODESolver
-
-from snopt.curvature.collector import inside_a_solve
 
 if TYPE_CHECKING:
     from snopt.solve.field import Field
@@ -218,7 +215,7 @@ class Problem:
     backward: Solver
     nfe: NFE
     memory: StepMemory | None = None
-    nested: bool = dataclasses.field(default_factory=inside_a_solve)
+    nested: bool = False
 
 
 def _is_positive(value: Any) -> bool:
