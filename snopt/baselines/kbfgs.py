@@ -350,7 +350,7 @@ class KBFGSPreconditioner(Layerwise[KBFGSState]):
         self, param_groups: Sequence[Mapping[str, Any]] = (), *, loss_scale: float | Tensor = 1.0
     ) -> None:
         """Take in the first evaluation if it is time, then replace the gradients in place."""
-        if self.due:
+        if self.takes_in:
             if self.waiting:
                 raise RuntimeError(
                     "the step before has not been ended: call observe() after the second backward"

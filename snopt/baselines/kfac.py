@@ -208,7 +208,7 @@ class KFACPreconditioner(Factored[FactoredInverse]):
         self, param_groups: Sequence[Mapping[str, Any]] = (), *, loss_scale: float | Tensor = 1.0
     ) -> None:
         """Average factors and invert them if it is time, then replace the gradients in place."""
-        if self.due:
+        if self.takes_in:
             for name, factors in self.gathered(loss_scale).items():
                 state = self.blocks[name].state
                 state.failures += not state.average.update(factors, self.decay)
@@ -502,7 +502,7 @@ class EKFACPreconditioner(Factored[CorrectedEigenbasis]):
     ) -> None:
         """Take in factors and moments if it is time, then replace the gradients in place."""
         rows = self.rows()
-        if self.due:
+        if self.takes_in:
             self._refresh(loss_scale)
         steps = []
         for block, group in self.with_gradient(param_groups):

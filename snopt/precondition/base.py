@@ -34,6 +34,7 @@ from snopt.precondition.weights import (
     layers_of,
     trained_weight,
     untreated,
+    warn_of_failed,
     warn_of_missing,
 )
 from snopt.validate import check_choice, check_count, check_number
@@ -142,7 +143,8 @@ class Layerwise(ABC, Generic[State]):
         self._groups = None if params is None else [{"params": list(params)}]
         self._layers, self._seen = layers_of(model), list[object]()
         self._told: set[str] = set()  # what has been said: parameters, and (facts)
-        self._incomplete = False  # whether a layer has joined since curvature was gathered
+        # Whether a layer has joined, or a refresh that was due could not be made.
+        self._incomplete = False
         rule = gauss_legendre(4) if quadrature is None else quadrature
         self.collector = Collector(
             {}, rule, accumulator, scope, curvature_batch, counts=self.counts_rows
@@ -156,6 +158,8 @@ class Layerwise(ABC, Generic[State]):
                 " base optimizer alone"
             )
         self.collector.arm()
+        self._given: set[str] = set()  # blocks that got data at the last refresh
+        self.plain: set[str] = set()  # blocks whose gradient is not that of the uses seen
 
     @abstractmethod
     def step(
@@ -175,6 +179,12 @@ class Layerwise(ABC, Generic[State]):
         """Whether the coming step takes in new curvature."""
         return self.collector.armed
 
+    @property
+    def takes_in(self) -> bool:
+        """Whether the present step takes in new curvature: it is due, and there is a gradient."""
+        blocks = self.blocks.values()
+        return self.due and any(block.weight.grad is not None for block in blocks)
+
     def gathered(self, loss_scale: float | Tensor) -> dict[str, Any]:
         """Return what was gathered since the last step that was due, and forget it.
 
@@ -191,10 +201,12 @@ class Layerwise(ABC, Generic[State]):
                 "no curvature was gathered for this step: call optimizer.backward(loss, output) in"
                 " place of loss.backward(); only curvature='empirical' comes with the gradient"
             )
+        unlike = [name for name, agrees in self.collector.checked.items() if not agrees]
+        self.plain = set(unlike if self.ranks is None else self.ranks.union(unlike))
         found = {
             name: self.own_part(block, sums.pop(name).factors())
             for name, block in self.blocks.items()
-            if name in sums
+            if name in sums and name not in self.plain
         }
         self._incomplete = False
         for factors in found.values():
@@ -203,7 +215,10 @@ class Layerwise(ABC, Generic[State]):
             weights = {name: block.weight for name, block in self.blocks.items()}
             found = self.ranks.factors(found, weights)
         if self.scope == "all" or not found:  # else those outside have none by choice
-            warn_of_missing(self.blocks.values(), found)
+            warn_of_missing(
+                self.blocks.values(), found, self.plain, self.collector.only_differentiated
+            )
+        self._given = set(found)
         return found
 
     def own_part(self, block: Block[State], factors: Any) -> Any:
@@ -229,13 +244,16 @@ class Layerwise(ABC, Generic[State]):
         return [
             (block, own.get(id(block.weight), self.settings))
             for block in self.blocks.values()
-            if block.weight.grad is not None and block.state.ready
+            if block.weight.grad is not None and block.state.ready and block.name not in self.plain
         ]
 
     def advance(self) -> None:
         """End a step: count it, and gather curvature for the next one if that takes it in."""
         self._warn_of_replicas()
         self.steps += 1
+        failed = [b for b in self.blocks.values() if b.name in self._given and not b.state.ready]
+        self._incomplete |= self.due and (bool(failed) or not self.takes_in)
+        warn_of_failed(failed)
         self.collector.clear()
         self.resume()
 

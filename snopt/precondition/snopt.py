@@ -133,7 +133,7 @@ class Preconditioner(Layerwise[KroneckerPair]):
                 half precision) and the gradients have been divided by since.
         """
         rows = self.rows()
-        refreshed = self.due
+        refreshed = self.takes_in
         if refreshed:
             self._refresh(loss_scale)
         found = self.with_gradient(param_groups)

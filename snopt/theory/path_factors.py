@@ -129,11 +129,10 @@ class _Sums:
         uses = recording.uses
         if not uses or not flat.requires_grad:
             return
+        edges = [use.output for use in uses]
         B: list[Any] = [0.0] * len(uses)
         for row in q:
-            gradients = torch.autograd.grad(
-                flat, recording.edges, row, allow_unused=True, retain_graph=True
-            )
+            gradients = torch.autograd.grad(flat, edges, row, allow_unused=True, retain_graph=True)
             for i, (use, g) in enumerate(zip(uses, gradients, strict=True)):
                 if g is not None:
                     B[i] = B[i] + output_factor(use.layer, g)  # type: ignore[arg-type]

@@ -160,6 +160,7 @@ def test_what_cannot_be_composed_is_one_line_with_the_valid_names(overrides, mes
         ("optimizer.scheduler", 3, "optimizer.scheduler must be a group of keys with a _target_"),
         ("optimizer.ode", 3, "optimizer.ode must be a group of keys with a _target_, got 3"),
         ("dataset.split_seed", "abc", "dataset.split_seed must be a whole number of at least 0"),
+        ("dataset.split_seed", 2**32 - 1, "dataset.split_seed must be at most 4294967294"),
         ("dataset.val_size", 0, "dataset.val_size must be a whole number of at least 1, got 0"),
         ("dataset.std", 0, "dataset.std must be a number above 0"),
         ("dataset.noise", -1, "dataset.noise must be a number of at least 0"),
