@@ -220,7 +220,8 @@ def check_same(
     if not gap > allowed:
         return
     with leaves_no_trace(field.func, expected.device), torch.no_grad():
-        if not float((again() - found).abs().max()) <= allowed:
+        # Less than that also moves with every evaluation where a norm is iterated on.
+        if not float((again() - found).abs().max()) <= allowed / 100:
             return
     raise RuntimeError(
         f"the vector field is another one in the backward pass: it answers by {gap:.3g} otherwise"
