@@ -20,8 +20,10 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from experiments.base.checks import (
     check_finite,
@@ -29,10 +31,17 @@ from experiments.base.checks import (
     check_group,
     check_keys,
     check_number,
+    check_text,
     check_whole,
     is_number,
 )
-from experiments.base.errors import ConfigError, one_line, suggestion
+from experiments.base.errors import (
+    ConfigError,
+    one_line,
+    quoted,
+    quoted_argument,
+    suggestion,
+)
 from experiments.data.splits import TASKS
 
 CONFIGS: Final = Path(__file__).resolve().parents[2] / "configs"
@@ -57,6 +66,9 @@ _DESCRIPTIONS: Final = {
 
 # Groups that take keys which no file of configs/ has; what they take, the solver says.
 _OPEN = ("solver.options", "solver.adjoint_options")
+
+# ``~`` in a path of configs/.
+OmegaConf.register_new_resolver("home", lambda path: str(Path(path).expanduser()), replace=True)
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -245,15 +257,22 @@ def load_config(overrides: Sequence[str] = ()) -> DictConfig:
         raise explain(error, overrides) from error
 
 
-def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
+def explain(error: Exception, overrides: Sequence[str], lists: str = "") -> ConfigError:
     """Return the one sentence that a person needs instead of Hydra's exception.
 
     Args:
         error: what Hydra or OmegaConf raised while composing.
         overrides: the command line's ``key=value`` arguments.
+        lists: what to do with an argument that lists several values, where that can be done.
     """
     if isinstance(error, ConfigError):
         return error
+    if isinstance(error, OSError) and error.errno:  # others are Hydra's
+        where = error.filename or "output_dir"
+        return ConfigError(f"cannot use {where}: {error.strerror}; choose another folder")
+    for override in overrides:
+        if reason := _unreadable(override):
+            return ConfigError(reason)
     text = str(error)
     if missing := re.search(r"Could not (?:find|load) '([^'\n]+)'", text):
         return ConfigError(_unknown_option(missing[1], text))
@@ -265,15 +284,34 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
         key = full[1] if full else unknown[1].partition("=")[0]
         return ConfigError(_unknown_key(key, overrides))
     if sweep := re.search(r"Ambiguous value for argument '([^']+)'", text):
-        return ConfigError(f"{sweep[1]} lists several values: add -m to run them all")
-    if parse := re.search(r"Error parsing override '([^']*)'", text):
-        return ConfigError(f"cannot read the argument {parse[1]!r}: it must look like key=value")
+        key, _, value = sweep[1].partition("=")
+        hint = f"; if it is one, quote it: {quoted_argument(key, value)}" if "/" in value else ""
+        return ConfigError(f"{sweep[1]} lists several values: {lists or 'here it takes one'}{hint}")
     if "Config group override must be" in text:
         emptied = [o for o in overrides if o.partition("=")[2] in ("null", "", "{}")]
         groups = ", ".join(emptied) or "a group"
         return ConfigError(f"{groups}: a group needs the name of one of its options")
     cause = f" ({str(error.__cause__).partition(chr(10))[0]})" if error.__cause__ else ""
     return ConfigError(text.strip().partition("\n")[0] + cause)
+
+
+def _unreadable(override: str) -> str | None:
+    """Say why Hydra cannot read an argument and what to write instead, None where it can."""
+    if _readable(override):
+        return None
+    key, sign, value = override.partition("=")
+    if not sign or value.startswith("=") or not _readable(f"{key}={quoted(value)}"):
+        return f"cannot read the argument {override!r}: it must look like key=value"
+    closing = "close its bracket, or " if value[:1] in ("[", "{", "(") else ""
+    return f"cannot read the value of {override}: {closing}quote it: {quoted_argument(key, value)}"
+
+
+def _readable(override: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return True
 
 
 def _unknown_option(path: str, text: str) -> str:
@@ -304,7 +342,7 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     if not isinstance(node, Mapping):
         return f"{key} is unknown: {parent} is a single value ({node!r}), not a group of keys"
     known = sorted(str(name) for name in node if not str(name).startswith("_"))
-    elsewhere = [full for full in _flatten(config) if full.rpartition(".")[2] == leaf]
+    elsewhere = [full for full, _ in _flatten(config) if full.rpartition(".")[2] == leaf]
     hint = f" (did you mean {' or '.join(elsewhere)}?)" if elsewhere else suggestion(leaf, known)
     return f"{key} is unknown{hint}; {parent or 'the configuration'} has {', '.join(known)}"
 
@@ -323,10 +361,10 @@ def _without_broken(overrides: Sequence[str]) -> DictConfig:
         return compose()
 
 
-def _flatten(node: Any, prefix: str = "") -> Iterator[str]:
+def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(node, Mapping):
         for name, value in node.items():
-            yield f"{prefix}{name}"
+            yield f"{prefix}{name}", value
             yield from _flatten(value, f"{prefix}{name}.")
 
 
@@ -337,6 +375,7 @@ _NOT_IDENTITY_DATASET = ("data_dir", "download", "allow_unverified")
 
 # Keys that came later, with the value that stands for their absence in older records.
 _BEFORE_THERE_WAS_A_CHOICE: Final = {
+    ("dataset", "unequal_lengths"): None,
     ("trainer", "stop_at"): None,
     ("trainer", "eval_every_s"): None,
     ("trainer", "drop_last"): False,
@@ -368,7 +407,7 @@ class TrainerSettings:
         eval_every_s: seconds of the training clock between validations, in place of steps, or None.
         log_every: steps between lines of ``metrics.jsonl``.
         checkpoint_every: steps between checkpoints; the last state always gets one.
-        progress: show a bar; None means on a terminal only.
+        progress: false: show none. A terminal has a bar, anything else a line a minute.
         threads: CPU threads of torch; None leaves torch's choice.
         restart: forget an existing record and start over.
     """
@@ -417,7 +456,7 @@ class TrainerSettings:
             check_finite("trainer.stop_at", given["stop_at"])
         if values["progress"] not in (True, False, None):
             raise ConfigError(
-                f"trainer.progress must be true, false or null (a bar on a terminal only), "
+                f"trainer.progress must be true, false or null (as true), "
                 f"got {values['progress']!r}"
             )
         for key in ("drop_last", "restart"):
@@ -451,13 +490,19 @@ def resolve(config: DictConfig | Mapping[str, Any]) -> Config:
     """
     if not isinstance(config, DictConfig):
         config = OmegaConf.create(dict(config))
+    # Not from the exception: what refers to a missing value may come first.
+    for key, value in _flatten(OmegaConf.to_container(config, resolve=False)):
+        hint = "a value"
+        if value != "???":
+            continue
+        if key == "dataset.uea_name":
+            hint = (
+                "a name in the UEA archive, such as: task=time_series dataset=uea"
+                " dataset.uea_name=CharacterTrajectories"
+            )
+        raise ConfigError(f"{key} has no value: give it {hint}")
     try:
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        hint = ", a name in the UEA archive such as CharacterTrajectories"
-        hint = hint if error.full_key == "dataset.uea_name" else ""
-        key = error.full_key
-        raise ConfigError(f"{key} has no value: add {key}=<value>{hint}") from error
     except OmegaConfBaseException as error:
         where = f"{error.full_key}: " if error.full_key else ""
         raise ConfigError(f"{where}{str(error).partition(chr(10))[0]}") from error
@@ -518,7 +563,9 @@ def check_config(config: Config) -> None:
     _check_dataset(config["dataset"])
     check_averaging(config.get("averaging"))
     _check_horizon(config.get("horizon"))
-    _check_output_dir(config.get("output_dir"))
+    _check_place("output_dir", config.get("output_dir"))
+    if config.get("data_dir") is not None:
+        _check_place("data_dir", config["data_dir"])
     _check_fit(config)
 
 
@@ -526,8 +573,8 @@ def _check_dataset(group: Mapping[str, Any]) -> None:
     for key, value in group.items():
         where = f"dataset.{key}"
         match key:
-            case "split_seed":
-                check_whole(where, value, least=0)
+            case "split_seed":  # scikit-learn takes this and the next one
+                check_whole(where, value, least=0, most=2**32 - 2)
             case "train_size" | "val_size" | "test_size":
                 check_whole(where, value)
             case "limit_train" if value is not None:
@@ -574,15 +621,16 @@ def _check_decay(group: str, value: Any) -> None:
         raise ConfigError(f"{group}.decay must lie in [0, 1), got {value!r}")
 
 
-def _check_output_dir(value: Any) -> None:
-    """Raise ConfigError where records would have to go into a file."""
-    if not isinstance(value, str | Path) or not str(value):
-        raise ConfigError(f"output_dir must be the path of a folder, got {value!r}")
-    for path in (Path(value), *Path(value).parents):
-        if path.is_dir():
-            return
-        if path.exists():
-            raise ConfigError(f"output_dir={value} must be a folder, but {path} is a file")
+def _check_place(key: str, value: Any) -> None:
+    """Raise ConfigError where no folder can be."""
+    check_text(key, value)
+    place = Path(value).expanduser()
+    try:
+        there = next(path for path in (place, *place.absolute().parents) if path.exists())
+    except OSError as error:
+        raise ConfigError(f"{key}={value} cannot be a folder: {error.strerror}") from error
+    if not there.is_dir():
+        raise ConfigError(f"{key}={value} must be a folder, but {there} is a file")
 
 
 def _check_fit(config: Config) -> None:
@@ -647,7 +695,7 @@ def run_folder(config: Config) -> Path:
     """
     names = (part_name(config, part) for part in ("task", "dataset", "optimizer"))
     safe = (re.sub(r"[^A-Za-z0-9._-]+", "_", name) for name in names)
-    place = Path(str(config["output_dir"])).joinpath(*safe)
+    place = Path(str(config["output_dir"])).expanduser().joinpath(*safe)
     wanted = identity(config)
     folder = place / wanted
     if not folder.is_dir():
@@ -685,10 +733,5 @@ def part_name(config: Config, part: str) -> str:
 
 def places(data_dir: Path, output_dir: Path) -> tuple[str, str]:
     """Return the overrides that say where data and records lie, as absolute paths."""
-    return f"data_dir={quoted(data_dir)}", f"output_dir={quoted(output_dir)}"
-
-
-def quoted(path: Path) -> str:
-    """Quote a path for Hydra, whose arguments give spaces and commas a meaning."""
-    escaped = str(path.absolute()).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    folders = (quoted(str(one.expanduser().absolute())) for one in (data_dir, output_dir))
+    return f"data_dir={next(folders)}", f"output_dir={next(folders)}"

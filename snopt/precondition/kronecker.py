@@ -17,7 +17,7 @@ from snopt.curvature.factors import Bases, Factors, bases_of
 from snopt.linalg import Basis, symmetric
 
 _SMALLEST = torch.finfo(torch.float32).tiny
-"""Damping of a layer that has seen no gradient: its step is 0, not 0 / 0."""
+"""Relative damping below which a layer has no curvature to speak of: its gradient is its step."""
 
 
 class KroneckerPair:
@@ -72,7 +72,7 @@ class KroneckerPair:
             eps: damping ε > 0.
             alpha: decay α in [0, 1] of the second moment; 1 keeps S at λ_B λ_Aᵀ.
             exponent: p in (0, 1]; 1 is Newton's, 1/2 scales like Adam in the eigenbasis.
-            relative: whether ε is meant in units of the mean of S.
+            relative: whether ε is meant in units of the mean of S, or 1 where that is 0.
             momentum: μ in [0, 1) of M ← μ M + G, which is then preconditioned in place of G; S
                 takes G in any case.
             report: whether to keep what the step is made of, in :attr:`parts`.
@@ -87,7 +87,10 @@ class KroneckerPair:
             U.add_square(S.mul_(alpha), R, (1 - alpha) * self.batch)  # S ← α S + (1 - α) batch R²
         if M is not G:
             R = U.rotate(M)
-        damping = U.mean(S).mul_(eps).clamp_min_(_SMALLEST) if relative else eps
+        damping: float | Tensor = eps
+        if relative:
+            unit = U.mean(S).mul_(eps)
+            damping = unit.masked_fill_(unit < _SMALLEST, 1.0)
         if report:
             self.parts = parts_of_step(U.pieces(R, S), damping, exponent)
         return U.back(U.divide(R, S, damping, exponent)).to(G.dtype)  # U_B [R / (S + ε)ᵖ] U_Aᵀ
@@ -154,6 +157,12 @@ class KroneckerPair:
     def B(self) -> Tensor:  # noqa: N802 - the paper's symbol
         """Output-side factor ∫ E[g gᵀ] dt, (out, out); (groups, …) for grouped layers."""
         return _ungroup(self._ready()[0].B)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of S, a scalar tensor."""
+        U, S = self._ready()
+        return U.mean(S)
 
     @property
     def S(self) -> Tensor:  # noqa: N802 - the symbol of the method's update

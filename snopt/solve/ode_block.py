@@ -18,7 +18,7 @@ from snopt.solve.observers import leaves_no_trace
 from snopt.solve.runge_kutta import knows
 from snopt.solve.solver import NFE, Problem, Solver, StepMemory
 
-_SOLVES = {
+_SOLVES: dict[str, Callable[..., Any]] = {
     "adjoint": solve_with_adjoint,
     "direct": solve_through,
     "checkpoint": solve_with_checkpoints,
@@ -110,7 +110,7 @@ class ODEBlock(nn.Module):
         """How the backward solve is done: the adjoint's, or one for the curvature alone."""
         if self.gradient == "adjoint":
             return self.solver.adjoint(*self._adjoint)
-        return self.solver.curvature()
+        return self.solver.adjoint()
 
     def forward(self, y0: State, t: Sequence[float] | Tensor | None = None) -> Any:
         """Integrate from ``y0``.
@@ -143,7 +143,7 @@ class ODEBlock(nn.Module):
         first = parts_of(y0)[0]
         times = self.t if t is None else _times(t)
         # Times in half precision could not tell the solver's steps apart.
-        dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+        dtype = torch.float64 if first.real.dtype == torch.float64 else torch.float32
         times = times.to(first.device, dtype)
         func, half = _on_full_precision(func, first.device.type)
         problem = Problem(Field(func, y0), self.solver, self.backward_solver, self.nfe, self.memory)

@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -348,12 +349,14 @@ ROW = {
 }
 
 
-def shown(*, terminal: bool, show: bool | None) -> str:
+def shown(*, terminal: bool, show: bool | None, between: Callable[[], None] = lambda: None) -> str:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=120, highlight=False)
-    with ProgressBar(show, console) as progress:
+    with ProgressBar(show, console, "a run") as progress:
         progress.say("[a] line")
         progress.update(0.5, ROW, "accuracy")
+        between()
+        progress.update(0.6, {**ROW, "step": 4}, "accuracy")
         progress.update(1.0, {**ROW, "step": 6, "train/loss": 0.25}, "accuracy")
     return stream.getvalue()
 
@@ -364,6 +367,12 @@ def test_a_terminal_shows_loss_metric_nfe_and_time_left():
         assert part in text
 
 
-def test_no_terminal_shows_lines_alone():
-    assert shown(terminal=False, show=None) == "[a] line\n"
+@pytest.mark.parametrize("show", [None, True, False])
+def test_no_terminal_shows_a_line_a_minute(monkeypatch, show):
+    now = [0.0]
+    monkeypatch.setattr("experiments.run.trainer.time.monotonic", lambda: now[0])
+    text = shown(terminal=False, show=show, between=lambda: now.append(now.pop() + 60))
+    # a tenth took a minute, four are left
+    line = "" if show is False else "a run: step 4  loss 0.5  accuracy 0.75  nfe 38  4 min left\n"
+    assert text == f"[a] line\n{line}"
     assert "loss" not in shown(terminal=True, show=False)
