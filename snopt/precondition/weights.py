@@ -44,7 +44,8 @@ class Block(Generic[State]):
     @property
     def members(self) -> list[Tensor]:
         """The weight, and the bias if it is the optimizer's to change."""
-        return [self.weight, self.layer.bias] if self.own_bias else [self.weight]
+        bias = self.layer.bias if self.own_bias else None
+        return [self.weight] if bias is None else [self.weight, bias]
 
     def matrix(
         self,
