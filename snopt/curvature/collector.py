@@ -31,7 +31,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -81,6 +81,15 @@ class Recording:
         self.uses: list[_Use] = []
         self.gradients: Sequence[Tensor | None] = []
         self._checked: dict[tuple[Collector, str], list[_Use]] = {}
+        self._inner: list[Any] = []
+
+    def pass_through(self, func: object) -> None:
+        """Have autograd go through a solve of ``func`` within the evaluation: a weight needs it."""
+        for layer in func.modules() if isinstance(func, nn.Module) else ():
+            watched = any(layer in collector.layers for collector in self.collectors)
+            if watched and layer.weight.requires_grad:
+                self._inner.append(layer.weight)
+                return
 
     @property
     def edges(self) -> list[Any]:
@@ -91,7 +100,7 @@ class Recording:
             if use.collector.wants_check(key):
                 self._checked.setdefault((use.collector, key), []).append(use)
         weights = [use[0].layer.weight for use in self._checked.values()]
-        return [*(use.output for use in self.uses), *weights]
+        return [*(use.output for use in self.uses), *weights, *self._inner]
 
     def give(self, weights: Mapping[Collector, float], scale: float = 1.0) -> None:
         """Hand every use, its gradient times ``scale``, to its collector if that has a weight."""
@@ -104,11 +113,19 @@ class Recording:
 
     def _check(self, weights: Mapping[Collector, float]) -> None:
         gradients = {id(use): g for use, g in zip(self.uses, self.gradients, strict=False)}
-        found = zip(self._checked.items(), self.gradients[len(self.uses) :], strict=True)
+        found = zip(self._checked.items(), self.gradients[len(self.uses) :], strict=False)
         for ((collector, key), uses), gradient in found:
             if collector in weights and collector.wants_check(key):
                 seen = [(use, gradients[id(use)]) for use in uses]
                 collector.check(key, seen, gradient)
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A point of the path of a solve, for what is gathered in solves within its evaluation."""
+
+    task: int  # the backward pass of the outermost solve
+    weights: Mapping[Collector, float]
 
 
 class _Where(threading.local):
@@ -116,6 +133,8 @@ class _Where(threading.local):
 
     solve_depth: int = 0
     recording: Recording | None = None
+    node: _Node | None = None  # the one whose evaluation is being differentiated
+    collects: bool = False  # whether solves within that evaluation are at that node
 
 
 _where = _Where()
@@ -132,7 +151,7 @@ class inside_solve:  # noqa: N801 - used as a function
     """Mark evaluations of the field as the solver's: uses of a layer only for a recording."""
 
     # A class, not a generator: it is entered at every evaluation of a small field.
-    __slots__ = ("before", "recording")
+    __slots__ = ("before", "collects", "recording")
 
     def __init__(self, recording: Recording | None = None) -> None:
         """Take effect on entering."""
@@ -140,14 +159,40 @@ class inside_solve:  # noqa: N801 - used as a function
 
     def __enter__(self) -> None:
         """Mark this thread; without a recording, one outside is masked too."""
-        self.before = _where.recording
-        _where.recording = self.recording
+        self.before, self.collects = _where.recording, _where.collects
+        _where.recording, _where.collects = self.recording, False
         _where.solve_depth += 1
 
     def __exit__(self, *_: object) -> None:
         """Restore what was before."""
-        _where.recording = self.before
+        _where.recording, _where.collects = self.before, self.collects
         _where.solve_depth -= 1
+
+
+def inside_a_solve() -> bool:
+    """Return whether this is an evaluation of a solver's."""
+    return _where.solve_depth > 0
+
+
+@contextmanager
+def at_node(weights: Mapping[Collector, float]) -> Iterator[None]:
+    """Differentiate the evaluation at a node inside, with the collectors' weights there.
+
+    What is gathered in solves within the evaluation is an integral over both paths (eq. 8).
+    """
+    node, collects = _where.node, _where.collects
+    if node is not None:
+        weights = {c: weight * node.weights[c] for c, weight in weights.items()}
+    _where.node, _where.collects = _Node(_task(), weights), True
+    try:
+        yield
+    finally:
+        _where.node, _where.collects = node, collects
+
+
+def _task() -> int:
+    """Return the pass that what is gathered now belongs to."""
+    return backward_pass() if _where.node is None else _where.node.task
 
 
 def backward_pass() -> int:
@@ -401,8 +446,10 @@ class Collector:
         """
         if g.numel() == 0:  # an empty batch is no data
             return
-        task, key = backward_pass(), self.layers[layer]
+        task, key = _task(), self.layers[layer]
         current = self._pass(task)
+        if _where.node is not None:
+            weight *= _where.node.weights[self]
         if key not in current.sums:
             current.sums[key] = self.accumulator()
         if seen is None:  # a node of an integral, which is no part of a sum
@@ -682,6 +729,8 @@ def counted_solve(func: object, shapes: object) -> Iterator[Callable[[Sequence[T
     Yields:
         A function to be called with the solve's result, where the passes through it are seen.
     """
+    if _where.recording is not None:
+        _where.recording.pass_through(func)
     if not (_watching and torch.is_grad_enabled() and _where.solve_depth == 0):
         yield lambda _: None
         return
@@ -699,7 +748,7 @@ def counted_solve(func: object, shapes: object) -> Iterator[Callable[[Sequence[T
 @contextmanager
 def all_or_nothing(collectors: Sequence[Collector]) -> Iterator[None]:
     """Keep what is gathered inside only if nothing fails: half a path is no integral."""
-    passes = [collector._pass(backward_pass()) for collector in collectors]
+    passes = [collector._pass(_task()) for collector in collectors]
     before = [one.sums for one in passes]
     for one in passes:
         one.sums = {}
@@ -718,23 +767,33 @@ def all_or_nothing(collectors: Sequence[Collector]) -> Iterator[None]:
         one.sums = sums
 
 
-def armed_collectors(func: object, *, paused: bool = False) -> list[Collector]:
+def armed_collectors(
+    func: object, *, nested: bool = False, paused: bool = False
+) -> list[Collector]:
     """Return the armed collectors that watch a layer of ``func`` (any layer if it is no module).
 
-    None within another solve: the backward pass of an ODE inside a vector field belongs to a stage.
+    ``nested``: for a solve within another's evaluations. It is at a node of the outer path, which
+    the collectors have a weight for, or it belongs to a stage and there are none.
 
     ``paused``: those that are paused as well, since a forward pass does not know yet which backward
     passes they will want to see.
     """
-    if not _armed or _where.solve_depth > 0:
+    if _where.collects and _where.node is not None:
+        found: Iterable[Collector] = _where.node.weights
+    elif paused and _where.recording is not None:  # an evaluation that may be at a node
+        found = _where.recording.collectors
+    elif nested or _where.solve_depth > 0:
         return []
-    awake = [collector for collector in _armed if paused or not collector.paused]
-    if not isinstance(func, nn.Module):
+    else:
+        found = _armed
+    awake = [collector for collector in found if paused or not collector.paused]
+    if not awake or not isinstance(func, nn.Module):
         return awake
     modules = list(func.modules())
     return [c for c in awake if any(m in c.layers for m in modules)]
 
 
-def node_collectors(func: object, *, paused: bool = False) -> list[Collector]:
+def node_collectors(func: object, *, nested: bool = False, paused: bool = False) -> list[Collector]:
     """Return those of :func:`armed_collectors` that want nodes placed on the path."""
-    return [c for c in armed_collectors(func, paused=paused) if not c.discrete]
+    found = armed_collectors(func, nested=nested, paused=paused)
+    return [collector for collector in found if not collector.discrete]

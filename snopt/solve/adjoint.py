@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snopt.curvature.collector import armed_collectors, counted_solve
+from snopt.curvature.collector import armed_collectors, counted_solve, inside_a_solve
 from snopt.solve.backward import integrate_backward
 from snopt.solve.field import (
     Field,
@@ -101,7 +101,8 @@ def odeint_adjoint(
     """
     solver = Solver(method, rtol, atol, options, engine)
     backward = solver.adjoint(adjoint_method, adjoint_rtol, adjoint_atol, adjoint_options)
-    problem = Problem(Field(func, y0), solver, backward, NFE() if nfe is None else nfe, memory)
+    counter, nested = NFE() if nfe is None else nfe, inside_a_solve()
+    problem = Problem(Field(func, y0), solver, backward, counter, memory, nested)
     return solve_with_adjoint(problem, y0, t, adjoint_params, event_fn)
 
 
@@ -171,7 +172,7 @@ class _Adjoint(torch.autograd.Function):
                     solution,
                     grad_solution[: ctx.n_state],
                     params,
-                    armed_collectors(func),
+                    armed_collectors(func, nested=ctx.problem.nested),
                     t_requires_grad=ctx.needs_input_grad[3],
                 ),
             )

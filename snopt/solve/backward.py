@@ -254,7 +254,7 @@ def collect_without_gradient(
     A failure here must not end a training step whose gradient is sound: it warns, and the
     optimizer keeps the factors that it has.
     """
-    collectors = node_collectors(problem.field.func)
+    collectors = node_collectors(problem.field.func, nested=problem.nested)
     if not collectors:
         return
     nfe = NFE()

@@ -21,6 +21,7 @@ from snopt.curvature.collector import (
     Recording,
     armed_collectors,
     counted_solve,
+    inside_a_solve,
     inside_solve,
 )
 from snopt.linalg import at_least_float32
@@ -76,7 +77,7 @@ def odeint_checkpoint(
     """
     solver = Solver(method, rtol, atol, options)
     counter = NFE() if nfe is None else nfe
-    problem = Problem(Field(func, y0), solver, solver.adjoint(), counter)
+    problem = Problem(Field(func, y0), solver, solver.adjoint(), counter, None, inside_a_solve())
     return solve_with_checkpoints(problem, y0, t, adjoint_params)
 
 
@@ -163,9 +164,10 @@ class _Checkpoint(torch.autograd.Function):
 
         def run() -> tuple[Tensor, _Replay]:
             collect_without_gradient(ctx.problem, t, solution, grad_solution)
-            discrete = [c for c in armed_collectors(func) if c.discrete]
+            found = armed_collectors(func, nested=ctx.problem.nested)
+            discrete = [c for c in found if c.discrete]
             replay = _Replay(ctx.problem, ctx.times, params, discrete, ctx.random)
-            end = torch.cat([part[-1].reshape(-1) for part in solution])
+            end: Tensor | None = torch.cat([part[-1].reshape(-1) for part in solution])
             y_bar, k_bar = torch.zeros_like(rows[0]), None
             with ctx.autocast(), ctx.random.kept() if ctx.random else nullcontext():
                 for record in reversed(ctx.records):

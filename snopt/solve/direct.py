@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snopt.curvature.collector import counted_solve, node_collectors
+from snopt.curvature.collector import counted_solve, inside_a_solve, node_collectors
 from snopt.solve.backward import collect_without_gradient
 from snopt.solve.field import Field, State, check_times, parts_of
 from snopt.solve.forward import solve_forward
@@ -51,7 +51,7 @@ def odeint(
     """
     solver = Solver(method, rtol, atol, options, engine)
     counter = NFE() if nfe is None else nfe
-    problem = Problem(Field(func, y0), solver, solver.adjoint(), counter, memory)
+    problem = Problem(Field(func, y0), solver, solver.adjoint(), counter, memory, inside_a_solve())
     return solve_through(problem, y0, t, event_fn)
 
 

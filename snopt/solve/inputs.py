@@ -134,6 +134,8 @@ def with_weights(field: Field, run: Callable[[], _R]) -> _R:
     Under functional_call, or with a parameter replaced since, it has others now.
     """
     func, weights = field.func, field.weights
+    if not isinstance(func, nn.Module):
+        return run()
     now = dict(func.named_parameters()) if weights else {}
     if all(now.get(name) is weight for name, weight in weights.items()):
         return run()
@@ -220,7 +222,8 @@ def check_same(
     if not gap > allowed:
         return
     with leaves_no_trace(field.func, expected.device), torch.no_grad():
-        if not float((again() - found).abs().max()) <= allowed:
+        # Less than that also moves with every evaluation where a norm is iterated on.
+        if not float((again() - found).abs().max()) <= allowed / 100:
             return
     raise RuntimeError(
         f"the vector field is another one in the backward pass: it answers by {gap:.3g} otherwise"

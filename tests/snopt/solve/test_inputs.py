@@ -122,7 +122,7 @@ def test_what_the_field_depends_on_has_its_gradient(make, solve):
 
 def test_replicas_have_a_gradient_on_torchdiffeq_too():
     w, end = replica(lambda field, y, t: odeint_adjoint(field, y, t, method="dopri8"))
-    assert float(torch.autograd.grad(end, w)[0]) == pytest.approx(math.exp(0.5), rel=1e-6)
+    assert float(torch.autograd.grad(end, w)[0]) == pytest.approx(math.exp(0.5), rel=1e-4)
 
 
 @pytest.mark.parametrize("solve", WITHOUT_GRAPH)
