@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from omegaconf import DictConfig
 from experiments.base.environment import REPOSITORY
 from experiments.base.errors import ConfigError, RecordError, suggestion
 from experiments.base.files import is_held, write_whole
+from experiments.base.interrupts import Interrupted
 from experiments.base.say import keep_talking
 from experiments.publish.tables import csv_of
 from experiments.run.build import check_same_data
@@ -356,8 +358,8 @@ def _launch(plan: Plan, study: Study, arguments: Sequence[str]) -> None:
         )
         try:
             process.wait()
-        except KeyboardInterrupt:
-            orders.write_text("stop")
+        except KeyboardInterrupt as error:
+            orders.write_text(str(int(getattr(error, "signal", signal.SIGINT))))
             process.wait()
             raise
     if process.returncode:
@@ -374,8 +376,8 @@ def worker(config: DictConfig) -> None:
     orders = Path(config.orders)
 
     def going() -> bool:
-        if orders.is_file() and orders.read_text() == "stop":
-            raise KeyboardInterrupt
+        if orders.is_file() and (signum := orders.read_text()):
+            raise Interrupted(int(signum))
         # On this machine nothing more is begun after the command has been killed.
         return not config.local or is_held(orders)
 
