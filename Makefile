@@ -7,7 +7,7 @@ DATA_DIR   ?= data## where data sets lie, or are downloaded to
 OUTPUT_DIR ?= outputs## where run records are written
 DATASET    ?= all## what `make data` downloads
 DATA_FLAGS ?=## for `make data`: --dry-run, --allow-unverified
-X          ?=## figure-6: what the x-axis shows: time, steps or nfe
+X          ?=## figure-1, figure-6: what the x-axis shows: time, cpu; figure-6 also steps, nfe
 SEEDS      ?= 0,1,2## seeds of every curve
 BUDGET     ?= small## of `make protocol`: small or full
 JOBS       ?= 1## runs at a time; more than one disturbs the clock that the figures show
@@ -19,6 +19,10 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PINS   = $(shell grep -E '^(torch|torchvision)==' constraints.txt)
+
+# A value as one word of the shell, whatever is in it.
+quote = '$(subst ','\'',$(1))'
+PLACES = --data-dir $(call quote,$(DATA_DIR)) --output-dir $(call quote,$(OUTPUT_DIR))
 
 .DEFAULT_GOAL := help
 .PHONY: help venv lint format test test-slow data report benchmark scaling protocol wandb-sweep search sync \
@@ -65,10 +69,10 @@ test-slow: $(STAMP) ## The slow tests only
 # One rule for all figures and tables: scripts/reproduce.py knows their names.
 reproduce-%: $(STAMP)
 	$(BIN)/python scripts/reproduce.py $* --profile $(PROFILE) --seeds $(SEEDS) \
-		--data-dir $(DATA_DIR) --output-dir $(OUTPUT_DIR) --jobs $(JOBS) $(if $(X),--x $(X))
+		$(PLACES) --jobs $(JOBS) $(if $(X),--x $(X))
 
 data: $(STAMP) ## Download DATASET (or all) into DATA_DIR; DATA_FLAGS=--dry-run says what it would need
-	$(BIN)/python scripts/data.py $(DATASET) --data-dir $(DATA_DIR) $(DATA_FLAGS)
+	$(BIN)/python scripts/data.py $(DATASET) --data-dir $(call quote,$(DATA_DIR)) $(DATA_FLAGS)
 
 report: $(STAMP) ## Every figure and table: results/index.html (one page), results/README.md
 	$(BIN)/python scripts/report.py
@@ -81,17 +85,17 @@ scaling: $(STAMP) ## One process against two: results/benchmarks/scaling.json (w
 
 # The comparison is one of equals on one thread each, so two at a time are fair where there are two cores.
 protocol: $(STAMP) ## The comparison of BUDGET: what is missing is run (JOBS=2 unless given), then results/protocol/
-	$(BIN)/python scripts/compare.py run --budget $(BUDGET) --data-dir $(DATA_DIR) --output-dir $(OUTPUT_DIR) \
+	$(BIN)/python scripts/compare.py run --budget $(BUDGET) $(PLACES) \
 		--jobs $(if $(filter file,$(origin JOBS)),2,$(JOBS))
 
 wandb-sweep: $(STAMP) ## The search spaces as W&B sweep files: OUTPUT_DIR/wandb-sweeps/
-	$(BIN)/python scripts/sweep.py export $(OUTPUT_DIR)/wandb-sweeps
+	$(BIN)/python scripts/sweep.py export $(call quote,$(OUTPUT_DIR)/wandb-sweeps)
 
 search: $(STAMP) ## Redo the small equal search behind figure 1, write results/search/ and configs/tuned/
-	$(BIN)/python scripts/search.py figure-1 --data-dir $(DATA_DIR) --output-dir $(OUTPUT_DIR) --jobs $(JOBS)
+	$(BIN)/python scripts/search.py figure-1 $(PLACES) --jobs $(JOBS)
 
-sync: $(STAMP) ## Upload the offline W&B runs under OUTPUT_DIR (after `wandb login`)
-	$(BIN)/python scripts/sync.py $(OUTPUT_DIR)
+sync: $(STAMP) ## Mirror the runs under OUTPUT_DIR to W&B, from their records (after `wandb login`)
+	$(BIN)/python scripts/sync.py $(call quote,$(OUTPUT_DIR))
 
 pre-commit: $(STAMP) ## Install the git hook and run it on all files
 	$(BIN)/pre-commit install

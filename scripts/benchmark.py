@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from experiments.base.device import choose_device
+from experiments.base.files import place
 from experiments.base.say import resumable
 from experiments.measure.harness import Effort
 from experiments.measure.run import ALL, BENCHMARKS, chosen, run
@@ -49,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--max-seconds", type=float, default=Effort.max_seconds, help="of rounds for each workload"
     )
-    made.add_argument("--output", type=Path, default=Path("results/benchmarks"), help="folder")
+    made.add_argument("--output", type=place, default=Path("results/benchmarks"), help="folder")
     made.add_argument("--draw", action="store_true", help="only draw again from what is there")
     return made
 

@@ -11,6 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from experiments.base.files import place
 from experiments.base.say import resumable
 from experiments.figures import paper_runs
 
@@ -25,8 +26,8 @@ def work() -> str:
     parser.add_argument("overrides", nargs="*", help="what was changed in the runs")
     names = {"type": lambda text: text.split(","), "default": paper_runs.DATASETS}
     parser.add_argument("--datasets", **names, help="such as mnist,circle")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="run records")
-    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="summaries")
+    parser.add_argument("--output-dir", type=place, default=Path("outputs"), help="run records")
+    parser.add_argument("--results-dir", type=place, default=Path("results"), help="summaries")
     parser.add_argument("--draw-only", action="store_true", help="collect nothing, only draw")
     chosen = parser.parse_intermixed_args()
     if not chosen.draw_only:

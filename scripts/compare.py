@@ -11,6 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from experiments.base.files import place
 from experiments.base.say import resumable
 from experiments.studies.comparison.report import FILES, draw
 from experiments.studies.comparison.session import Request, compare, set_targets
@@ -26,10 +27,10 @@ def parse(arguments: list[str] | None = None) -> tuple[str, Request]:
     parser.add_argument("action", choices=("targets", "run", "draw"), help="what to do")
     parser.add_argument("datasets", nargs="*", help="data sets; none means all of the budget")
     parser.add_argument("--budget", default="small", help="small or full")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="data sets")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="run records")
-    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="results")
-    parser.add_argument("--configs", type=Path, default=FOLDER, help="descriptions and targets")
+    parser.add_argument("--data-dir", type=place, default=Path("data"), help="data sets")
+    parser.add_argument("--output-dir", type=place, default=Path("outputs"), help="run records")
+    parser.add_argument("--results-dir", type=place, default=Path("results"), help="results")
+    parser.add_argument("--configs", type=place, default=FOLDER, help="descriptions and targets")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--storage", help="URL of the database of the trials, or a journal file")
     given = vars(parser.parse_intermixed_args(arguments))
@@ -43,7 +44,7 @@ def work() -> str:
     if action == "targets":
         return f"the targets are in {set_targets(request, print)}"
     if action == "run":
-        compare(request, print)
+        request = compare(request, print)
     draw(request.folder, request.command, print)
     return f"{request.folder}: {', '.join(FILES)}"
 

@@ -16,6 +16,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
 from experiments.base.errors import DataError
+from experiments.base.files import place
 from experiments.base.say import keep_talking, resumable
 from experiments.data import catalogue
 from experiments.data.sources import Say, Source
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     keep_talking()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("dataset", help=f"all, or one of {', '.join(catalogue.sources())}")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="default: data")
+    parser.add_argument("--data-dir", type=place, default=Path("data"), help="default: data")
     parser.add_argument(
         "--dry-run", action="store_true", help="only say what would be downloaded, and where to"
     )
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="accept downloads for which no checksum is published; theirs are recorded",
     )
     asked = parser.parse_args(arguments)
-    data_dir: Path = asked.data_dir.expanduser()
+    data_dir: Path = asked.data_dir
     console = Console(highlight=False, soft_wrap=True)
 
     def say(line: str) -> None:

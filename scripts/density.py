@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
+from experiments.base.files import place
 from experiments.base.say import resumable
 from experiments.figures.density import write
 from experiments.figures.request import Made
@@ -20,14 +20,16 @@ from experiments.run.records import summarise
 def work() -> str:
     """Do what the command line asks for and return the closing line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs, seed-<k>")
-    parser.add_argument("--out", type=Path, help="default: density/ in the folder of the first run")
+    parser.add_argument("runs", nargs="+", type=place, help="folders of finished runs, seed-<k>")
+    parser.add_argument(
+        "--out", type=place, help="default: density/ in the folder of the first run"
+    )
     chosen = parser.parse_args()
-    folder = chosen.out or chosen.runs[0] / "density"
+    where = chosen.out or chosen.runs[0] / "density"
     runs = map(summarise, chosen.runs)
     made = [Made(r.dataset, r, f"record {r.task}/{r.dataset}/{r.optimizer}") for r in runs]
-    write(made, folder, command="python scripts/density.py RUN_FOLDER")
-    return f"drawn: {folder / 'figure.png'}"
+    write(made, where, command="python scripts/density.py RUN_FOLDER")
+    return f"drawn: {where / 'figure.png'}"
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from experiments.base.files import place
 from experiments.base.say import resumable
 from experiments.figures.report.page import build
 
@@ -18,7 +19,7 @@ def work() -> str:
     """Do what the command line asks for and return the closing line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--results-dir", type=Path, default=Path("results"), help="default: results"
+        "--results-dir", type=place, default=Path("results"), help="default: results"
     )
     path = build(parser.parse_args().results_dir, print)
     return f"{path}: open it in a browser"

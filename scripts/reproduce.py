@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from experiments.base.files import place
 from experiments.base.say import resumable
 from experiments.figures.reproduce import FIGURES, reproduce
 from experiments.figures.request import SEEDS, Request
@@ -25,13 +26,17 @@ def parse(arguments: list[str] | None = None) -> Request:
     parser.add_argument("overrides", nargs="*", help="changes to every run, such as device=cpu")
     parser.add_argument("--profile", default="embedded", help="embedded or paper")
     parser.add_argument("--seeds", type=_seeds, default=SEEDS, help="such as 0,1,2")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="data sets")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="run records")
-    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="figures")
+    parser.add_argument("--data-dir", type=place, default=Path("data"), help="data sets")
+    parser.add_argument("--output-dir", type=place, default=Path("outputs"), help="run records")
+    parser.add_argument("--results-dir", type=place, default=Path("results"), help="figures")
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs at a time; more than one disturbs their clocks"
     )
-    parser.add_argument("--x", default="time", help="axis of figure-6: time, steps or nfe")
+    parser.add_argument(
+        "--x",
+        default="time",
+        help="axis of figures 1 and 6: time or cpu; of figure-6 also steps or nfe",
+    )
     return Request(**vars(parser.parse_intermixed_args(arguments)))
 
 

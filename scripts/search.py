@@ -11,6 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from experiments.base.files import place
 from experiments.base.say import resumable
 from experiments.studies.search import Request, search
 
@@ -23,9 +24,9 @@ def parse(arguments: list[str] | None = None) -> Request:
     )
     parser.add_argument("target", help="the figure, such as figure-1")
     parser.add_argument("overrides", nargs="*", help="changes to every trial, such as device=cpu")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="data sets")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="run records")
-    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="search records")
+    parser.add_argument("--data-dir", type=place, default=Path("data"), help="data sets")
+    parser.add_argument("--output-dir", type=place, default=Path("outputs"), help="run records")
+    parser.add_argument("--results-dir", type=place, default=Path("results"), help="search records")
     parser.add_argument("--jobs", type=int, default=1, help="trials at a time")
     parser.add_argument("--storage", help="URL of the database of the trials, or a journal file")
     return Request(**vars(parser.parse_intermixed_args(arguments)))

@@ -14,10 +14,12 @@ Exit status: 0 complete, 2 wrong input or failed runs, 130 interrupted.
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 from experiments.base.errors import ConfigError
+from experiments.base.files import place
 from experiments.base.say import keep_talking, resumable
 from experiments.studies.sweep import status, sweep
 from experiments.studies.wandb_export import export
@@ -27,12 +29,13 @@ EXPORTS = Path("outputs") / "wandb-sweeps"
 
 def export_spaces(arguments: list[str]) -> str:
     """Write the W&B sweep files."""
-    folders = [one for one in arguments if "=" not in one]
+    settings = [one for one in arguments if re.match(r"[^/=]+=", one)]
+    folders = [one for one in arguments if one not in settings]
     if len(folders) > 1:
         raise ConfigError(f"one folder at most, got {', '.join(folders)}")
-    folder = Path(folders[0]) if folders else EXPORTS
-    method = next((one[7:] for one in arguments if one.startswith("method=")), "random")
-    rest = [one for one in arguments if "=" in one and not one.startswith("method=")]
+    folder = place(folders[0]) if folders else EXPORTS
+    method = next((one[7:] for one in settings if one.startswith("method=")), "random")
+    rest = [one for one in settings if not one.startswith("method=")]
     written = export(folder, method=method, overrides=rest)
     return f"{len(written)} W&B sweep files in {folder}"
 

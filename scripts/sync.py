@@ -1,45 +1,27 @@
-"""Upload the offline W&B files of all runs: python scripts/sync.py [output_dir]."""
+"""Mirror runs to Weights & Biases from their records: python scripts/sync.py [output_dir|RUN ...].
+
+It does not matter whether W&B was switched off or offline while they were trained; what is there
+already is left out. Exit status: 0 mirrored, 2 no such run, no key or no network, 130 interrupted.
+"""
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
-from experiments.base.errors import TrackingError, UserError
-from experiments.run.tracking import check_online, unsynced
+from experiments.base.files import place
+from experiments.base.say import resumable
+from experiments.run.tracking import mirror_all
 
 
-def sync(output_dir: Path) -> int:
-    """Upload what was not uploaded yet and return how many runs that were.
-
-    Raises:
-        TrackingError: no key, no network, or W&B refuses one of the runs.
-    """
-    folders = unsynced(output_dir)
-    if not folders:
-        return 0
-    check_online()
-    for folder in folders:
-        command = [sys.executable, "-m", "wandb", "sync", "--yes", str(folder)]
-        if subprocess.run(command, check=False).returncode != 0:
-            raise TrackingError(f"W&B refused {folder}; the runs before it are uploaded")
-    return len(folders)
-
-
-def main() -> int:
-    """Run the command line and return its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("output_dir", nargs="?", type=Path, default=Path("outputs"))
-    arguments = parser.parse_args()
-    try:
-        print(f"{sync(arguments.output_dir)} runs uploaded")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def work() -> str:
+    """Mirror and return the closing line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    places = {"nargs": "*", "type": place, "default": [Path("outputs")]}
+    parser.add_argument("places", **places, help="folders of runs or above them; default: outputs")
+    return f"{mirror_all(parser.parse_args().places, print)} runs mirrored"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(resumable(work))

@@ -16,7 +16,6 @@ from contextlib import nullcontext
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -24,6 +23,7 @@ from experiments.base.errors import ConfigError, UserError
 from experiments.base.interrupts import Interrupted, as_worker, in_worker, passing_on
 from experiments.base.say import keep_talking
 from experiments.run.config import CONFIGS, ROOT, explain, tuned_experiments
+from experiments.run.multirun import Jobs, Refused
 from experiments.run.ranks import started_as
 from experiments.run.run import RunResult, run
 
@@ -31,25 +31,36 @@ WRONG_INPUT, DIVERGED = 2, 3
 GRACE_S = 3.0
 
 _outcomes: list[RunResult | UserError] = []
+_jobs: Jobs | None = None  # of a multirun
 
 
 @hydra.main(config_path=str(CONFIGS), config_name=ROOT, version_base="1.3")
 def _job(config: DictConfig) -> None:
     """Train one configuration; Hydra calls this, once for every point of a sweep."""
     keep_talking()  # a launcher may have started this process
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        if started_as()[1] > 1:
-            raise ConfigError("torchrun trains one run on its ranks: leave out -m")
-        if in_worker():
-            as_worker(lambda: run(config))
-        else:
-            run(config)
-        return
-    # Outside a sweep Hydra would only decorate the message.
+    if in_worker():
+        as_worker(lambda: _train(config))
+    else:
+        _train(config)
+
+
+def _train(config: DictConfig) -> None:
+    started = HydraConfig.get()
+    title = _jobs.title(started.job.num) if _jobs else ""
+    if title:
+        print(title)
     try:
-        _outcomes.append(run(config))
+        outcome = run(config)
     except UserError as error:
+        # Hydra would decorate the message, and names only the first of several jobs.
         _outcomes.append(error)
+        _refuse(error, title.partition(":")[0])
+        if started.runtime.choices["hydra/launcher"] != "basic":
+            raise Refused from None  # from another process
+    else:
+        _outcomes.append(outcome)
+        if _jobs:
+            _jobs.skipped += not outcome.trained
 
 
 def main() -> int:
@@ -66,11 +77,21 @@ def _main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's exceptions reach us instead of its own printer.
     # argparse reads `a=1 -m b=2` as two lists of overrides and refuses the second one.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
+    overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+    global _jobs
+    _jobs = None
     try:
         tuned_experiments()
+        if {"-m", "--multirun"} & set(sys.argv[1:]):
+            if started_as()[1] > 1:
+                raise ConfigError("torchrun trains one run on its ranks: leave out -m")
+            _jobs = Jobs(overrides)
+            _jobs.check()
         several = any(one.startswith("hydra/launcher=joblib") for one in sys.argv)
         with passing_on() if several else nullcontext():
             _job()
+    except Refused:
+        return WRONG_INPUT
     except UserError as error:
         return _refuse(error)
     except Interrupted as error:
@@ -80,17 +101,14 @@ def _main() -> int:
         return 128 + error.signal
     except KeyboardInterrupt:
         return 130
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
         if not _from_composition(error):
             raise
-        overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-        return _refuse(explain(error, overrides))
-    for outcome in _outcomes:
-        if isinstance(outcome, UserError):
-            return _refuse(outcome)
-        if outcome.state == "diverged":
-            return DIVERGED
-    return 0
+        return _refuse(explain(error, overrides, lists="add -m to run them all"))
+    if any(isinstance(outcome, UserError) for outcome in _outcomes):
+        return WRONG_INPUT
+    diverged = not _jobs and any(outcome.state == "diverged" for outcome in _outcomes)
+    return DIVERGED if diverged else 0
 
 
 def _from_composition(error: Exception) -> bool:
@@ -105,8 +123,8 @@ def _from_composition(error: Exception) -> bool:
     return True
 
 
-def _refuse(error: UserError) -> int:
-    _tell(f"error: {error}")
+def _refuse(error: UserError, job: str = "") -> int:
+    _tell(f"error: {f'{job}: ' if job else ''}{error}")
     return WRONG_INPUT
 
 

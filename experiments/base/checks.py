@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from experiments.base.errors import ConfigError, UserError, one_line
+from experiments.base.errors import ConfigError, UserError, one_line, quoted_argument
 
 
 def check_whole(name: str, value: Any, *, least: int = 1, most: int | None = None) -> None:
@@ -39,6 +40,16 @@ def check_flag(name: str, value: Any) -> None:
     """Raise ConfigError unless ``value`` is true or false."""
     if not isinstance(value, bool):
         raise ConfigError(f"{name} must be true or false, got {value!r}")
+
+
+def check_text(name: str, value: Any) -> None:
+    """Raise ConfigError unless ``value`` is text; a number or true needs quotes to be some."""
+    if isinstance(value, str | Path) and str(value):
+        return
+    plain = str(value).lower() if isinstance(value, bool) else value
+    known = isinstance(value, bool | int | float)
+    hint = f"; if that is its name, quote it: {quoted_argument(name, plain)}" if known else ""
+    raise ConfigError(f"{name} must be a name or a path, got {plain!r}{hint}")
 
 
 def check_group(name: str, value: Any) -> None:
@@ -70,6 +81,9 @@ def check_keys(group: str, config: Mapping[str, Any], keys: Mapping[str, Collect
     return name
 
 
+_TEXT = ("str", "str | None", "str | Path", "str | Path | None")
+
+
 def call_named(path: str, make: partial[Any], *arguments: Any, **more: Any) -> Any:
     """Call a factory whose keywords come from a configuration; name the one that it refuses.
 
@@ -83,10 +97,7 @@ def call_named(path: str, make: partial[Any], *arguments: Any, **more: Any) -> A
         ValueError: the message starts with ``<path>.<keyword>`` where one keyword is to blame, with
             ``<path>`` otherwise.
     """
-    known = _parameters(make.func)
-    for key, value in make.keywords.items():
-        if key in known:
-            check_kind(f"{path}.{key}", value, known[key])
+    check_kinds(path, make)
     try:
         return make(*arguments, **more)
     except Exception as error:
@@ -101,6 +112,13 @@ def call_named(path: str, make: partial[Any], *arguments: Any, **more: Any) -> A
             if _works(make.func, *arguments, *make.args, **others, **more):  # with its default
                 raise ValueError(f"{path}.{key}={value!r}: {text}") from error
         raise ValueError(f"{path}: {text}") from error
+
+
+def check_kinds(path: str, make: partial[Any]) -> None:
+    """Raise ValueError where a keyword is not of the kind that it is declared to be."""
+    for key, parameter in _parameters(make.func).items():
+        if key in make.keywords:
+            check_kind(f"{path}.{key}", make.keywords[key], parameter)
 
 
 def _works(function: Callable[..., Any], *arguments: Any, **more: Any) -> bool:
@@ -123,10 +141,12 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 def check_kind(name: str, value: Any, parameter: inspect.Parameter) -> None:
     """Raise ValueError unless ``value`` is of the kind that a parameter is declared to be.
 
-    Flags, whole numbers, numbers and lists of numbers are told by default and annotation. None and
-    what was built from a ``_target_`` pass, and so does all else.
+    Names, flags, whole numbers, numbers and lists of numbers are told by default and annotation.
+    None and what was built from a ``_target_`` pass, and so does all else.
     """
     default, annotation = parameter.default, parameter.annotation
+    if annotation == "str" or (annotation in _TEXT and value is not None):
+        check_text(name, value)
     if value is None or not isinstance(value, bool | int | float | str | list | tuple):
         return
     if isinstance(default, bool):

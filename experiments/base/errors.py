@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+import shlex
 from collections.abc import Sequence
 
 
@@ -39,6 +41,18 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     if isinstance(error, LookupError) or not text:  # a KeyError's message is the bare key
         text = f"{type(error).__name__}: {text}".rstrip(": ")
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def quoted(text: str, sign: str = "'") -> str:
+    """Quote a value for Hydra, whose arguments give spaces, commas and much else a meaning."""
+    # Backslashes have one before a quotation mark alone.
+    inside = re.sub(rf"(\\*)({sign}|$)", lambda m: 2 * m[1] + (f"\\{m[2]}" if m[2] else ""), text)
+    return f"{sign}{inside}{sign}"
+
+
+def quoted_argument(key: str, value: object) -> str:
+    """Return ``key=value`` as it is typed in a shell where Hydra has to read the value as text."""
+    return shlex.quote(f"{key}={quoted(str(value), chr(34))}")
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:

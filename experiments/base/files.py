@@ -11,6 +11,11 @@ from pathlib import Path
 from experiments.base.errors import RecordError
 
 
+def place(text: str) -> Path:
+    """Return the path that a command line names; ``~`` is the home directory."""
+    return Path(text).expanduser()
+
+
 def write_whole(path: Path, content: bytes | str) -> None:
     """Replace ``path`` by ``content``: a temporary file beside it, fsync, rename.
 

@@ -119,6 +119,14 @@ def keep_talking() -> None:
         setattr(sys, f"__{name}__", kept)
 
 
+def duration(seconds: float) -> str:
+    """Return a duration in words: ``40 s``, ``3 min``, ``2 h 5 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
 def resumable(
     work: Callable[[], str], interrupted: str = "the same command goes on from here"
 ) -> int:

@@ -110,9 +110,9 @@ def _compare(path: Path, checksum: str, found: str) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file, or raise DataError where it cannot be read as UTF-8."""
+    """Return the text of a file; raise DataError where it is not UTF-8, with a mark or without."""
     try:
-        return read(path).decode()
+        return read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file (byte {error.start} is not UTF-8)") from error
 

@@ -86,7 +86,7 @@ def load(
         raise ConfigError(f"{uea_name}: form is '{form}', but has to be one of {', '.join(FORMS)}")
     if form == "uci" and uea_name not in uci.READERS:
         raise ConfigError(
-            f"{uea_name}: form=uci is known for {', '.join(uci.READERS)} only; use form=uea"
+            f"{uea_name}: form=uci is known for {', '.join(uci.READERS)} only; leave it out"
         )
     name = name or uea_name
     data_dir = None if data_dir is None else Path(data_dir).expanduser()
@@ -170,7 +170,7 @@ def bundled_folder() -> Path:
     """Return the folder with the data that the installed sktime carries."""
     spec = importlib.util.find_spec("sktime")
     if spec is None or spec.origin is None:
-        raise DataError("sktime is not installed: pip install 'snopt[experiments]'")
+        raise DataError("sktime is not installed: pip install -e '.[experiments]'")
     return Path(spec.origin).parent / "datasets" / "data"
 
 

@@ -1,8 +1,9 @@
 """Figures 1 and 6: training loss and validation metric of Adam, SGD and SNOpt.
 
-Figure 1 has one column a data set, training loss above validation accuracy, against wall-clock.
-Figure 6 has one block a task with one column a data set, against wall-clock, training steps
-(``--x steps``) or evaluations of the vector field (``--x nfe``).
+Figure 1 has one column a data set, training loss above validation accuracy; figure 6 has one block
+a task with one column a data set. Both are drawn against wall-clock or CPU seconds of training
+(``--x cpu``), figure 6 also against training steps (``--x steps``) or evaluations of the vector
+field (``--x nfe``).
 
 Lines are medians over seeds, bands reach from the lowest to the highest seed. The training loss of
 each run is a trailing running mean over :data:`WINDOW` steps. A run that diverged is a thin line
@@ -26,7 +27,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from experiments.base.errors import ConfigError, RecordError
 from experiments.figures.request import Figure, Request, facts_of, in_turn, listed, obtain
 from experiments.publish.names import dataset_name, panel_title
-from experiments.publish.provenance import read_provenance
+from experiments.publish.provenance import disturbance, read_provenance
 from experiments.publish.runs import (
     Series,
     band,
@@ -67,10 +68,11 @@ POINTS = 250
 
 AXES = {
     "time": ("time_s", "Wall-clock training time (s)"),
+    "cpu": ("cpu_s", "CPU seconds of training"),
     "steps": ("step", "Training steps"),
     "nfe": ("nfe", "Evaluations of the vector field"),
 }
-"""Column and label of the axes of figure 6, by the name for ``--x``."""
+"""Column and label of the axes, by the name for ``--x``; figure 1 has the first two."""
 
 COLUMNS_OF_FIGURE_1 = {
     "embedded": ("digits", "japanese_vowels"),
@@ -167,19 +169,17 @@ def write(request: Request, table: pd.DataFrame, facts: Mapping[str, Any]) -> No
     device, profile, budget = facts["device"], request.profile, facts.get("budget", "")
     one = request.target == FIGURE_1
     line = caption_1(table, device, budget) if one else caption_6(table, device, profile, budget)
+    line = f"{line} {disturbance(facts['runs'])}".strip()
     request.publish(csv_of_runs(table), **facts, profile=profile, caption=line)
-    if one:
-        redraw_1(request.folder)
-    else:
-        redraw_6(request.folder, request.x)
+    (redraw_1 if one else redraw_6)(request.folder, request.x)
 
 
-def redraw_1(folder: Path) -> None:
-    """Draw figure 1 again from ``data.csv`` and ``provenance.json``."""
+def redraw_1(folder: Path, x: str = "time") -> None:
+    """Draw figure 1 again from ``data.csv`` and ``provenance.json``, against one of two axes."""
     origin = read_provenance(folder)
-    table = read_runs(folder / "data.csv")
-    picture = draw_1(table, origin["caption"], smooth=origin.get("smooth", False))
-    save(picture, folder / "figure.png")
+    smooth = origin.get("smooth", False)
+    picture = draw_1(_read(folder, x), origin["caption"], smooth=smooth, x=x)
+    save(picture, folder / _picture_name(x))
 
 
 def redraw_6(folder: Path, x: str = "time") -> None:
@@ -189,8 +189,20 @@ def redraw_6(folder: Path, x: str = "time") -> None:
     origin = read_provenance(folder)
     if "profile" not in origin:
         raise RecordError(f"{folder}/provenance.json is missing or names no profile")
-    picture = draw_6(read_runs(folder / "data.csv"), origin["profile"], origin["caption"], x)
-    save(picture, folder / ("figure.png" if x == "time" else f"figure-{x}.png"))
+    picture = draw_6(_read(folder, x), origin["profile"], origin["caption"], x)
+    save(picture, folder / _picture_name(x))
+
+
+def _read(folder: Path, x: str) -> pd.DataFrame:
+    """Return the table of a figure; raise if nothing in it can be drawn over axis ``x``."""
+    table = read_runs(folder / "data.csv")
+    if table[AXES[x][0]].isna().all():
+        raise RecordError(f"no run in {folder}/data.csv has {AXES[x][1]}: leave out x={x}")
+    return table
+
+
+def _picture_name(x: str) -> str:
+    return "figure.png" if x == "time" else f"figure-{x}.png"
 
 
 def caption_1(table: pd.DataFrame, device: str, budget: str) -> str:
@@ -229,8 +241,11 @@ def caption_6(table: pd.DataFrame, device: str, profile: str, budget: str = "") 
 
 
 @styled
-def draw_1(table: pd.DataFrame, caption: str = "", *, smooth: bool = False) -> Picture:
+def draw_1(
+    table: pd.DataFrame, caption: str = "", *, smooth: bool = False, x: str = "time"
+) -> Picture:
     """Return figure 1; ``smooth``: the training losses are running means already."""
+    over, label = AXES[x]
     known = [dataset for profile in PROFILES for dataset in datasets_of(FIGURE_1, profile)]
     present = [dataset for dataset in known if (table["dataset"] == dataset).any()]
     if not present:
@@ -240,11 +255,11 @@ def draw_1(table: pd.DataFrame, caption: str = "", *, smooth: bool = False) -> P
     for column, dataset in enumerate(present):
         loss, metric = axes[0, column], axes[1, column]
         for optimizer, runs in by_optimizer(table, dataset):
-            draw_runs(loss, runs, optimizer, "train_loss", window=1 if smooth else WINDOW)
-            draw_runs(metric, runs, optimizer, "val_metric", scale=100.0)
+            draw_runs(loss, runs, optimizer, "train_loss", over, window=1 if smooth else WINDOW)
+            draw_runs(metric, runs, optimizer, "val_metric", over, scale=100.0)
         loss.set_title(panel_title(dataset))
         loss.set_yscale("log")
-        metric.set_xlabel(AXES["time"][1])
+        metric.set_xlabel(label)
         _start_at_zero(loss, metric)
         metric.set_ylim(max(metric.get_ylim()[0], 0.0), 101.0)
         note_diverged(loss, table[table["dataset"] == dataset])
@@ -373,9 +388,9 @@ def draw_runs(
 
 def draw_band(axes: Axes, kept: Sequence[Series], style: Look, **line: Any) -> None:
     """Draw median and range over seeds."""
-    shape = band(kept)
-    axes.fill_between(shape.at, shape.low, shape.high, color=style.color, alpha=0.2, linewidth=0)
-    axes.plot(shape.at, shape.median, **line, **style.line)
+    at, median, low, high = band(kept)
+    axes.fill_between(at, low, high, color=style.color, alpha=0.2, linewidth=0)
+    axes.plot(at, median, **line, **style.line)
 
 
 def draw_lost(
@@ -407,6 +422,6 @@ def note_diverged(
 
 
 FIGURES = (
-    Figure(FIGURE_1, reproduce, redraw_1, PROFILES),
+    Figure(FIGURE_1, reproduce, redraw_1, PROFILES, axes=("time", "cpu")),
     Figure(FIGURE_6, reproduce, redraw_6, PROFILES, axes=tuple(AXES)),
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from experiments.base.errors import ConfigError
+from experiments.publish.names import place_of
 from experiments.publish.provenance import of_runs, publish, run_entry
 from experiments.run.config import places
 from experiments.run.records import Summary, summarise
@@ -53,9 +54,10 @@ class Request:
 
     @property
     def folder(self) -> Path:
-        """Where the figure goes."""
+        """Where the figure goes; with fewer seeds or changed runs it is not the published one."""
         suffix = "" if self.profile == "embedded" else f"-{self.profile}"
-        return self.results_dir / f"{self.target}{suffix}"
+        seeds = [f"seeds-{listed(self.seeds, '-')}"] if set(self.seeds) < set(SEEDS) else []
+        return place_of(self.results_dir, f"{self.target}{suffix}", [*self.overrides, *seeds])
 
     @property
     def where(self) -> tuple[str, ...]:

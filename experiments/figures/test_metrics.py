@@ -48,7 +48,8 @@ def reproduce(request: Request, say: Say) -> None:
     path = comparison.folder / RUNS
     if not path.exists():
         say(f"{path} is missing: running the protocol first")
-        session.compare(comparison, say)
+        comparison = session.compare(comparison, say)
+        path = comparison.folder / RUNS
         draw(comparison.folder, comparison.command, say)
     rows = read_rows(path)
     found = fresh_of(rows)
@@ -67,7 +68,7 @@ def reproduce(request: Request, say: Say) -> None:
     settings = found.apply(lambda fresh: settings_text(fresh).removesuffix(" (!)"), axis=1)
     table = found.assign(settings=settings).reset_index()[list(COLUMNS)]
     request.publish(csv_of(table, digits=6), **facts)
-    redraw(request.folder)
+    as_table(rows).write(request.folder)
 
 
 def redraw(folder: Path) -> None:

@@ -35,7 +35,7 @@ from experiments.measure.memory import ALLOCATOR, peak_of_steps
 from experiments.measure.steps import NEVER, TIMED, Step, configuration, plain_step, prepare, train
 from experiments.measure.workloads import Workload
 from experiments.models.blocks import nfe_counts, reset_nfe
-from experiments.run.config import identity, options
+from experiments.run.config import CONTROLS, identity, options
 
 # --- optimizer.json: SNOpt against SGD and Adam --------------------------------------------------
 
@@ -117,8 +117,9 @@ ROUNDS_EACH = 11
 
 
 def measured() -> list[str]:
-    """Return the optimizers that train a whole model."""
-    return [n for n in options("optimizer") if n != "split" and not n.endswith("_ode")]
+    """Return the optimizers that train a whole model, without SNOpt's controls."""
+    left_out = ("split", *CONTROLS)
+    return [n for n in options("optimizer") if n not in left_out and not n.endswith("_ode")]
 
 
 class TrainedStep:

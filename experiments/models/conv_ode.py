@@ -48,7 +48,13 @@ class ConvODE(nn.Module):
     """
 
     def __init__(
-        self, info: DataInfo, solver: SolverSettings, *, width: int = 64, t1: float = 1.0
+        self,
+        info: DataInfo,
+        solver: SolverSettings,
+        *,
+        width: int = 64,
+        stem_bias: bool = True,
+        t1: float = 1.0,
     ) -> None:
         """Build the net for the images of a data set.
 
@@ -56,6 +62,7 @@ class ConvODE(nn.Module):
             info: data set; ``input_shape`` is (C, H, W).
             solver: settings of the ODE block.
             width: channels of the stem and of the state; the paper has 64.
+            stem_bias: whether the stem's convolutions have a bias; the published net's have none.
             t1: integration time of the block, [0, t1].
 
         Raises:
@@ -73,9 +80,9 @@ class ConvODE(nn.Module):
             )
         self.input_shape = tuple(info.input_shape)
         channels, height, img_width = self.input_shape
-        stem: list[nn.Module] = [nn.Conv2d(channels, width, kernel_size=3)]
+        stem: list[nn.Module] = [nn.Conv2d(channels, width, 3, bias=stem_bias)]
         for _ in range(downsampling_convs(height, img_width)):
-            stem += [nn.ReLU(), nn.Conv2d(width, width, kernel_size=4, stride=2, padding=1)]
+            stem += [nn.ReLU(), nn.Conv2d(width, width, 4, stride=2, padding=1, bias=stem_bias)]
         self.stem = nn.Sequential(*stem)
         self.ode = solver.block(ConvField(width), (0.0, t1))
         self.readout = nn.Linear(width, require_classes("ConvODE", info))

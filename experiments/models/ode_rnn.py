@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,34 @@ from experiments.data.splits import DataInfo
 from experiments.models.checks import require_classes, require_task, require_whole
 from experiments.models.fields import MLPField
 from experiments.models.solver import SolverSettings
+
+
+class PublishedGRU(nn.Module):
+    """A GRU cell as in the published runs: linear layers with torch's own initialisation of them.
+
+    r = σ(W_r [x, h]),  u = σ(W_u [x, h]),  n = tanh(W_x x + r ⊙ W_h h),  h ← (1 - u) n + u h, each
+    W with a bias. ``nn.GRUCell`` has two biases in r and u, and all its weights start within
+    ±1/√hidden, whatever the number of inputs.
+    """
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        """Build the cell for ``inputs`` values an observation."""
+        super().__init__()
+        self.reset = nn.Linear(inputs + hidden, hidden)
+        self.update = nn.Linear(inputs + hidden, hidden)
+        self.from_input = nn.Linear(inputs, hidden)
+        self.from_state = nn.Linear(hidden, hidden)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        """Return the next state, (batch, hidden), after the observation x (batch, inputs)."""
+        both = torch.cat([x, h], dim=1)
+        r, u = self.reset(both).sigmoid(), self.update(both).sigmoid()
+        n = torch.tanh(self.from_input(x) + r * self.from_state(h))
+        new: Tensor = (1 - u) * n + u * h
+        return new
+
+
+CELLS: Final = {"gru": nn.GRUCell, "published": PublishedGRU}
 
 
 class ODERNN(nn.Module):
@@ -27,7 +57,13 @@ class ODERNN(nn.Module):
     """
 
     def __init__(
-        self, info: DataInfo, solver: SolverSettings, *, hidden: int = 32, layers: int = 4
+        self,
+        info: DataInfo,
+        solver: SolverSettings,
+        *,
+        hidden: int = 32,
+        layers: int = 4,
+        cell: str = "gru",
     ) -> None:
         """Build the net for the series of a data set.
 
@@ -36,6 +72,8 @@ class ODERNN(nn.Module):
             solver: settings of the ODE block.
             hidden: size of the state h; the paper has 32 (64 for ArticularyWordRecognition).
             layers: linear layers of F; the paper has 4.
+            cell: ``"gru"``, torch's cell on values and mask, or ``"published"``,
+                :class:`PublishedGRU` on the values alone.
 
         Raises:
             ConfigError: if the data set is not one of time series, its last axis is not
@@ -52,7 +90,10 @@ class ODERNN(nn.Module):
             )
         self.channels = (shape[1] - 1) // 2
         self.hidden = hidden
-        self.cell = nn.GRUCell(2 * self.channels, hidden)
+        if cell not in CELLS:
+            raise ConfigError(f"model ODERNN: cell must be {' or '.join(CELLS)}, got {cell!r}")
+        self.masked = cell == "gru"
+        self.cell = CELLS[cell](self.channels * (1 + self.masked), hidden)
         self.ode = solver.block(MLPField(hidden, layers), (0.0, 1.0))
         self.readout = nn.Linear(hidden, require_classes("ODERNN", info))
 
@@ -74,7 +115,7 @@ class ODERNN(nn.Module):
         running = torch.arange(len(times), device=x.device) < lengths[:, None]
         # Rows without an observation keep their state, ended ones included: padding has no say.
         observed = (running & (mask[:, : len(times)] > 0).any(dim=-1))[..., None]
-        inputs = torch.cat([values, mask], dim=-1)
+        inputs = torch.cat([values, mask], dim=-1) if self.masked else values
 
         h = x.new_zeros(x.shape[0], self.hidden)
         for k in range(len(times)):

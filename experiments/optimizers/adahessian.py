@@ -171,7 +171,8 @@ def _choose(hvp: str, model: nn.Module) -> str:
     if hvp == "double_backward" and modes:
         raise ValueError(
             "hvp=double_backward differentiates the gradient once more, which needs"
-            f" solver.gradient=direct; with {', '.join(sorted(modes))} use hvp=finite_difference"
+            f" solver.gradient=direct; with {', '.join(sorted(modes))} use"
+            " optimizer.hvp=finite_difference"
         )
     if hvp == "auto":
         return "finite_difference" if modes else "double_backward"

@@ -208,7 +208,7 @@ def check_task(task: Task, optimizer: Optimizer) -> None:
     if needs_output(optimizer) and task.likelihood is None:
         raise ConfigError(
             "the optimizer's curvature starts at the distribution that the model predicts, and the"
-            f" task {task.name} has none: take curvature=empirical"
+            f" task {task.name} has none: leave optimizer.curvature out"
         )
 
 

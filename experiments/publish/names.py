@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from experiments.run.config import description_of
+
+PARTS = "parts"
+"""Folder of the results of a part of what is published, below that of the whole."""
+
+
+def place_of(results: Path, name: str, part: Sequence[str]) -> Path:
+    """Return the folder of a result; that of a part must not replace the whole.
+
+    Args:
+        results: where the whole goes, to its ``name``.
+        name: of the whole, such as ``figure-1``.
+        part: what makes it another or a smaller one (changes, seeds, data sets); empty: the whole.
+    """
+    if not part:
+        return results / name
+    return results / PARTS / re.sub(r"[^A-Za-z0-9._=-]+", "_", "-".join([name, *part]))[:120]
+
+
+_description = cache(description_of)
 
 KINDS = {"image": "images", "time_series": "time series"}
 """What data sets of a task are made of."""
@@ -31,8 +52,3 @@ def optimizer_name(name: str) -> str:
 def published(dataset: str) -> Mapping[str, Any]:
     """Return the ``inputs``, ``classes`` and ``steps`` that the paper states for a data set."""
     return dict(_description("dataset", dataset).get("published", {}))
-
-
-@cache
-def _description(group: str, name: str) -> Mapping[str, Any]:
-    return description_of(group, name)

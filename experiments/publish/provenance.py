@@ -38,6 +38,7 @@ _STATUS = (
     "device",
     "threads",
     "seconds",
+    "train_cpu_s",
     "wall_s",
     "peak_memory_mb",
     "started_at",
@@ -46,10 +47,16 @@ _STATUS = (
 
 
 def run_entry(run: Summary, command: str) -> dict[str, Any]:
-    """Return what the provenance keeps of one run; ``seconds`` are those of the training clock."""
+    """Return what the provenance keeps of one run; ``seconds`` are those of the training clock.
+
+    ``wall_per_cpu``, of training, is near 1 with one thread; it is more on a disturbed machine.
+    """
     own = {"dataset": run.dataset, "optimizer": run.optimizer, "seed": run.seed}
     own |= {"hash": run.digest, "state": run.state, "command": command}
-    return own | {key: run.status.get(key) for key in _STATUS}
+    found: dict[str, Any] = {key: run.status.get(key) for key in _STATUS}
+    if found["train_cpu_s"]:
+        found["wall_per_cpu"] = round(found["seconds"]["train"] / found["train_cpu_s"], 3)
+    return own | found
 
 
 def devices(entries: Iterable[Mapping[str, Any]]) -> str:
@@ -60,6 +67,12 @@ def devices(entries: Iterable[Mapping[str, Any]]) -> str:
         count = "" if threads is None else f", {threads} thread{'' if threads == 1 else 's'}"
         found.add(("CPU" if device == "cpu" else device) + count)
     return " and ".join(sorted(found))
+
+
+def disturbance(entries: Iterable[Mapping[str, Any]]) -> str:
+    """Return the range of wall time over CPU time of training as a sentence; "" if not known."""
+    found = sorted(entry["wall_per_cpu"] for entry in entries if "wall_per_cpu" in entry)
+    return f"Wall time / CPU time: {found[0]:.2f} to {found[-1]:.2f}." if found else ""
 
 
 def of_runs(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,15 +1,15 @@
 """The table of runs that figures, goals, scoring and search read: one row a step of a run.
 
-Times are seconds of the training clock (``time/train_s``). NaN means "not measured at this step".
-Function evaluations (``nfe``) are added up from the first step. A run that diverged ends with a row
-whose ``train_loss`` is infinite.
+Times are seconds of the training clock (``time/train_s``), ``cpu_s`` CPU seconds of the same; runs
+before those were kept have none. NaN means "not measured at this step". Function evaluations
+(``nfe``) are added up from the first step. A run that diverged ends with a row whose ``train_loss``
+is infinite.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from experiments.base.errors import RecordError
-from experiments.base.files import write_whole
 from experiments.publish.tables import csv_of, read_table
 from experiments.run.records import DIVERGED, DONE, FINAL_STATES, Summary
 from experiments.tasks import METRICS
@@ -25,7 +24,7 @@ from experiments.tasks import METRICS
 RUN = ("hash", "dataset", "optimizer", "seed", "state")
 """Columns that say which run a row belongs to."""
 
-VALUES = ("train_loss", "val_loss", "val_metric", "nfe")
+VALUES = ("train_loss", "val_loss", "val_metric", "nfe", "cpu_s")
 
 COLUMNS = (*RUN, "step", "time_s", *VALUES)
 
@@ -33,7 +32,7 @@ TYPES = {
     **{"dataset": str, "optimizer": str, "seed": int, "step": int, "time_s": float},
     **dict.fromkeys(VALUES, float),
 }
-"""Columns of ``data.csv`` and their types; older files lack the last one."""
+"""Columns of ``data.csv`` and their types; older files lack the last ones."""
 
 NFE = ("nfe/forward", "nfe/backward", "nfe/curvature")
 """Evaluations of the vector field in a line of ``metrics.jsonl``."""
@@ -62,7 +61,8 @@ def _table_of(run: Summary, metric: str) -> pd.DataFrame:
         reason = run.status.get("error")
         raise RecordError(f"{run.name} is {run.state}" + (f": {reason}" if reason else ""))
     names = {"train/loss": "train_loss", "val/loss": "val_loss", f"val/{metric}": "val_metric"}
-    rows = pd.DataFrame(list(run.metrics)).reindex(columns=["step", "time/train_s", *names, *NFE])
+    times = {"time/train_s": "time_s", "time/train_cpu_s": "cpu_s"}
+    rows = pd.DataFrame(list(run.metrics)).reindex(columns=["step", *times, *names, *NFE])
     rows = rows.dropna(how="all", subset=list(names))
     if rows.empty:
         raise RecordError(f"{run.name} has no measurements in {run.folder}/metrics.jsonl")
@@ -70,7 +70,7 @@ def _table_of(run: Summary, metric: str) -> pd.DataFrame:
     training = rows[rows["train/loss"].notna()]
     evaluations = training["step"].diff().fillna(training["step"]) * training[list(NFE)].sum(axis=1)
     rows["nfe"] = evaluations.cumsum().reindex(rows.index).ffill().fillna(0.0)
-    rows = rows.rename(columns={**names, "time/train_s": "time_s"})
+    rows = rows.rename(columns={**names, **times})
     merged = rows.groupby("step").agg({"time_s": "first", **dict.fromkeys(VALUES, "last")})
     table = merged.reset_index().astype(dict.fromkeys(("time_s", *VALUES), float))
     if run.state == DIVERGED:
@@ -83,26 +83,25 @@ def _close_diverged(table: pd.DataFrame) -> pd.DataFrame:
     """End a diverged run with an infinite training loss, whatever its last line said."""
     last = table.iloc[-1]
     if math.isfinite(last["train_loss"]):
-        closing = {"step": int(last["step"]) + 1, "time_s": last["time_s"], "nfe": last["nfe"]}
+        closing = {"step": int(last["step"]) + 1, **last[["time_s", "nfe", "cpu_s"]]}
         table = pd.concat([table, pd.DataFrame([closing])], ignore_index=True)
     table.loc[table.index[-1], "train_loss"] = math.inf
     return table
 
 
 def csv_of_runs(table: pd.DataFrame) -> str:
-    """Return a table of runs as ``data.csv``; an empty cell means "not measured"."""
+    """Return a table of runs as ``data.csv``; an empty cell means "not measured".
+
+    Without any CPU seconds there is no column of them.
+    """
     times = table["time_s"].map("{:.4f}".format)
-    return csv_of(table.assign(time_s=times)[list(TYPES)], digits=6)
-
-
-def write_runs(path: Path, table: pd.DataFrame) -> None:
-    """Write a table of runs as CSV."""
-    write_whole(path, csv_of_runs(table))
+    columns = list(TYPES)[: -1 if table["cpu_s"].isna().all() else None]
+    return csv_of(table.assign(time_s=times)[columns], digits=6)
 
 
 def read_runs(path: Path) -> pd.DataFrame:
-    """Read what :func:`write_runs` wrote; ``hash`` is empty, ``state`` is done or diverged."""
-    table = read_table(path, TYPES, optional=("nfe",)).assign(hash="", state=DONE)
+    """Read what :func:`csv_of_runs` returned; ``hash`` is empty, ``state`` is done or diverged."""
+    table = read_table(path, TYPES, optional=("nfe", "cpu_s")).assign(hash="", state=DONE)
     for _, run in each_run(table):
         if diverged(run):
             table.loc[run.index, "state"] = DIVERGED
@@ -164,20 +163,11 @@ def running_mean(values: Sequence[float] | Array, window: int) -> Array:
     return np.asarray((total[end] - total[start]) / (end - start), dtype=np.float64)
 
 
-@dataclass(frozen=True)
-class Band:
-    """Median and range over seeds on one grid of an axis; arrays of equal length."""
+def band(found: Sequence[Series], points: int = 200) -> tuple[Array, Array, Array, Array]:
+    """Interpolate the series of all seeds on a common grid, linearly.
 
-    at: Array
-    median: Array
-    low: Array
-    high: Array
-
-
-def band(found: Sequence[Series], points: int = 200) -> Band:
-    """Interpolate the series of all seeds on a common grid; return median, minimum and maximum.
-
-    The grid spans what every seed has reached. Interpolation is linear.
+    Returns:
+        The grid, which spans what every seed has reached; median, minimum and maximum there.
     """
     if not found or any(places.size == 0 for places, _ in found):
         raise ValueError("a band needs at least one measurement a seed")
@@ -187,4 +177,4 @@ def band(found: Sequence[Series], points: int = 200) -> Band:
         raise ValueError(f"the seeds have no time in common: {start:g} s to {end:g} s")
     grid = np.linspace(start, end, points)
     values = np.stack([np.interp(grid, places, own) for places, own in found])
-    return Band(grid, np.median(values, axis=0), values.min(axis=0), values.max(axis=0))
+    return grid, np.median(values, axis=0), values.min(axis=0), values.max(axis=0)

@@ -33,14 +33,14 @@ def read_table(path: Path, types: Mapping[str, Any], optional: Sequence[str] = (
         path: the file.
         types: columns in this order: ``str``, ``int``, ``float`` (an empty cell is NaN), ``bool``,
             or the name of a pandas type.
-        optional: last columns that older files lack; their cells are then empty.
+        optional: last columns; older files lack all from one on, whose cells are then empty.
 
     Raises:
         RecordError: the file is missing, or header, number of cells or type of a cell is wrong.
     """
     cells = read_cells(path)
     names, found = list(types), list(cells.columns)
-    if found not in (names, [name for name in names if name not in optional]):
+    if found not in [names[: len(names) - n] for n in range(len(optional) + 1)]:
         raise RecordError(f"{path}: the header is not {','.join(names)}")
     cells = cells.reindex(columns=names, fill_value="")
     try:

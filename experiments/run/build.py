@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.overrides import TorchFunctionMode
 
-from experiments.base.checks import call_named
+from experiments.base.checks import call_named, check_kinds
 from experiments.base.errors import ConfigError, DataError, one_line
 from experiments.base.seeds import seed_everything
 from experiments.data.files import noting
@@ -80,7 +80,7 @@ def build(config: Config, device: torch.device) -> Parts:
         ConfigError: a group has an argument its class does not know, or parts do not fit.
         DataError: the data set is missing or damaged.
     """
-    task: Task = _factory("task", config["task"])()
+    task: Task = _call("task", _factory("task", config["task"]))
     loaded, files = load_data(config["dataset"])
     settings = TrainerSettings.from_config(config["trainer"])
     size = len(loaded.train[0])
@@ -107,17 +107,22 @@ def build(config: Config, device: torch.device) -> Parts:
     return Parts(task, data, model, optimizer, scheduler, interval, averaging, horizon, files)
 
 
-def check_optimizer(config: Config) -> None:
-    """Build solver and optimizer on a small model, to refuse wrong values before any run starts.
+def check_parts(config: Config) -> None:
+    """Build what needs no data, on a small model, to refuse wrong values before any run starts.
 
     Raises:
         ConfigError: unknown argument or value out of range.
     """
+    task: Task = _call("task", _factory("task", config["task"]))
+    _loader(config["dataset"])
     solver = _call("solver", _factory("solver", config["solver"]))
+    _check_arguments("model", _factory("model", config["model"]), None, solver)
     model = nn.Sequential(nn.Linear(2, 2), solver.block(MLPField(2, 2)), nn.Linear(2, 2))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about layers of this model
-        build_optimizer(config["optimizer"], model)
+        optimizer = build_optimizer(config["optimizer"], model)
+    check_task(task, optimizer)
+    build_scheduler(config["optimizer"].get("scheduler"), optimizer)
 
 
 class _Sizes(TorchFunctionMode):
@@ -251,13 +256,18 @@ def load_data(config: Mapping[str, Any]) -> tuple[Splits, dict[str, str]]:
         ConfigError: the loader does not know an argument.
         DataError: files are missing or damaged, as the loader says.
     """
+    load = _loader(config)
+    with noting() as files:
+        splits: Splits = load()
+    return splits, files
+
+
+def _loader(config: Mapping[str, Any]) -> partial[Any]:
     load = _factory("dataset", config)
     if "name" not in inspect.signature(load.func).parameters:
         load.keywords.pop("name", None)
     _check_arguments("dataset", load)
-    with noting() as files:
-        splits: Splits = load()
-    return splits, files
+    return load
 
 
 def check_same_data(config: Mapping[str, Any], *records: Record) -> None:
@@ -292,13 +302,17 @@ def _factory(group: str, config: Mapping[str, Any]) -> partial[Any]:
 
 
 def _check_arguments(group: str, make: partial[Any], *positional: object) -> None:
-    """Raise ConfigError where the signature of ``make`` does not take its arguments."""
+    """Raise ConfigError where ``make`` does not take its arguments, or not of their kind."""
     signature = inspect.signature(make.func)
     try:
         signature.bind(*positional, *make.args, **make.keywords)
     except TypeError as error:
         known = [n for n in list(signature.parameters)[len(positional) :] if n != "base_kwargs"]
         raise ConfigError(f"{group}: {error}; it takes {', '.join(known)}") from error
+    try:
+        check_kinds(group, make)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _call(group: str, make: partial[Any], *positional: object) -> Any:

@@ -20,8 +20,10 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from experiments.base.checks import (
     check_finite,
@@ -29,10 +31,17 @@ from experiments.base.checks import (
     check_group,
     check_keys,
     check_number,
+    check_text,
     check_whole,
     is_number,
 )
-from experiments.base.errors import ConfigError, one_line, suggestion
+from experiments.base.errors import (
+    ConfigError,
+    one_line,
+    quoted,
+    quoted_argument,
+    suggestion,
+)
 from experiments.data.splits import TASKS
 
 CONFIGS: Final = Path(__file__).resolve().parents[2] / "configs"
@@ -42,6 +51,9 @@ MOST_THREADS: Final = 1024
 EPOCH: Final = "epoch"
 NESTED: Final = ("ode", "rest")
 """The two optimizers inside one of ``experiments.optimizers.split``."""
+PROFILES: Final = ("own", "release")
+CONTROLS: Final = ("frozen", "sgd_rate", "snopt_identity", "snopt_random")
+"""SNOpt's configuration with another ``_target_``; see ``experiments.optimizers.controls``."""
 
 Config = dict[str, Any]
 Space = dict[str, dict[str, Any]]
@@ -54,6 +66,9 @@ _DESCRIPTIONS: Final = {
 
 # Groups that take keys which no file of configs/ has; what they take, the solver says.
 _OPEN = ("solver.options", "solver.adjoint_options")
+
+# ``~`` in a path of configs/.
+OmegaConf.register_new_resolver("home", lambda path: str(Path(path).expanduser()), replace=True)
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -127,10 +142,12 @@ def search_space_of(optimizer: str, configs: Path = CONFIGS) -> Space:
 def tuned_experiments() -> tuple[str, ...]:
     """Give Hydra the experiments that ``configs/tuned/`` describes and return their names.
 
-    A table there has, by data set, ``trainer`` and ``optimizers``: by optimizer, what is set below
-    ``optimizer``, or ``trainer.…``. ``like`` starts from another table's entry. The experiment is
-    called ``<table>/<data set>-<name of the optimizer>``, or ``<table>/<data set>`` where no
-    optimizer is chosen, and builds on ``configs/experiment/<data set>.yaml``.
+    A table there has, by data set, ``optimizers``: by optimizer, what is set below ``optimizer``,
+    or ``trainer.…``. Other keys are groups (``trainer``, ``model``, ``solver``) that all optimizers
+    share. ``like`` starts from another table's entry. The experiment is called
+    ``<table>/<data set>-<name of the optimizer>``, or ``<table>/<data set>`` where no optimizer is
+    chosen, and builds on ``configs/experiment/<data set>.yaml``. With SNOpt come its controls,
+    which have all of its settings.
 
     Raises:
         ConfigError: a table names something that does not exist.
@@ -140,14 +157,16 @@ def tuned_experiments() -> tuple[str, ...]:
     for table, datasets in tables.items():
         for dataset, entry in datasets.items():
             try:
-                trainer, optimizers = _tuned(tables, entry)
+                shared, optimizers = _tuned(tables, entry)
             except (KeyError, TypeError, AttributeError) as error:
                 where = CONFIGS / "tuned" / f"{table}.yaml"
                 raise ConfigError(f"{where}: {dataset}: {one_line(error)}") from error
+            if "snopt" in optimizers:
+                optimizers |= _controls(*optimizers["snopt"])
             for suffix, (optimizer, settings) in (optimizers or {"": ("", {})}).items():
                 chosen = [{"override /optimizer": optimizer}] if optimizer else []
                 defaults = [f"/experiment/{dataset}@_global_", *chosen, "_self_"]
-                node = OmegaConf.create({"defaults": defaults, "trainer": dict(trainer)})
+                node = OmegaConf.create({"defaults": defaults, **shared})
                 for key, value in settings.items():
                     full = key if key.startswith("trainer.") else f"optimizer.{key}"
                     OmegaConf.update(node, full, value)
@@ -162,17 +181,29 @@ def tuned_experiments() -> tuple[str, ...]:
 def _tuned(
     tables: Mapping[str, Any], entry: Mapping[str, Any]
 ) -> tuple[Config, dict[str, tuple[str, Config]]]:
-    """Return ``trainer`` of an entry and, by name of an optimizer, its file and settings."""
-    trainer: Config = {}
+    """Return an entry's shared groups and, by name of an optimizer, its file and settings."""
+    shared: Config = {}
     optimizers: dict[str, tuple[str, Config]] = {}
     if "like" in entry:
         table, _, dataset = entry["like"].partition("/")
-        trainer, optimizers = _tuned(tables, tables[table][dataset])
+        shared, optimizers = _tuned(tables, tables[table][dataset])
     for optimizer, settings in entry.get("optimizers", {}).items():
         name = description_of("optimizer", optimizer)["name"]
         _, before = optimizers.get(name, ("", {}))
         optimizers[name] = optimizer, {**before, **settings}
-    return {**trainer, **entry.get("trainer", {})}, optimizers
+    own = {key: value for key, value in entry.items() if key not in ("like", "optimizers")}
+    return {**shared, **{key: {**shared.get(key, {}), **own[key]} for key in own}}, optimizers
+
+
+def _controls(optimizer: str, settings: Config) -> dict[str, tuple[str, Config]]:
+    """Return SNOpt's controls by name, each with SNOpt's file and settings but for its own."""
+    where = "ode." if "ode" in description_of("optimizer", optimizer) else ""
+    found = {}
+    for name in CONTROLS:
+        description = description_of("optimizer", name)
+        own = {f"{where}{k}": v for k, v in description.items() if k in ("_target_", "basis")}
+        found[name] = optimizer, {**settings, **own, "name": name}
+    return found
 
 
 def write_tuned(
@@ -228,15 +259,22 @@ def load_config(overrides: Sequence[str] = ()) -> DictConfig:
         raise explain(error, overrides) from error
 
 
-def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
+def explain(error: Exception, overrides: Sequence[str], lists: str = "") -> ConfigError:
     """Return the one sentence that a person needs instead of Hydra's exception.
 
     Args:
         error: what Hydra or OmegaConf raised while composing.
         overrides: the command line's ``key=value`` arguments.
+        lists: what to do with an argument that lists several values, where that can be done.
     """
     if isinstance(error, ConfigError):
         return error
+    if isinstance(error, OSError) and error.errno:  # others are Hydra's
+        where = error.filename or "output_dir"
+        return ConfigError(f"cannot use {where}: {error.strerror}; choose another folder")
+    for override in overrides:
+        if reason := _unreadable(override):
+            return ConfigError(reason)
     text = str(error)
     if missing := re.search(r"Could not (?:find|load) '([^'\n]+)'", text):
         return ConfigError(_unknown_option(missing[1], text))
@@ -248,15 +286,34 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
         key = full[1] if full else unknown[1].partition("=")[0]
         return ConfigError(_unknown_key(key, overrides))
     if sweep := re.search(r"Ambiguous value for argument '([^']+)'", text):
-        return ConfigError(f"{sweep[1]} lists several values: add -m to run them all")
-    if parse := re.search(r"Error parsing override '([^']*)'", text):
-        return ConfigError(f"cannot read the argument {parse[1]!r}: it must look like key=value")
+        key, _, value = sweep[1].partition("=")
+        hint = f"; if it is one, quote it: {quoted_argument(key, value)}" if "/" in value else ""
+        return ConfigError(f"{sweep[1]} lists several values: {lists or 'here it takes one'}{hint}")
     if "Config group override must be" in text:
         emptied = [o for o in overrides if o.partition("=")[2] in ("null", "", "{}")]
         groups = ", ".join(emptied) or "a group"
         return ConfigError(f"{groups}: a group needs the name of one of its options")
     cause = f" ({str(error.__cause__).partition(chr(10))[0]})" if error.__cause__ else ""
     return ConfigError(text.strip().partition("\n")[0] + cause)
+
+
+def _unreadable(override: str) -> str | None:
+    """Say why Hydra cannot read an argument and what to write instead, None where it can."""
+    if _readable(override):
+        return None
+    key, sign, value = override.partition("=")
+    if not sign or value.startswith("=") or not _readable(f"{key}={quoted(value)}"):
+        return f"cannot read the argument {override!r}: it must look like key=value"
+    closing = "close its bracket, or " if value[:1] in ("[", "{", "(") else ""
+    return f"cannot read the value of {override}: {closing}quote it: {quoted_argument(key, value)}"
+
+
+def _readable(override: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return True
 
 
 def _unknown_option(path: str, text: str) -> str:
@@ -287,7 +344,7 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     if not isinstance(node, Mapping):
         return f"{key} is unknown: {parent} is a single value ({node!r}), not a group of keys"
     known = sorted(str(name) for name in node if not str(name).startswith("_"))
-    elsewhere = [full for full in _flatten(config) if full.rpartition(".")[2] == leaf]
+    elsewhere = [full for full, _ in _flatten(config) if full.rpartition(".")[2] == leaf]
     hint = f" (did you mean {' or '.join(elsewhere)}?)" if elsewhere else suggestion(leaf, known)
     return f"{key} is unknown{hint}; {parent or 'the configuration'} has {', '.join(known)}"
 
@@ -306,10 +363,10 @@ def _without_broken(overrides: Sequence[str]) -> DictConfig:
         return compose()
 
 
-def _flatten(node: Any, prefix: str = "") -> Iterator[str]:
+def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(node, Mapping):
         for name, value in node.items():
-            yield f"{prefix}{name}"
+            yield f"{prefix}{name}", value
             yield from _flatten(value, f"{prefix}{name}.")
 
 
@@ -318,9 +375,22 @@ _NOT_IDENTITY = ("seed", "output_dir", "data_dir", "tracking", "device")
 _NOT_IDENTITY_TRAINER = ("progress", "threads", "checkpoint_every", "restart")
 _NOT_IDENTITY_DATASET = ("data_dir", "download", "allow_unverified")
 
-_TRAINED = ("lr", "cost", "every", "minimum", "decay")
+# Keys that came later, with the value that stands for their absence in older records.
+_BEFORE_THERE_WAS_A_CHOICE: Final = {
+    ("dataset", "unequal_lengths"): None,
+    ("trainer", "stop_at"): None,
+    ("trainer", "eval_every_s"): None,
+    ("trainer", "drop_last"): False,
+    ("model", "stem_bias"): True,
+    ("model", "cell"): "gru",
+}
+
+_TRAINED = ("lr", "cost", "per_sample", "every", "minimum", "decay")
 _AVERAGING_KEYS: Final = {NONE: (), "swa": ("start", "every"), "ema": ("start", "every", "decay")}
-_HORIZON_KEYS: Final = {NONE: (), "baseline": _TRAINED, "feedback": _TRAINED}
+_HORIZON_KEYS: Final = {
+    NONE: (),
+    **dict.fromkeys(("baseline", "baseline_released", "feedback"), _TRAINED),
+}
 
 
 @dataclass(frozen=True)
@@ -329,6 +399,7 @@ class TrainerSettings:
 
     Attributes:
         batch_size: examples a step.
+        drop_last: leave out the batch at the end of an epoch that is smaller.
         eval_batch_size: examples a forward pass of validation and test.
         epochs: passes over the training set; None where ``max_steps`` or ``max_seconds`` ends it.
         max_steps: optimizer steps at most.
@@ -338,12 +409,13 @@ class TrainerSettings:
         eval_every_s: seconds of the training clock between validations, in place of steps, or None.
         log_every: steps between lines of ``metrics.jsonl``.
         checkpoint_every: steps between checkpoints; the last state always gets one.
-        progress: show a bar; None means on a terminal only.
+        progress: false: show none. A terminal has a bar, anything else a line a minute.
         threads: CPU threads of torch; None leaves torch's choice.
         restart: forget an existing record and start over.
     """
 
     batch_size: int
+    drop_last: bool
     eval_batch_size: int
     epochs: int | None
     max_steps: int | None
@@ -372,6 +444,7 @@ class TrainerSettings:
                     f"trainer has {', '.join(known)}"
                 )
         values = {key: config.get(key) for key in known}
+        values["drop_last"] = config.get("drop_last", False)  # older configurations have none
         given = {key: value for key, value in values.items() if value is not None}
         for key in ("batch_size", "eval_batch_size", "eval_every", "log_every", "checkpoint_every"):
             check_whole(f"trainer.{key}", values[key])
@@ -385,10 +458,11 @@ class TrainerSettings:
             check_finite("trainer.stop_at", given["stop_at"])
         if values["progress"] not in (True, False, None):
             raise ConfigError(
-                f"trainer.progress must be true, false or null (a bar on a terminal only), "
+                f"trainer.progress must be true, false or null (as true), "
                 f"got {values['progress']!r}"
             )
-        check_flag("trainer.restart", values["restart"])
+        for key in ("drop_last", "restart"):
+            check_flag(f"trainer.{key}", values[key])
         if not given.keys() & {"epochs", "max_steps", "max_seconds"}:
             raise ConfigError("nothing ends this run: set trainer.epochs, max_steps or max_seconds")
         return cls(**values)  # type: ignore[arg-type]
@@ -399,7 +473,8 @@ class TrainerSettings:
         Args:
             examples: size of the training set.
         """
-        per_epoch = math.ceil(examples / self.batch_size)
+        whole, rest = divmod(examples, self.batch_size)
+        per_epoch = whole + (rest > 0 and not self.drop_last)
         limits = [] if self.max_steps is None else [self.max_steps]
         if self.epochs is not None:
             limits.append(self.epochs * per_epoch)
@@ -418,20 +493,43 @@ def resolve(config: DictConfig | Mapping[str, Any]) -> Config:
     """
     if not isinstance(config, DictConfig):
         config = OmegaConf.create(dict(config))
+    # Not from the exception: what refers to a missing value may come first.
+    for key, value in _flatten(OmegaConf.to_container(config, resolve=False)):
+        hint = "a value"
+        if value != "???":
+            continue
+        if key == "dataset.uea_name":
+            hint = (
+                "a name in the UEA archive, such as: task=time_series dataset=uea"
+                " dataset.uea_name=CharacterTrajectories"
+            )
+        raise ConfigError(f"{key} has no value: give it {hint}")
     try:
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        hint = ", a name in the UEA archive such as CharacterTrajectories"
-        hint = hint if error.full_key == "dataset.uea_name" else ""
-        key = error.full_key
-        raise ConfigError(f"{key} has no value: add {key}=<value>{hint}") from error
     except OmegaConfBaseException as error:
         where = f"{error.full_key}: " if error.full_key else ""
         raise ConfigError(f"{where}{str(error).partition(chr(10))[0]}") from error
     optimizer = plain.get("optimizer")
     if isinstance(optimizer, dict) and (tuned := optimizer.get("tuned")):
         _check_tuned(tuned, str(optimizer.get("name")))
-    return _without_descriptions(plain)
+    return _with_profile(_without_descriptions(plain))
+
+
+def _with_profile(config: Config) -> Config:
+    """Apply the key ``profile``: it stands for other values and is none of a record's."""
+    profile = config.pop("profile", PROFILES[0])
+    if profile not in PROFILES:
+        raise ConfigError(f"profile must be {' or '.join(PROFILES)}, got {profile!r}")
+    if profile == "release":
+        optimizer = config["optimizer"]
+        optimizer["scheduler"] = None  # the release builds schedules and never steps them
+        for part in (
+            optimizer,
+            *(optimizer[p] for p in NESTED if isinstance(optimizer.get(p), dict)),
+        ):
+            if part["_target_"] == "snopt.SNOpt":
+                part["_target_"] = "experiments.optimizers.release.SNOptAsReleased"
+    return config
 
 
 def _check_tuned(experiment: str, optimizer: str) -> None:
@@ -484,7 +582,9 @@ def check_config(config: Config) -> None:
     _check_dataset(config["dataset"])
     check_averaging(config.get("averaging"))
     _check_horizon(config.get("horizon"))
-    _check_output_dir(config.get("output_dir"))
+    _check_place("output_dir", config.get("output_dir"))
+    if config.get("data_dir") is not None:
+        _check_place("data_dir", config["data_dir"])
     _check_fit(config)
 
 
@@ -492,8 +592,8 @@ def _check_dataset(group: Mapping[str, Any]) -> None:
     for key, value in group.items():
         where = f"dataset.{key}"
         match key:
-            case "split_seed":
-                check_whole(where, value, least=0)
+            case "split_seed":  # scikit-learn takes this and the next one
+                check_whole(where, value, least=0, most=2**32 - 2)
             case "train_size" | "val_size" | "test_size":
                 check_whole(where, value)
             case "limit_train" if value is not None:
@@ -528,6 +628,7 @@ def _check_horizon(config: Mapping[str, Any] | None) -> None:
         return
     check_number("horizon.lr", config["lr"], positive=True)
     check_number("horizon.cost", config["cost"], positive=config["name"] == "feedback")
+    check_flag("horizon.per_sample", config["per_sample"])
     check_whole("horizon.every", config["every"])
     check_number("horizon.minimum", config["minimum"], positive=True)
     _check_decay("horizon", config["decay"])
@@ -539,15 +640,16 @@ def _check_decay(group: str, value: Any) -> None:
         raise ConfigError(f"{group}.decay must lie in [0, 1), got {value!r}")
 
 
-def _check_output_dir(value: Any) -> None:
-    """Raise ConfigError where records would have to go into a file."""
-    if not isinstance(value, str | Path) or not str(value):
-        raise ConfigError(f"output_dir must be the path of a folder, got {value!r}")
-    for path in (Path(value), *Path(value).parents):
-        if path.is_dir():
-            return
-        if path.exists():
-            raise ConfigError(f"output_dir={value} must be a folder, but {path} is a file")
+def _check_place(key: str, value: Any) -> None:
+    """Raise ConfigError where no folder can be."""
+    check_text(key, value)
+    place = Path(value).expanduser()
+    try:
+        there = next(path for path in (place, *place.absolute().parents) if path.exists())
+    except OSError as error:
+        raise ConfigError(f"{key}={value} cannot be a folder: {error.strerror}") from error
+    if not there.is_dir():
+        raise ConfigError(f"{key}={value} must be a folder, but {there} is a file")
 
 
 def _check_fit(config: Config) -> None:
@@ -581,10 +683,10 @@ def identity(config: Config) -> str:
     kept = _without(config, _NOT_IDENTITY)
     kept["trainer"] = _without(config["trainer"], _NOT_IDENTITY_TRAINER)
     kept["dataset"] = _without(config["dataset"], _NOT_IDENTITY_DATASET)
-    # As before there was a choice:
-    for key in ("stop_at", "eval_every_s"):
-        if kept["trainer"].get(key) is None:
-            kept["trainer"].pop(key, None)
+    kept["model"] = dict(config["model"])
+    for (group, key), value in _BEFORE_THERE_WAS_A_CHOICE.items():
+        if kept[group].get(key) == value:
+            kept[group].pop(key, None)
     for group in ("averaging", "horizon"):
         if (kept.get(group) or {}).get("name") == NONE:
             del kept[group]
@@ -612,7 +714,7 @@ def run_folder(config: Config) -> Path:
     """
     names = (part_name(config, part) for part in ("task", "dataset", "optimizer"))
     safe = (re.sub(r"[^A-Za-z0-9._-]+", "_", name) for name in names)
-    place = Path(str(config["output_dir"])).joinpath(*safe)
+    place = Path(str(config["output_dir"])).expanduser().joinpath(*safe)
     wanted = identity(config)
     folder = place / wanted
     if not folder.is_dir():
@@ -650,10 +752,5 @@ def part_name(config: Config, part: str) -> str:
 
 def places(data_dir: Path, output_dir: Path) -> tuple[str, str]:
     """Return the overrides that say where data and records lie, as absolute paths."""
-    return f"data_dir={quoted(data_dir)}", f"output_dir={quoted(output_dir)}"
-
-
-def quoted(path: Path) -> str:
-    """Quote a path for Hydra, whose arguments give spaces and commas a meaning."""
-    escaped = str(path.absolute()).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    folders = (quoted(str(one.expanduser().absolute())) for one in (data_dir, output_dir))
+    return f"data_dir={next(folders)}", f"output_dir={next(folders)}"

@@ -58,12 +58,14 @@ class RunResult:
         state: ``done`` or ``diverged``.
         error: why it diverged, or None.
         results: the test results (``test/loss``, …); none where it diverged.
+        trained: whether it was trained by this call, and not found complete.
     """
 
     folder: Path
     state: str
     error: str | None = None
     results: Mapping[str, float] = field(default_factory=dict)
+    trained: bool = True
 
 
 def run(config: DictConfig | Mapping[str, Any]) -> RunResult:
@@ -90,7 +92,7 @@ def _run(plain: Config, team: Team, device: torch.device) -> RunResult:
     clock = Clock(synchroniser(device))
     settings = TrainerSettings.from_config(plain["trainer"])
     record = Record(run_folder(plain))
-    progress = ProgressBar(settings.progress if team.first else False)
+    progress = ProgressBar(settings.progress if team.first else False, title=_title(plain))
     with team.failing_together():
         tracker = make_tracker(plain, record.folder) if team.first else Tracker()
     complete = team.from_first(lambda: None if settings.restart else _complete(record))
@@ -238,6 +240,7 @@ class _Session:
             lines=self.record.lines,
             peak_memory_mb=round(peak_memory_mb(self.device), 1),
             seconds=seconds,
+            train_cpu_s=self.clock.train_cpu(),
             wall_s=self.clock.wall(),
             ended_at=_now(),
         )
@@ -255,7 +258,8 @@ def _complete(record: Record) -> RunResult | None:
     status = record.status() or {}
     if status.get("state") not in FINAL_STATES:
         return None
-    return RunResult(record.folder, status["state"], status.get("error"), record.results())
+    state, error = status["state"], status.get("error")
+    return RunResult(record.folder, state, error, record.results(), trained=False)
 
 
 def _title(config: Config) -> str:

@@ -5,23 +5,33 @@ starts a second directory at step 0, and uploading both mixes two halves. So a r
 the directories of earlier processes, starts a fresh one and logs the rows that the record kept.
 Online, the rows that the server has already are numbered alike, and it skips them.
 
+A record is all that a mirror needs: a run that is over can be mirrored at any time
+(:func:`mirror_all`). What ``WANDB_MODE``, ``WANDB_DISABLED``, ``WANDB_DIR`` and ``WANDB_PROJECT``
+say holds for all runs of a machine, and goes before the configuration.
+
 W&B's step is the number of the line in ``metrics.jsonl`` (a step may have two lines); curves are
 drawn over ``time/train_s``.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from experiments.base.errors import ConfigError, TrackingError
-from experiments.run.config import Config, part_name, run_name
+from experiments.base.files import is_held, write_whole
+from experiments.run.config import Config, description_of, part_name, run_name
+from experiments.run.records import Record
 
 _STEP_METRIC = "time/train_s"
 _MODES = ("offline", "online")
 _NAMES = ("wandb", "none")
+_MIRRORED = "mirrored"
 _NETWORK_TIMEOUT = 10.0
 
 
@@ -43,13 +53,15 @@ class WandbTracker(Tracker):
 
     Args:
         config: the resolved configuration.
-        folder: the run's folder; W&B's files go into ``wandb/`` inside it.
+        folder: the run's folder; W&B's files go into ``wandb/`` inside it, or in ``WANDB_DIR``.
+        mode: ``online`` or ``offline``.
     """
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, config: Config, folder: Path, mode: str) -> None:
         """Store the arguments; :meth:`start` begins."""
         self._config = config
         self._folder = folder
+        self._online = mode == "online"
         self._run: Any = None
         self._lines = 0
 
@@ -63,26 +75,29 @@ class WandbTracker(Tracker):
 
         tracking, config = self._config["tracking"], self._config
         run_id = run_name(self._folder)
-        for stale in (self._folder / "wandb").glob(f"offline-run-*-{run_id}"):
+        place = Path(os.environ.get("WANDB_DIR") or self._folder)
+        for stale in (place / "wandb").glob(f"offline-run-*-{run_id}"):
             shutil.rmtree(stale, ignore_errors=True)
         names = [part_name(config, part) for part in ("dataset", "optimizer")]
-        online = tracking["mode"] == "online"
         try:
+            place.mkdir(parents=True, exist_ok=True)
             self._run = wandb.init(
-                project=tracking["project"],
+                project=os.environ.get("WANDB_PROJECT") or tracking["project"],
                 entity=tracking["entity"],
                 group=names[0],
                 job_type=names[1],
                 id=run_id,
                 name=f"{names[0]}-{names[1]}-{config['seed']}",
-                dir=str(self._folder),
+                dir=str(place),
                 config=config,
-                mode=tracking["mode"],
-                resume="allow" if online else None,
+                mode="online" if self._online else "offline",
+                resume="allow" if self._online else None,
                 settings=_settings(wandb),
             )
         except Exception as error:  # W&B raises what its service sends, not only wandb.Error.
-            raise TrackingError(f"W&B refuses to start: {_first_line(error)}") from error
+            raise TrackingError(
+                f"W&B refuses to start: {_first_line(error)}; tracking=none trains without it"
+            ) from error
         self._run.define_metric(_STEP_METRIC)
         self._run.define_metric("*", step_metric=_STEP_METRIC)
         for row in history:
@@ -109,6 +124,8 @@ class WandbTracker(Tracker):
             run.finish(exit_code=0 if state == "done" else 1)
             # W&B's service keeps the id of a finished run, and would refuse it to a resumed one.
             wandb.teardown()
+            if self._online:
+                _mark(self._folder, self._lines, state)
         except Exception as error:
             raise TrackingError(f"W&B lost the end of the run: {_first_line(error)}") from error
 
@@ -131,13 +148,35 @@ def make_tracker(config: Config, folder: Path) -> Tracker:
             f"tracking.mode must be one of {', '.join(_MODES)}, got {tracking.get('mode')!r}; "
             "tracking=none switches W&B off"
         )
-    if tracking["mode"] == "online":
-        check_online()
-    return WandbTracker(config, folder)
+    mode = environment_mode() or tracking["mode"]
+    if mode == "disabled":
+        return Tracker()
+    if mode == "online":
+        check_online("use tracking.mode=offline and `make sync` later")
+    return WandbTracker(config, folder, mode)
 
 
-def check_online() -> None:
+def environment_mode() -> str | None:
+    """Return what ``WANDB_MODE`` and ``WANDB_DISABLED`` ask for, None where they say nothing.
+
+    Raises:
+        ConfigError: W&B knows no such mode.
+    """
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):
+        return "disabled"
+    mode = os.environ.get("WANDB_MODE") or None
+    mode = {"run": "online", "dryrun": "offline"}.get(str(mode), mode)  # as they were called
+    if mode not in (None, "disabled", *_MODES):
+        valid = ", ".join((*_MODES, "disabled"))
+        raise ConfigError(f"the environment has WANDB_MODE={mode}; valid: {valid}")
+    return mode
+
+
+def check_online(hint: str) -> None:
     """Check that W&B can be reached, before it asks questions or waits for minutes.
+
+    Args:
+        hint: what else can be done, for the message.
 
     Raises:
         TrackingError: there is no key, or no network.
@@ -145,7 +184,6 @@ def check_online() -> None:
     import requests
     import wandb
 
-    hint = "use tracking.mode=offline and `make sync` later"
     host = wandb.setup(_settings(wandb)).settings.base_url
     try:
         has_key = wandb.login(prompt=False, verify=False)
@@ -161,13 +199,62 @@ def check_online() -> None:
         ) from error
 
 
-def unsynced(output_dir: Path) -> list[Path]:
-    """Return the offline directories below ``output_dir`` that were not uploaded yet."""
-    return sorted(
-        folder
-        for folder in output_dir.glob("**/wandb/offline-run-*")
-        if folder.is_dir() and not list(folder.glob("*.wandb.synced"))
-    )
+def mirror_all(places: Sequence[Path], say: Callable[[str], None]) -> int:
+    """Mirror runs from their records, those that are mirrored already left out.
+
+    Args:
+        places: folders of runs, or folders above them.
+        say: prints one line.
+
+    Returns:
+        How many runs that were.
+
+    Raises:
+        ConfigError: ``WANDB_MODE`` switches W&B off.
+        RecordError: a record is damaged.
+        TrackingError: there is no run, no key or no network, or W&B refuses one of the runs.
+    """
+    folders = sorted({path.parent for one in places for path in one.glob("**/status.json")})
+    if not folders:
+        raise TrackingError(
+            f"there is no run in {', '.join(map(str, places))}: give the output_dir of runs, or"
+            " their own folders"
+        )
+    mode = environment_mode() or "online"
+    if mode == "disabled":
+        raise ConfigError("the environment switches W&B off: unset WANDB_DISABLED and WANDB_MODE")
+    if mode == "online":
+        check_online("then do this again")
+    described = description_of("tracking", "wandb")
+    count = 0
+    for folder in folders:
+        record = Record(folder)
+        if is_held(record.lock_path):
+            say(f"{folder}: is being trained, left out")
+            continue
+        rows, state = record.rows(), str(record.state)
+        if _marked(folder) == [str(len(rows)), state]:
+            continue
+        config = yaml.safe_load(record.config_path.read_text("utf-8"))
+        own = config["tracking"]
+        config = {**config, "tracking": {**described, **(own if own["name"] == "wandb" else {})}}
+        tracker = WandbTracker(config, folder, mode)
+        tracker.start(rows)
+        tracker.finish(state)
+        say(f"{folder}: {len(rows)} lines")
+        count += 1
+    return count
+
+
+def _mark(folder: Path, lines: int, state: str) -> None:
+    """Note how much of a run W&B has."""
+    (folder / "wandb").mkdir(exist_ok=True)
+    write_whole(folder / "wandb" / _MIRRORED, f"{lines} {state}")
+
+
+def _marked(folder: Path) -> list[str]:
+    path = folder / "wandb" / _MIRRORED
+    return path.read_text("utf-8").split() if path.is_file() else []
 
 
 def _settings(wandb: Any) -> Any:

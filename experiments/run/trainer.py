@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from experiments.base.clock import EVALUATION, TRAIN, Clock
 from experiments.base.interrupts import LONG_S, Interrupted, Interrupts
+from experiments.base.say import duration
 from experiments.base.seeds import epoch_order, rng_state, set_rng_state
 from experiments.models.blocks import KINDS, nfe_counts
 from experiments.optimizers.evaluation import (
@@ -45,6 +46,7 @@ from experiments.run.tracking import Tracker
 from snopt import SolverError
 
 _REFRESH_S = 0.2
+_LINE_S = 60.0
 
 
 class Trainer:
@@ -206,10 +208,12 @@ class Trainer:
 
     def _log(self, results: Mapping[str, float]) -> None:
         """Write one line to the record and to its mirror."""
+        cpu = self.clock.train_cpu()
         row: dict[str, Any] = {
             "step": self.step,
             "epoch": self.step // self.steps_per_epoch,
             "time/train_s": self.clock.seconds()[TRAIN],
+            **({} if cpu is None else {"time/train_cpu_s": cpu}),
             **self.meter.means(),
             **(metrics_of(self.parts.optimizer) if self.meter.steps else {}),
             **(self.parts.horizon.metrics if self.parts.horizon is not None else {}),
@@ -370,18 +374,25 @@ class ValidationGrid:
 class ProgressBar:
     """Shows how far a run is: loss, metric, NFE of the last step and the time left.
 
-    :meth:`update` redraws the bar; rich's thread would take time from training unbooked.
+    A bar on a terminal, elsewhere a line a minute. :meth:`update` redraws the bar; rich's thread
+    would take time from training unbooked.
 
     Args:
-        show: draw a bar; None means on a terminal only.
+        show: False: nothing.
         console: where to write, standard output by default.
+        title: of the run, before its lines.
     """
 
-    def __init__(self, show: bool | None = None, console: Console | None = None) -> None:
+    def __init__(
+        self, show: bool | None = None, console: Console | None = None, title: str = ""
+    ) -> None:
         """Lay out the bar."""
         self.console = console or Console(highlight=False, soft_wrap=True)
-        shown = self.console.is_terminal if show is None else show
-        self._drawn = 0.0
+        shown = self.console.is_terminal and show is not False
+        self._lines = not shown and show is not False
+        self._title = title
+        self._first: tuple[float, float] | None = None  # when, and how much was done by then
+        self._drawn = time.monotonic() if self._lines else 0.0
         self._metric = ""
         self._bar = Progress(
             TextColumn("step {task.fields[step]}"),
@@ -416,17 +427,25 @@ class ProgressBar:
             row: keys as in ``metrics.jsonl``; the last validation stays on display.
             metric: name of the task's metric.
         """
-        if self._bar.disable:
+        if self._bar.disable and not self._lines:
             return
         if f"val/{metric}" in row:
             self._metric = f"  {metric} {row[f'val/{metric}']:.4g}"
         now = time.monotonic()
-        if now - self._drawn < _REFRESH_S and fraction < 1:
+        self._first = began, done = self._first or (now, fraction)
+        if now - self._drawn < (_LINE_S if self._lines else _REFRESH_S) and (
+            self._lines or fraction < 1
+        ):
             return
         self._drawn = now
         numbers = self._metric
         if "train/loss" in row:
             evaluations = row["nfe/forward"] + row["nfe/backward"] + row["nfe/curvature"]
             numbers = f"loss {row['train/loss']:.4g}{self._metric}  nfe {evaluations:.0f}"
+        if self._lines:
+            left = (now - began) * (1 - fraction) / (fraction - done) if fraction > done else None
+            left_words = "" if left is None else f"  {duration(left)} left"
+            self.say(f"{self._title}: step {row['step']}  {numbers}{left_words}")
+            return
         self._bar.update(self._task, completed=fraction, step=row["step"], numbers=numbers)
         self._bar.refresh()

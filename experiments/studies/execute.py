@@ -13,22 +13,25 @@ from __future__ import annotations
 
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from experiments.base.checks import check_whole
 from experiments.base.environment import REPOSITORY
-from experiments.base.errors import DataError, RecordError
+from experiments.base.errors import ConfigError, DataError, RecordError
 from experiments.base.files import is_held
-from experiments.run.build import check_optimizer, check_same_data, load_data
+from experiments.base.say import duration
+from experiments.run.build import check_parts, check_same_data, load_data
 from experiments.run.config import check_config, identity, load_config, resolve, run_folder
-from experiments.run.records import FAILED, INTERRUPTED, LOCK, Record, finished
+from experiments.run.records import DONE, FAILED, INTERRUPTED, LOCK, Record, finished
 
 Say = Callable[[str], None]
 
@@ -55,6 +58,7 @@ class PlannedRun:
     places: tuple[str, ...]  # where data and records lie, as further arguments
     identity: str = ""  # hash of the configuration, whatever the folder of an older record has
     data: Mapping[str, Any] = field(default_factory=dict, compare=False)  # the group ``dataset``
+    limit: float | None = None  # seconds of training at most
 
     @property
     def name(self) -> str:
@@ -83,10 +87,19 @@ def planned(
     Raises:
         ConfigError: an override is unknown or out of range, or parts do not fit.
     """
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if key in ("seed", "data_dir", "output_dir"):
+            raise ConfigError(
+                f"{override} cannot change every run, leave it out: --seeds of reproduce.py,"
+                " --data-dir and --output-dir say it"
+            )
+        if key == "trainer.restart" and value.lower() == "true":
+            raise ConfigError(f"{override} would undo what a rerun goes on from: leave it out")
     chosen = [f"experiment={experiment}"] if experiment else []
     config = resolve(load_config([*chosen, *overrides, *where]))
     check_config(config)
-    check_optimizer(config)
+    check_parts(config)
     return [
         PlannedRun(
             dataset,
@@ -97,6 +110,7 @@ def planned(
             tuple(where),
             identity(config),
             config["dataset"],
+            config["trainer"]["max_seconds"],
         )
         for seed in seeds
     ]
@@ -273,6 +287,22 @@ class Training:
         return last.removeprefix("error: ") if code == 2 else f"exit status {code}: {last}"
 
 
+def estimate(runs: Sequence[PlannedRun], jobs: int) -> str:
+    """Return in words how long runs will take: as their other seeds did, or their limit."""
+    known: list[float] = []
+    for run in runs:
+        walls = []
+        for folder in run.folder.parent.glob("seed-*"):
+            with suppress(RecordError):  # training says what is wrong with it
+                status = Record(folder).status() or {}
+                walls += [status["wall_s"]] if status.get("state") == DONE else []
+        known += [statistics.fmean(walls)] if walls else filter(None, [run.limit])
+    if not known:
+        return "how long they take is known after the first"
+    # Fewer runs than jobs take as long as one.
+    return f"about {duration(statistics.fmean(known) * max(1, len(runs) / jobs))}"
+
+
 def last_line(log: Path) -> str:
     """Return the last words of a process."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -326,6 +356,8 @@ def execute(
     waiting = deque(sorted(missing, key=lambda run: not held(run.folder)))
     if len(waiting) < len(runs):
         say(f"{len(runs) - len(waiting)} of {len(runs)} runs are done already")
+    if waiting:
+        say(f"{len(waiting)} runs to train: {estimate(waiting, jobs)}")
     total, began, started = len(waiting), time.monotonic(), 0
     failures: dict[str, str] = {}
     with Training(jobs, say, train) as training:
@@ -333,8 +365,9 @@ def execute(
             while waiting and training.free:
                 run = waiting.popleft()
                 started += 1
-                elapsed = time.monotonic() - began
-                say(f"[{started}/{total}] {run.name} ({elapsed:.0f} s so far)")
+                elapsed, ended = time.monotonic() - began, started - 1 - len(training.live)
+                left = f", {duration(elapsed / ended * (total - ended))} left" if ended else ""
+                say(f"[{started}/{total}] {run.name} ({duration(elapsed)} so far{left})")
                 training.start(run)
             for job in training.ended():
                 if job.error is None and _finished(job.run):

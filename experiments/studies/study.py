@@ -56,6 +56,7 @@ from experiments.studies.execute import (
     Say,
     Training,
     complete,
+    estimate,
     held,
     listed,
 )
@@ -172,6 +173,8 @@ def train_points(
     if all(map(complete, runs)):
         say(f"{len(points)} of {len(points)} trials are done already")
         return
+    missing = [run for run in runs if not finished(run.folder)]
+    say(f"{len(missing)} runs to train: {estimate(missing, place.jobs)}")
     digest = hashlib.sha256(json.dumps([point.key for point in points]).encode()).hexdigest()
     study = Study(f"{name}-{digest[:8]}", place.output_dir, place.storage)
     plan = {point.key: point for point in points}

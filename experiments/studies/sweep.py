@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -32,10 +33,10 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from experiments.base.environment import REPOSITORY
-from experiments.base.errors import ConfigError, RecordError, suggestion
-from experiments.base.files import is_held, write_whole
+from experiments.base.errors import ConfigError, RecordError, quoted, suggestion
+from experiments.base.files import is_held, place, write_whole
 from experiments.base.interrupts import Interrupted
-from experiments.base.say import keep_talking
+from experiments.base.say import duration, keep_talking
 from experiments.publish.tables import csv_of
 from experiments.run.build import check_same_data
 from experiments.run.config import (
@@ -44,7 +45,6 @@ from experiments.run.config import (
     identity,
     load_config,
     part_name,
-    quoted,
     resolve,
     search_space_of,
     searched,
@@ -109,10 +109,6 @@ class Request(Workplace):
             raise ConfigError(f"seed must be a whole number from 0 to 2**32 - 1, got {wrong[0]}")
         if self.pruner != "none" and len(self.seeds) > 1:
             raise ConfigError(f"pruner={self.pruner} judges single runs: give one seed")
-        if "trainer.restart=true" in (override.lower() for override in self.overrides):
-            raise ConfigError(
-                "trainer.restart=true would undo what a rerun goes on from: leave it out"
-            )
 
 
 def parse(arguments: Sequence[str]) -> Request:
@@ -124,7 +120,7 @@ def parse(arguments: Sequence[str]) -> Request:
     found: dict[str, Any] = {**own, "overrides": tuple(overrides), "settings": tuple(settings)}
     for key in own:
         if key in ("data_dir", "output_dir"):
-            found[key] = Path(own[key])
+            found[key] = place(own[key])
         elif key in ("trials", "sampler_seed", "jobs"):
             try:
                 found[key] = int(own[key])
@@ -327,7 +323,7 @@ def _launch(plan: Plan, study: Study, arguments: Sequence[str]) -> None:
     kept = [one for one in arguments if not one.startswith(left)]
     kept += [f"{key}={getattr(request, key).absolute()}" for key in ("data_dir", "output_dir")]
     # As Hydra's command line reads a list: every item quoted.
-    kept = ["'{}'".format(one.replace("\\", "\\\\").replace("'", "\\'")) for one in kept]
+    kept = [quoted(one) for one in kept]
     python_path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     environment = {**shared_cores(request.jobs if local else 1), "PYTHONPATH": python_path}
     path = study.folder / "launcher.log"
@@ -340,8 +336,8 @@ def _launch(plan: Plan, study: Study, arguments: Sequence[str]) -> None:
             f"hydra/launcher={request.launcher}",
             *settings.get(request.launcher, ()),
             *request.settings,
-            f"folder={quoted(study.folder)}",
-            f"orders={quoted(orders)}",
+            f"folder={quoted(str(study.folder))}",
+            f"orders={quoted(str(orders))}",
             f"local={str(local).lower()}",
             f"arguments=[{','.join(kept)}]",
             f"worker={','.join(str(number) for number in range(min(request.jobs, len(plan))))}",
@@ -454,9 +450,7 @@ def counted(found: Sequence[View], jobs: int = 1) -> str:
     ]
     if not seconds:
         return f"{parts}; time left: unknown"
-    minutes = round(statistics.fmean(seconds) * left / min(jobs, left) / 60)
-    hours, rest = divmod(minutes, 60)
-    return f"{parts}; time left: {f'{hours} h ' if hours else ''}{rest} min"
+    return f"{parts}; time left: {duration(statistics.fmean(seconds) * left / min(jobs, left))}"
 
 
 def status(arguments: Sequence[str]) -> str:
@@ -468,9 +462,10 @@ def status(arguments: Sequence[str]) -> str:
     Raises:
         ConfigError: there is no such sweep.
     """
-    names = [one for one in arguments if "=" not in one]
-    own, _, _ = _sorted([one for one in arguments if "=" in one])
-    output_dir, storage = Path(own.get("output_dir", "outputs")), own.get("storage")
+    settings = [one for one in arguments if re.match(r"[^/=]+=", one)]
+    names = [one for one in arguments if one not in settings]
+    own, *changes = _sorted(settings)
+    output_dir, storage = place(own.get("output_dir", "outputs")), own.get("storage")
     known = study_names(output_dir, storage)
     jobs = 1
     if "search" in own:
@@ -478,7 +473,7 @@ def status(arguments: Sequence[str]) -> str:
         names, jobs = [plan.name], plan.request.jobs
         if plan.name not in known:
             raise ConfigError(f"these arguments have not been run yet: no study {plan.name}")
-    elif set(own) - {"output_dir", "storage"} or len(names) > 1:
+    elif any(changes) or set(own) - {"output_dir", "storage"} or len(names) > 1:
         raise ConfigError("give the same arguments as the sweep has, or its name, or nothing")
     if unknown := [name for name in names if name not in known]:
         close = suggestion(unknown[0], known)

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -29,16 +29,14 @@ from snopt.curvature.factors import Accumulator, Factors, thinned
 from snopt.curvature.layers import Layer, batch_of, input_rows, output_rows
 from snopt.curvature.quadrature import Quadrature, evaluations
 from snopt.linalg import eigenbases, inverses
-from snopt.precondition.base import (
-    Layerwise,
+from snopt.precondition.base import Layerwise, State, members
+from snopt.precondition.kronecker import KroneckerPair
+from snopt.precondition.optimizer import (
     PreconditionedOptimizer,
-    State,
     as_groups,
     base_step,
-    members,
     split_options,
 )
-from snopt.precondition.kronecker import KroneckerPair
 from snopt.precondition.weights import Block
 from snopt.validate import check_choice, check_count, check_number
 
@@ -79,8 +77,6 @@ class Factored(Layerwise[State]):
         **layerwise: Any,
     ) -> None:
         """Find the layers and wait for the first backward pass."""
-        self.damping = damping
-        self.check({})
         check_number("decay (of the averaged factors)", decay, "[0, 1)")
         check_count("update_freq", update_freq)
         check_count("inverse_freq", inverse_freq)
@@ -93,11 +89,12 @@ class Factored(Layerwise[State]):
         self.kl_clip, self.decay, self.inverse_freq = kl_clip, decay, inverse_freq
         rule = evaluations() if quadrature is None else quadrature
         make = type(self).make_state
-        super().__init__(model, make, update_freq=update_freq, quadrature=rule, **layerwise)
+        own = {"damping": damping}
+        super().__init__(model, make, own, update_freq=update_freq, quadrature=rule, **layerwise)
 
-    def check(self, group: Mapping[str, Any]) -> None:
+    def check(self, settings: Mapping[str, Any]) -> None:
         """Raise ValueError if λ of a parameter group is out of range."""
-        check_number("damping", group.get("damping", self.damping), "(0, inf)")
+        check_number("damping", settings["damping"], "(0, inf)")
 
     def write(self, steps: Sequence[tuple[Block[State], Tensor, Mapping[str, Any]]]) -> None:
         """Write each block's step into its gradients, all shortened by one factor ν if need be.
@@ -190,7 +187,7 @@ class FactoredInverse:
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Take over a state of :meth:`state_dict`, moved to ``device``."""
         self.average.load_state_dict(state, device)
-        A, B = (moved(state[name], device) for name in ("inverse_A", "inverse_B"))
+        A, B = (moved(state.get(name), device) for name in ("inverse_A", "inverse_B"))
         self.inverse = None if A is None or B is None else (A, B)
         self.failures = int(state["failures"])
 
@@ -209,7 +206,7 @@ class KFACPreconditioner(Factored[FactoredInverse]):
         self, param_groups: Sequence[Mapping[str, Any]] = (), *, loss_scale: float | Tensor = 1.0
     ) -> None:
         """Average factors and invert them if it is time, then replace the gradients in place."""
-        if self.due:
+        if self.takes_in:
             for name, factors in self.gathered(loss_scale).items():
                 state = self.blocks[name].state
                 state.failures += not state.average.update(factors, self.decay)
@@ -228,7 +225,7 @@ class KFACPreconditioner(Factored[FactoredInverse]):
     def _invert(self, pairs: Sequence[tuple[Block[FactoredInverse], Mapping[str, Any]]]) -> None:
         matrices: list[Tensor] = []
         for block, group in pairs:
-            matrices.extend(block.state.damped(group.get("damping", self.damping)))
+            matrices.extend(block.state.damped(group["damping"]))
         found = (inverses if self.ranks is None else self.ranks.inverses)(matrices)
         for i, (block, _) in enumerate(pairs):
             block.state.take(found[2 * i], found[2 * i + 1])
@@ -290,8 +287,8 @@ class KFAC(PreconditionedOptimizer[Factored[Any]]):
         own, rest = split_options(self.method, options)
         super().__init__(
             self.method(model, damping=damping, params=members(groups), **own),
-            base_step(groups, base, lr, momentum, weight_decay, rest),
-            {"damping": damping},
+            groups,
+            base_step(base, lr, momentum, weight_decay, rest),
             curvature=curvature,
             samples=samples,
         )
@@ -334,15 +331,40 @@ class PerSampleSums(Accumulator):
         max_rows: int | None = None,
     ) -> None:
         """Add one use of the layer: its input ``x`` and the gradient ``g`` at its output."""
+        super().add(layer, x, g, weight, task, max_rows)
+        self._add_products(layer, x, g, weight, task, max_rows)
+
+    def add_again(
+        self,
+        layer: Layer,
+        x: Tensor,
+        g: Tensor,
+        before: Tensor | None,
+        weight: float,
+        task: int,
+        max_rows: int | None = None,
+    ) -> None:
+        """Add the gradient of another loss of the same rows at a use that has been added."""
+        super().add_again(layer, x, g, before, weight, task, max_rows)
+        self._add_products(layer, x, g, weight, task, max_rows)
+
+    def _add_products(
+        self, layer: Layer, x: Tensor, g: Tensor, weight: float, task: int, max_rows: int | None
+    ) -> None:
         rows = batch_of(layer, x)
         if rows == 0:
             return
-        super().add(layer, x, g, weight, task, max_rows)
         x, g = thinned(x, g, rows, max_rows)
         products = output_rows(layer, g).mT @ input_rows(layer, x)
         products.mul_(weight * rows)
         before = self.gradients.get((task, rows))
         self.gradients[task, rows] = products if before is None else before.add_(products)
+
+    def belong(self, task: int, *, apart: bool = False) -> None:
+        """Count all rows as those of one pass; a vector's gradients are ``apart`` from others'."""
+        super().belong(task)
+        if not apart:  # those of a pass are one sample's for each number of rows
+            self.gradients = {(task, rows): g for (_, rows), g in self.gradients.items()}
 
     def merge(self, other: Accumulator) -> None:
         """Add another accumulator's sums."""
@@ -375,11 +397,11 @@ class PerSampleFactors(Factors):
         for gradient in self.gradients:
             gradient.div_(loss_scale)
 
-    def of_vectors(self, count: int) -> PerSampleFactors:
-        """Return the factors where the passes were of ``count`` vectors on the same rows each."""
-        gradients = [gradient / count**0.5 for gradient in self.gradients]
-        shared = super().of_vectors(count)
-        return replace(self, B=shared.B, batch=shared.batch, gradients=gradients)
+    def without_bias(self) -> Self:
+        """Return factors and gradients of the weight alone, whose last input is the bias's."""
+        own = super().without_bias()
+        object.__setattr__(own, "gradients", [g[..., :-1] for g in self.gradients])
+        return own
 
     @torch.no_grad()
     def second_moment(self, pair: KroneckerPair) -> Tensor:
@@ -468,6 +490,7 @@ class EKFACPreconditioner(Factored[CorrectedEigenbasis]):
         check_number("alpha (decay of the second moment)", alpha, "[0, 1)")
         check_choice("moment", moment, MOMENTS)
         self.alpha, self.moment = alpha, moment
+        self.counts_rows = moment == "running"
         sums = PerSampleSums if moment == "per_sample" else Accumulator
         super().__init__(model, damping=damping, accumulator=sums, **options)
 
@@ -476,14 +499,16 @@ class EKFACPreconditioner(Factored[CorrectedEigenbasis]):
         self, param_groups: Sequence[Mapping[str, Any]] = (), *, loss_scale: float | Tensor = 1.0
     ) -> None:
         """Take in factors and moments if it is time, then replace the gradients in place."""
-        if self.due:
+        rows = self.rows()
+        if self.takes_in:
             self._refresh(loss_scale)
         steps = []
         for block, group in self.with_gradient(param_groups):
             pair = block.state.pair
+            pair.batch = rows.get(block.name, pair.batch)
             step = pair.precondition(
                 block.gradient(pair.shape[-1], pair.buffer()),
-                eps=group.get("damping", self.damping),
+                eps=group["damping"],
                 alpha=self.alpha if self.moment == "running" else 1.0,
             )
             steps.append((block, step, group))

@@ -13,28 +13,42 @@ A collector may ask for the solver's evaluations instead
 through like any use outside an ODE, and gets the others from the solve that makes a gradient of
 them.
 
-Disarmed, no hook is registered at all. Nothing here touches a gradient.
+**What counts.** A backward pass may be the loss's, or serve an attack, a saliency map, a penalty
+or somebody's own adjoint. What a pass gathered waits until the pass adds to the weight's ``.grad``,
+and is dropped if it does not. Two passes through one forward pass are two losses of the same rows.
+
+**Rows.** The update needs the rows of the present step, not those of the last refresh. A collector
+that ``counts`` knows them on every step: layers outside an ODE keep a hook, and a solve says which
+layers it passes through; the rows of these depend on the field and the shapes of its state alone,
+so they are counted once for each. All others have no hook at all while disarmed.
+
+Nothing here touches a gradient.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
+import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from snopt.curvature.layers import Sketch, batch_of
+
 if TYPE_CHECKING:
     from snopt.curvature.factors import Sums
     from snopt.curvature.quadrature import Quadrature
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Use:
     """One use of a layer in the evaluation at a node, as one collector's hook saw it."""
 
@@ -42,6 +56,17 @@ class _Use:
     layer: nn.Module
     x: Tensor
     output: GradientEdge
+    differentiated: _Differentiated | None = None
+
+
+class _Differentiated:
+    """Hook at an output that learns whether the field itself takes a gradient through it."""
+
+    # Apart from the use, which refers to the graph: the two would keep each other alive.
+    yes = False
+
+    def __call__(self, _: object) -> None:
+        self.yes |= torch.is_grad_enabled()
 
 
 class Recording:
@@ -55,20 +80,52 @@ class Recording:
         self.collectors = frozenset(collectors)
         self.uses: list[_Use] = []
         self.gradients: Sequence[Tensor | None] = []
+        self._checked: dict[tuple[Collector, str], list[_Use]] = {}
+        self._inner: list[Any] = []
+
+    def pass_through(self, func: object) -> None:
+        """Have autograd go through a solve of ``func`` within the evaluation: a weight needs it."""
+        for layer in func.modules() if isinstance(func, nn.Module) else ():
+            watched = any(layer in collector.layers for collector in self.collectors)
+            if watched and layer.weight.requires_grad:
+                self._inner.append(layer.weight)
+                return
 
     @property
-    def edges(self) -> list[GradientEdge]:
-        """Where autograd finds the gradient at each use's output."""
-        return [use.output for use in self.uses]
+    def edges(self) -> list[Any]:
+        """Where autograd finds the gradients wanted: at each use's output, of weights to check."""
+        self._checked = {}
+        for use in self.uses:
+            key = use.collector.layers[use.layer]
+            if use.collector.wants_check(key):
+                self._checked.setdefault((use.collector, key), []).append(use)
+        weights = [use[0].layer.weight for use in self._checked.values()]
+        return [*(use.output for use in self.uses), *weights, *self._inner]
 
     def give(self, weights: Mapping[Collector, float], scale: float = 1.0) -> None:
         """Hand every use, its gradient times ``scale``, to its collector if that has a weight."""
-        task = backward_pass()
         with torch.no_grad():
-            for use, g in zip(self.uses, self.gradients, strict=True):
+            self._check(weights)
+            for use, g in zip(self.uses, self.gradients, strict=False):
                 if g is not None and use.collector in weights:
                     g = g if scale == 1 else g * scale
-                    use.collector.add(use.layer, use.x, g, weights[use.collector], task)
+                    use.collector.add(use.layer, use.x, g, weights[use.collector])
+
+    def _check(self, weights: Mapping[Collector, float]) -> None:
+        gradients = {id(use): g for use, g in zip(self.uses, self.gradients, strict=False)}
+        found = zip(self._checked.items(), self.gradients[len(self.uses) :], strict=False)
+        for ((collector, key), uses), gradient in found:
+            if collector in weights and collector.wants_check(key):
+                seen = [(use, gradients[id(use)]) for use in uses]
+                collector.check(key, seen, gradient)
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A point of the path of a solve, for what is gathered in solves within its evaluation."""
+
+    task: int  # the backward pass of the outermost solve
+    weights: Mapping[Collector, float]
 
 
 class _Where(threading.local):
@@ -76,18 +133,25 @@ class _Where(threading.local):
 
     solve_depth: int = 0
     recording: Recording | None = None
+    node: _Node | None = None  # the one whose evaluation is being differentiated
+    collects: bool = False  # whether solves within that evaluation are at that node
 
 
 _where = _Where()
 
+SOLVERS = ("torchdiffeq", "torchdyn", "torchode", "torchsde")
+"""Packages whose solvers, where they are not ours, take the stages for uses of a layer."""
+
 _armed: weakref.WeakSet[Collector] = weakref.WeakSet()
+
+_watching: weakref.WeakSet[Collector] = weakref.WeakSet()  # armed ones and those that count
 
 
 class inside_solve:  # noqa: N801 - used as a function
     """Mark evaluations of the field as the solver's: uses of a layer only for a recording."""
 
     # A class, not a generator: it is entered at every evaluation of a small field.
-    __slots__ = ("before", "recording")
+    __slots__ = ("before", "collects", "recording")
 
     def __init__(self, recording: Recording | None = None) -> None:
         """Take effect on entering."""
@@ -95,14 +159,40 @@ class inside_solve:  # noqa: N801 - used as a function
 
     def __enter__(self) -> None:
         """Mark this thread; without a recording, one outside is masked too."""
-        self.before = _where.recording
-        _where.recording = self.recording
+        self.before, self.collects = _where.recording, _where.collects
+        _where.recording, _where.collects = self.recording, False
         _where.solve_depth += 1
 
     def __exit__(self, *_: object) -> None:
         """Restore what was before."""
-        _where.recording = self.before
+        _where.recording, _where.collects = self.before, self.collects
         _where.solve_depth -= 1
+
+
+def inside_a_solve() -> bool:
+    """Return whether this is an evaluation of a solver's."""
+    return _where.solve_depth > 0
+
+
+@contextmanager
+def at_node(weights: Mapping[Collector, float]) -> Iterator[None]:
+    """Differentiate the evaluation at a node inside, with the collectors' weights there.
+
+    What is gathered in solves within the evaluation is an integral over both paths (eq. 8).
+    """
+    node, collects = _where.node, _where.collects
+    if node is not None:
+        weights = {c: weight * node.weights[c] for c, weight in weights.items()}
+    _where.node, _where.collects = _Node(_task(), weights), True
+    try:
+        yield
+    finally:
+        _where.node, _where.collects = node, collects
+
+
+def _task() -> int:
+    """Return the pass that what is gathered now belongs to."""
+    return backward_pass() if _where.node is None else _where.node.task
 
 
 def backward_pass() -> int:
@@ -138,6 +228,79 @@ class WeakHook:
         return (WeakHook, (None,))
 
 
+def on_accumulation(
+    parameter: Tensor, method: Callable[..., None], *arguments: object
+) -> torch.utils.hooks.RemovableHandle:
+    """Call a method, while its object lives, when a backward pass has added to ``.grad``."""
+    reference = weakref.WeakMethod(method)
+
+    def hook(_: Tensor) -> None:
+        alive = reference()
+        if alive is not None:
+            alive(*arguments)
+
+    handle: torch.utils.hooks.RemovableHandle = parameter.register_post_accumulate_grad_hook(hook)
+    return handle
+
+
+class _Waiting:
+    """Hook at the output of a layer or a solve: rows (and an input) that wait for a backward pass.
+
+    Autograd keeps it as long as the graph, and nothing else does.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_collector",
+        "before",
+        "differentiated",
+        "gathered",
+        "latest",
+        "layer",
+        "owner",
+        "pass_",
+        "rows",
+        "x",
+    )
+
+    def __init__(
+        self,
+        collector: Collector,
+        rows: Mapping[str, int],
+        layer: nn.Module | None,
+        x: Tensor | None,
+    ) -> None:
+        self._collector = weakref.ref(collector)
+        self.rows = rows  # by key; that of a solve is filled in while it runs
+        self.layer, self.x = layer, x
+        # The pass that this is a recomputation in, as reentrant checkpoints make them.
+        self.pass_ = backward_pass()
+        self.differentiated = False  # whether a penalty or the like takes a gradient through it
+        self.owner: int | None = None  # the first pass that it was committed in
+        self.gathered: Sums | None = None  # what it was added to then
+        # Gradients where more may come: of passes that have been taken in, of the present one.
+        self.before: Tensor | None = None
+        self.latest: Tensor | None = None
+
+    def __call__(self, g: Tensor | None) -> None:
+        collector = self._collector()
+        if collector is not None and g is not None:
+            collector.on_gradient(self, g)
+
+
+@dataclass
+class _Pass:
+    """What one backward pass has gathered, by key, for weights that it has not added to yet."""
+
+    task: int
+    owner: int  # the pass under which its rows are counted
+    again: bool = False  # whether it goes through a solve that an earlier one has gathered
+    rows: dict[str, int] = field(default_factory=dict)
+    sums: dict[str, Sums] = field(default_factory=dict)
+    sketches: dict[str, Sketch | None] = field(default_factory=dict)
+    uses: dict[str, list[_Waiting]] = field(default_factory=dict)
+
+
 class Collector:
     """Gathers factors for a set of layers while armed.
 
@@ -148,6 +311,11 @@ class Collector:
         accumulator: makes the running sums of one layer.
         scope: ``"all"``, or ``"ode"`` to ignore uses outside an ODE.
         max_rows: rows of a batch that factors are made from, evenly spaced; None means all.
+        counts: whether to count rows while disarmed, too.
+
+    Attributes:
+        sums: what was gathered by passes that added to the weight's gradient, by key.
+        rows: rows of each such pass, by key.
 
     Raises:
         TypeError: if ``quadrature`` is no rule.
@@ -160,6 +328,8 @@ class Collector:
         accumulator: Callable[[], Sums],
         scope: str = "all",
         max_rows: int | None = None,
+        *,
+        counts: bool = False,
     ) -> None:
         """Start disarmed and empty."""
         if not callable(quadrature) and not hasattr(quadrature, "looks_at"):
@@ -168,59 +338,131 @@ class Collector:
             )
         self.max_rows = max_rows
         self.accumulator = accumulator
-        self.layers = dict(layers)
         self.quadrature = quadrature
         # Where a solve is seen: "nodes", "step ends" or "evaluations".
         self.looks_at: str = getattr(quadrature, "looks_at", "nodes")
         self.discrete = self.looks_at == "evaluations"  # then a use is one of the solver's own
         self.scope = scope
+        self.counts = counts
         self.paused = False  # an armed collector that is paused lets backward passes go by
+        self.armed = False  # whether uses are being recorded
+        # Keys of layers whose uses have been compared with the gradient: whether they make it.
+        self.checked: dict[str, bool] = {}
+        self.only_differentiated: set[str] = set()  # keys of layers that a field's value passes by
         self.sums: dict[str, Sums] = {}
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._generation = 0
-        self._held: list[list[Tensor]] = []  # inputs that tensor hooks wait with
+        self.rows: dict[str, dict[int, int]] = {}
+        self._passes: dict[int, _Pass] = {}
+        self._versions: dict[str, int]  # of the gradient when a pass was committed
+        self._last: dict[str, int]  # rows that a layer saw last, by key
+        # Without a hook, a use has the rows of the first since the step: one of other rows gets a
+        # hook that tells the two, and so do all uses of such a layer from then on.
+        self._first: dict[str, int] = {}
+        self._varied: set[str] = set()
+        self._forwards = 0
+        self._times: dict[nn.Module, int] = {}  # uses outside our solves since it was armed
+        self._told = False  # whether the user knows of another library's solver
+        self._kept: dict[str, tuple[int, int]] = {}  # forward passes before one that kept its graph
+        self._inside: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # layers seen in a solve
+        self._along: weakref.WeakKeyDictionary[Any, dict[Any, dict[str, int]]]
+        self._held: weakref.WeakSet[_Waiting] = weakref.WeakSet()
+        self._handles: dict[Any, torch.utils.hooks.RemovableHandle] = {}
+        weakref.finalize(self, _remove, self._handles)
+        self.watch(layers)
 
-    @property
-    def armed(self) -> bool:
-        """Whether uses are being recorded."""
-        return bool(self._handles)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle as one that is disarmed and empty: its hooks are the model's."""
+        own = (self.layers, self.quadrature, self.accumulator, self.scope, self.max_rows)
+        return partial(type(self), counts=self.counts), own, {"paused": self.paused}
+
+    def watch(self, layers: Mapping[nn.Module, str]) -> None:
+        """Watch these layers in place of the present ones, of which everything is forgotten."""
+        _remove(self._handles)
+        self.layers = dict(layers)
+        self._weights: dict[str, Any] = {}
+        for layer, key in layers.items():
+            self._weights.setdefault(key, layer.weight)
+        self._versions, self._last = {}, {}
+        self._along = weakref.WeakKeyDictionary()
+        self._release()
+        self.clear()
+        self._hook()
 
     def arm(self) -> None:
         """Forget what was gathered and record the forward passes made from now on."""
         self.clear()
         self._release()
-        self._generation += 1
-        if not self._handles:
-            hook, layers = WeakHook(self), self.layers
-            self._handles = [m.register_forward_hook(hook, with_kwargs=True) for m in layers]
-            _armed.add(self)
+        self.checked, self.only_differentiated, self._times = {}, set(), {}
+        self.armed = True
+        _armed.add(self)
+        self._hook()
 
     def disarm(self) -> None:
         """Stop recording; what was gathered stays until the next :meth:`arm` or :meth:`clear`."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        self._release()
+        self.armed = False
         _armed.discard(self)
+        self._release()
+        self._hook()
+
+    def _hook(self) -> None:
+        """Have the hooks that the present state needs, and no other."""
+        awake = self.armed or self.counts
+        for layer, key in self.layers.items():
+            weight = self._weights[key]
+            wanted = awake and (self.armed or layer not in self._inside)
+            if not wanted:
+                _remove(self._handles, layer)
+            elif layer not in self._handles:
+                hook = WeakHook(self)
+                self._handles[layer] = layer.register_forward_hook(hook, with_kwargs=True)
+            if not awake:
+                _remove(self._handles, key)
+            elif key not in self._handles and weight.requires_grad and weight.is_leaf:
+                self._handles[key] = on_accumulation(weight, self.on_accumulated, key)
+        (_watching.add if awake else _watching.discard)(self)
 
     def _release(self) -> None:
         """Let go of layer inputs: autograd keeps a hook, and what it holds, as long as the loss."""
-        for held in self._held:
-            held.clear()
-        self._held = []
+        for waiting in list(self._held):
+            waiting.x = waiting.before = waiting.gathered = None
+        self._held.clear()
 
     def clear(self) -> None:
-        """Forget what was gathered."""
-        self.sums = {}
+        """Forget what was gathered and counted."""
+        self.sums, self.rows, self._passes = {}, {}, {}
+        self._first, self._kept = {}, {}
 
-    def add(self, layer: nn.Module, x: Tensor, g: Tensor, weight: float, task: int) -> None:
-        """Add one use of ``layer`` (see :meth:`Accumulator.add`)."""
-        key = self.layers[layer]
+    def add(
+        self,
+        layer: nn.Module,
+        x: Tensor,
+        g: Tensor,
+        weight: float,
+        seen: _Waiting | None = None,
+    ) -> None:
+        """Add one use of ``layer`` (see :meth:`Accumulator.add`) to what the present pass gathers.
+
+        Of a use that an earlier pass has gathered, ``seen`` or in a solve, the gradient alone is
+        new.
+        """
+        if g.numel() == 0:  # an empty batch is no data
+            return
+        task, key = _task(), self.layers[layer]
+        current = self._pass(task)
+        if _where.node is not None:
+            weight *= _where.node.weights[self]
+        if key not in current.sums:
+            current.sums[key] = self.accumulator()
+        if seen is None:  # a node of an integral, which is no part of a sum
+            current.sketches[key] = None
+        again = current.again if seen is None else self._has_gathered(seen)
         # Factors are summed in full precision even where backward() runs under autocast.
-        with torch.autocast(x.device.type, enabled=False):
-            if key not in self.sums:
-                self.sums[key] = self.accumulator()
-            self.sums[key].add(layer, x, g, weight, task, self.max_rows)  # type: ignore[arg-type]
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            sums, rest = current.sums[key], (weight, task, self.max_rows)
+            if again:
+                before = None if seen is None else seen.before
+                sums.add_again(layer, x, g, before, *rest)  # type: ignore[arg-type]
+            else:
+                sums.add(layer, x, g, *rest)  # type: ignore[arg-type]
 
     def on_forward(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
@@ -228,73 +470,330 @@ class Collector:
         """Handle one forward pass of ``layer`` (called by its hook)."""
         if layer not in self.layers:  # a copy of the model
             return
+        if torch._C._functorch.is_functorch_wrapped_tensor(output):  # its gradient is no tensor's
+            return
         x = args[0] if args else kwargs["input"]
         recording = _where.recording
         if recording is not None and self in recording.collectors:
             if output.requires_grad:
-                recording.uses.append(_Use(self, layer, x, get_gradient_edge(output)))
+                use = _Use(self, layer, x, get_gradient_edge(output))
+                recording.uses.append(use)
+                if self.wants_check(self.layers[layer]):
+                    use.differentiated = _Differentiated()
+                    output.register_hook(use.differentiated)
             return
-        # A forward inside a backward pass is a recomputation, for instance by another library's
-        # adjoint: its gradients are not those of the loss.
-        inside = _where.solve_depth > 0
-        if (not self.discrete if inside else self.scope == "ode") or backward_pass() != -1:
+        task, inside = backward_pass(), _where.solve_depth > 0
+        if task == -1 and self._passes:
+            self._passes = {}  # they are over
+        if inside and not (self.discrete and self.armed):
+            self._inside.add(layer)  # its rows are counted once a solve
+            if not self.armed:
+                _remove(self._handles, layer)
             return
-        if torch.is_grad_enabled() and output.requires_grad:
-            held = [x.detach()]
-            self._held.append(held)
-            output.register_hook(self._on_gradient(layer, held))
+        # A forward pass of a solve's own backward pass repeats one that was seen already.
+        if task != -1 if inside else self.scope == "ode":
+            return
+        if not (torch.is_grad_enabled() and output.requires_grad):
+            return
+        key, rows = self.layers[layer], batch_of(layer, x)  # type: ignore[arg-type]
+        if not self._needs_hook({key: rows}):
+            return
+        waiting = _Waiting(self, {key: rows}, layer, x.detach() if self.armed else None)
+        if self.armed:
+            self._held.add(waiting)
+            if task == -1 and not self.discrete:
+                self._look_for_a_solver(layer)
+        output.register_hook(waiting)
 
-    def _on_gradient(self, layer: nn.Module, held: list[Tensor]) -> Callable[[Tensor], None]:
-        generation = self._generation
+    def _look_for_a_solver(self, layer: nn.Module) -> None:
+        """Say, once, that another library's solver is using a layer: its second use shows it."""
+        times = self._times[layer] = self._times.get(layer, 0) + 1
+        if times != 2 or self._told:
+            return
+        frame = sys._getframe()
+        while frame.f_back is not None:
+            frame = frame.f_back
+            package = frame.f_globals.get("__name__", "").partition(".")[0]
+            if package in SOLVERS:
+                self._told = True
+                warnings.warn(
+                    f"the layers of a vector field, {self.layers[layer]} among them, are used by"
+                    f" {package}'s solver, so that each stage, probe and rejected step counts as a"
+                    " use of weight 1, and the factors grow with the solver's steps. Solve with"
+                    " snopt.odeint, snopt.odeint_adjoint or snopt.ODEBlock; if you want the uses,"
+                    " say so with quadrature=snopt.evaluations()",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+                return
 
-        def hook(g: Tensor) -> None:
-            # Grad mode is on in passes made with create_graph=True: those belong to a quantity
-            # that is itself part of the loss (a trace, a penalty), not to the loss.
-            stale = generation != self._generation or not self.armed or self.paused
-            if not stale and held and not torch.is_grad_enabled():
-                self.add(layer, held[0], g, 1.0, backward_pass())
+    @contextmanager
+    def counting(self, func: object, shapes: object) -> Iterator[Mapping[str, int]]:
+        """Yield the rows, by key, that layers see along a solve of ``func`` made inside."""
+        try:
+            known = self._along.setdefault(func, {})
+        except TypeError:  # it cannot be referred to weakly
+            known = {}
+        if shapes in known and not self.armed:
+            yield known[shapes]
+            return
+        rows: dict[str, int] = {}
 
-        return hook
+        def count(layer: nn.Module, _: object, output: Tensor) -> None:
+            key = self.layers[layer]
+            seen = batch_of(layer, output)  # type: ignore[arg-type]
+            rows[key] = max(seen, rows.get(key, 0))
+
+        modules = func.modules() if isinstance(func, nn.Module) else self.layers
+        handles = [m.register_forward_hook(count) for m in modules if m in self.layers]
+        try:
+            yield rows
+        finally:
+            for handle in handles:
+                handle.remove()
+        known[shapes] = rows
+
+    def wait(self, rows: Mapping[str, int], outputs: Sequence[Tensor]) -> None:
+        """Wait for the passes through a solve that has been counted, at its result."""
+        if self._passes and backward_pass() == -1:
+            self._passes = {}
+        if not self._needs_hook(rows):
+            return
+        waiting = _Waiting(self, rows, None, None)
+        for output in outputs:
+            if output.requires_grad:
+                output.register_hook(waiting)
+
+    def _needs_hook(self, rows: Mapping[str, int]) -> bool:
+        """Note rows of a forward pass; return whether it takes a hook to know its passes."""
+        self._forwards += 1
+        self._last.update(rows)
+        varied = self._varied
+        for key, count in rows.items():
+            if self._first.setdefault(key, count) != count:
+                varied.add(key)
+        return self.armed or backward_pass() != -1 or not varied.isdisjoint(rows)
+
+    def on_gradient(self, waiting: _Waiting, g: Tensor) -> None:
+        """Handle the gradient at the output of a layer or a solve (called by its hook)."""
+        current = self._pass(backward_pass())
+        if waiting.pass_ not in (-1, current.task):
+            current.owner = self._pass(waiting.pass_).owner
+        if waiting.owner is not None:
+            current.owner = waiting.owner
+        for key, rows in waiting.rows.items():
+            if key not in current.rows:
+                if key in self.rows:
+                    self._drop_if_thrown_away(key)
+                elif self.wants_check(key) and self._weights[key].grad is None:
+                    current.sketches[key] = Sketch(self._layer(key))
+            current.rows[key] = max(rows, current.rows.get(key, 0))
+            current.uses.setdefault(key, []).append(waiting)
+        if waiting.layer is None:
+            current.again |= self._has_gathered(waiting)
+        elif waiting.x is not None and self.armed:
+            if not self.paused:
+                self.add(waiting.layer, waiting.x, g, 1.0, waiting)
+            waiting.differentiated |= torch.is_grad_enabled()
+            self._sketch(current, waiting, g)
+            if _keeps_its_graph() and not self.paused:  # for the cross terms of two losses
+                waiting.latest = g
+
+    def on_accumulated(self, key: str) -> None:
+        """Take in what a pass has gathered, now that it has added to the weight's gradient."""
+        current = self._pass(backward_pass())
+        owner, rows = current.owner, current.rows.get(key)
+        if rows is None:
+            rows = self._first.get(key) or self._last.get(key)
+            forwards, before = self._kept.get(key, (-1, -1))
+            if forwards == self._forwards:  # another loss of the same forward pass
+                owner = before
+        if _keeps_its_graph():
+            self._kept[key] = (self._forwards, owner)
+            self._varied.add(key)
+        if rows:
+            counted = self.rows.setdefault(key, {})
+            counted[owner] = max(rows, counted.get(owner, 0))
+        grad = self._weights[key].grad
+        if grad is not None:
+            self._versions[key] = grad._version
+            sketch = current.sketches.pop(key, None)
+            if sketch is not None:
+                self.checked[key] = sketch.agrees(self._layer(key), grad)
+        self._take(key, current)
+
+    def wants_check(self, key: str) -> bool:
+        """Return whether to compare a layer's uses with its gradient: once a time it is armed."""
+        return self.armed and key not in self.checked and self._weights[key].requires_grad
+
+    def check(
+        self, key: str, seen: Sequence[tuple[_Use, Tensor | None]], gradient: Tensor | None
+    ) -> None:
+        """Compare the uses in one evaluation of a field with the gradient of the weight in it.
+
+        Uses that the field differentiates are known in part: those of the derivative are none.
+        """
+        if gradient is None:
+            return
+        if any(use.differentiated is not None and use.differentiated.yes for use, _ in seen):
+            if all(g is None for _, g in seen):
+                self.only_differentiated.add(key)
+            return
+        sketch = Sketch(self._layer(key))
+        for use, g in seen:
+            if g is not None:
+                sketch.add(use.layer, use.x, g)  # type: ignore[arg-type]
+        self.checked[key] = sketch.agrees(self._layer(key), gradient)
+
+    def _sketch(self, current: _Pass, waiting: _Waiting, g: Tensor) -> None:
+        key = self.layers[waiting.layer]  # type: ignore[index]
+        sketch = current.sketches.get(key)
+        if waiting.differentiated:
+            current.sketches[key] = None
+        elif sketch is not None:
+            with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
+                sketch.add(waiting.layer, waiting.x, g)  # type: ignore[arg-type]
+
+    def _layer(self, key: str) -> Any:
+        return next(layer for layer, own in self.layers.items() if own == key)
+
+    def take_in(self) -> None:
+        """Take in what passes of vectors have gathered, which add to no gradient."""
+        for current in self._passes.values():
+            for key in list(current.sums):
+                self._take(key, current, vectors=True)
+        self._passes = {}
+
+    def _take(self, key: str, current: _Pass, *, vectors: bool = False) -> None:
+        sums, uses = current.sums.pop(key, None), current.uses.pop(key, ())
+        for waiting in uses:
+            waiting.owner = current.owner
+        if sums is None:
+            return
+        sums.belong(current.owner, apart=vectors)
+        if key in self.sums:
+            self.sums[key].merge(sums)
+        else:
+            self.sums[key] = sums
+        for waiting in uses:
+            waiting.gathered = self.sums[key]
+            if waiting.latest is not None and not vectors:
+                was, g = waiting.before, waiting.latest.detach()
+                waiting.before = g if was is None else was + g
+            waiting.latest = None
+
+    def _pass(self, task: int) -> _Pass:
+        if task not in self._passes:
+            self._passes[task] = _Pass(task, task)
+        return self._passes[task]
+
+    def _has_gathered(self, waiting: _Waiting) -> bool:
+        """Return whether what waits has given data that is still there."""
+        gathered = waiting.gathered
+        return gathered is not None and any(self.sums.get(k) is gathered for k in waiting.rows)
+
+    def settle(self) -> None:
+        """Forget what belongs to gradients that were thrown away since."""
+        for key in list(self.rows):
+            self._drop_if_thrown_away(key)
+
+    def _drop_if_thrown_away(self, key: str) -> None:
+        """Forget a weight's passes if its gradient is gone, as ``model.zero_grad()`` leaves it."""
+        grad = self._weights[key].grad
+        same = grad is not None and grad._version == self._versions.get(key)
+        if grad is None or not (same or bool(grad.any())):
+            self.rows.pop(key, None)
+            self.sums.pop(key, None)
+
+
+def _remove(handles: dict[Any, torch.utils.hooks.RemovableHandle], key: Any = None) -> None:
+    """Remove one hook, if it is there, or all."""
+    for one in list(handles) if key is None else [key]:
+        if one in handles:
+            handles.pop(one).remove()
+
+
+def _keeps_its_graph() -> bool:
+    """Return whether another pass may follow the present one through the same graph."""
+    return bool(torch._C._autograd._get_current_graph_task_keep_graph())
+
+
+@contextmanager
+def counted_solve(func: object, shapes: object) -> Iterator[Callable[[Sequence[Tensor]], None]]:
+    """Count the rows that layers see along the solve of ``func`` made inside.
+
+    Args:
+        func: the vector field.
+        shapes: those of its state.
+
+    Yields:
+        A function to be called with the solve's result, where the passes through it are seen.
+    """
+    if _where.recording is not None:
+        _where.recording.pass_through(func)
+    if not (_watching and torch.is_grad_enabled() and _where.solve_depth == 0):
+        yield lambda _: None
+        return
+    with ExitStack() as stack:
+        found = [(c, stack.enter_context(c.counting(func, shapes))) for c in list(_watching)]
+
+        def wait(outputs: Sequence[Tensor]) -> None:
+            for collector, rows in found:
+                if rows:
+                    collector.wait(rows, outputs)
+
+        yield wait
 
 
 @contextmanager
 def all_or_nothing(collectors: Sequence[Collector]) -> Iterator[None]:
     """Keep what is gathered inside only if nothing fails: half a path is no integral."""
-    before = [collector.sums for collector in collectors]
-    for collector in collectors:
-        collector.sums = {}
+    passes = [collector._pass(_task()) for collector in collectors]
+    before = [one.sums for one in passes]
+    for one in passes:
+        one.sums = {}
     try:
         yield
     except BaseException:
-        for collector, sums in zip(collectors, before, strict=True):
-            collector.sums = sums
+        for one, sums in zip(passes, before, strict=True):
+            one.sums = sums
         raise
-    for collector, sums in zip(collectors, before, strict=True):
-        for key, gathered in collector.sums.items():
+    for one, sums in zip(passes, before, strict=True):
+        for key, gathered in one.sums.items():
             if key in sums:
                 sums[key].merge(gathered)
             else:
                 sums[key] = gathered
-        collector.sums = sums
+        one.sums = sums
 
 
-def armed_collectors(func: object, *, paused: bool = False) -> list[Collector]:
+def armed_collectors(
+    func: object, *, nested: bool = False, paused: bool = False
+) -> list[Collector]:
     """Return the armed collectors that watch a layer of ``func`` (any layer if it is no module).
 
-    None within another solve: the backward pass of an ODE inside a vector field belongs to a stage.
+    ``nested``: for a solve within another's evaluations. It is at a node of the outer path, which
+    the collectors have a weight for, or it belongs to a stage and there are none.
 
     ``paused``: those that are paused as well, since a forward pass does not know yet which backward
     passes they will want to see.
     """
-    if not _armed or _where.solve_depth > 0:
+    if _where.collects and _where.node is not None:
+        found: Iterable[Collector] = _where.node.weights
+    elif paused and _where.recording is not None:  # an evaluation that may be at a node
+        found = _where.recording.collectors
+    elif nested or _where.solve_depth > 0:
         return []
-    awake = [collector for collector in _armed if paused or not collector.paused]
-    if not isinstance(func, nn.Module):
+    else:
+        found = _armed
+    awake = [collector for collector in found if paused or not collector.paused]
+    if not awake or not isinstance(func, nn.Module):
         return awake
     modules = list(func.modules())
     return [c for c in awake if any(m in c.layers for m in modules)]
 
 
-def node_collectors(func: object, *, paused: bool = False) -> list[Collector]:
+def node_collectors(func: object, *, nested: bool = False, paused: bool = False) -> list[Collector]:
     """Return those of :func:`armed_collectors` that want nodes placed on the path."""
-    return [c for c in armed_collectors(func, paused=paused) if not c.discrete]
+    found = armed_collectors(func, nested=nested, paused=paused)
+    return [collector for collector in found if not collector.discrete]

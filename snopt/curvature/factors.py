@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeAlias
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -48,6 +49,24 @@ class Sums(Protocol):
         max_rows: int | None = None,
     ) -> None:
         """Add one use of the layer: its input ``x`` and the gradient ``g`` at its output."""
+
+    def add_again(
+        self,
+        layer: Layer,
+        x: Tensor,
+        g: Tensor,
+        before: Tensor | None,
+        weight: float,
+        task: int,
+        max_rows: int | None = None,
+    ) -> None:
+        """Add the gradient of another loss of the same rows at a use that has been added.
+
+        ``before`` is the gradient of the losses so far at this use, None where it is not known.
+        """
+
+    def belong(self, task: int, *, apart: bool = False) -> None:
+        """Count all rows as those of one backward pass; ``apart``: as another vector's for them."""
 
     def merge(self, other: Any) -> None:
         """Add the sums of another object of the same kind."""
@@ -91,15 +110,43 @@ class Accumulator:
         self.weight += weight
         self.rows[task] = max(rows, self.rows.get(task, 0))
 
+    def add_again(
+        self,
+        layer: Layer,
+        x: Tensor,
+        g: Tensor,
+        before: Tensor | None,
+        weight: float,
+        task: int,
+        max_rows: int | None = None,
+    ) -> None:
+        """Add the gradient of another loss of the same rows at a use that has been added.
+
+        With ``before``, the gradient so far, B becomes that of the sum of the losses; without, the
+        second moments add up.
+        """
+        rows = batch_of(layer, x)
+        if rows == 0:
+            return
+        self.rows[task] = max(rows, self.rows.get(task, 0))
+        if before is not None:
+            self.add_output(layer, thinned(x, before, rows, max_rows)[1], rows, -weight)
+            g = g + before
+        self.add_output(layer, thinned(x, g, rows, max_rows)[1], rows, weight)
+
+    def belong(self, task: int, *, apart: bool = False) -> None:
+        """Count all rows as those of one backward pass; ``apart``: as another vector's for them."""
+        if self.rows:
+            self.rows = {task: max(self.rows.values())}
+
     def add_output(self, layer: Layer, g: Tensor, batch: int, weight: float) -> None:
         """Add the gradient at the output, of a batch of ``batch`` rows, to the output side."""
         self.B = output_factor(layer, g, batch, self.B, weight)
 
     def merge(self, other: Accumulator) -> None:
         """Add another accumulator's sums."""
-        if other.A is None:
-            return
-        self.A = other.A if self.A is None else self.A.add_(other.A)
+        if other.A is not None:
+            self.A = other.A if self.A is None else self.A.add_(other.A)
         self.merge_output(other)
         self.weight += other.weight
         for task, rows in other.rows.items():
@@ -114,8 +161,8 @@ class Accumulator:
         """Return the factors for the mean loss over all rows of all backward passes since.
 
         With k passes of equal size (gradient accumulation) the per-sample gradient is k times what
-        one pass alone would say, and A and the weight are means over the passes. Several losses of
-        one batch belong into one ``backward()``: of two passes the second is taken for other rows.
+        one pass alone would say, and A and the weight are means over the passes. Two passes through
+        one forward pass are two losses of the same rows, and count as one (:meth:`add_again`).
         """
         if self.A is None or self.B is None:
             raise ValueError("the layer received no data")
@@ -141,12 +188,11 @@ class Factors:
         """Divide B, in place, by the square of what the loss was multiplied with."""
         self.B.div_(loss_scale**2)
 
-    def of_vectors(self, count: int) -> Factors:
-        """Return the factors where the passes were of ``count`` vectors on the same rows each.
-
-        They were taken for passes of other rows; the second moments of vectors add up instead.
-        """
-        return replace(self, B=self.B / count, batch=self.batch // count)
+    def without_bias(self) -> Self:
+        """Return the factors of the weight alone, whose last input is the bias's."""
+        own = copy(self)
+        object.__setattr__(own, "A", self.A[..., :-1, :-1].contiguous())
+        return own
 
 
 def thinned(x: Tensor, g: Tensor, rows: int, max_rows: int | None) -> tuple[Tensor, Tensor]:
@@ -279,11 +325,6 @@ class ThinFactors(Factors):
     def unscale(self, loss_scale: float | Tensor) -> None:
         """Divide B, in place, by the square of what the loss was multiplied with."""
         self.columns.div_(loss_scale)
-
-    def of_vectors(self, count: int) -> Factors:
-        """Return the factors where the passes were of ``count`` vectors on the same rows each."""
-        columns = self.columns / math.sqrt(count)
-        return ThinFactors(self.A, columns, self.weight, self.batch // count)
 
 
 @torch.no_grad()

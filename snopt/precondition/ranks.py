@@ -144,6 +144,20 @@ class Ranks:
             combined[name] = kind(sums[2 * i], sums[2 * i + 1], time, rows)
         return combined
 
+    def rows(self, own: Mapping[str, int], names: Sequence[str]) -> dict[str, int]:
+        """Return the rows of all ranks by layer, of ``names``, the same on every rank."""
+        counts = torch.tensor([own.get(name, 0) for name in names])
+        if dist.get_backend(self.group) == "nccl":
+            counts = counts.cuda()
+        dist.all_reduce(counts, group=self.group)
+        return {n: rows for n, rows in zip(names, counts.tolist(), strict=True) if rows}
+
+    def union(self, own: Sequence[str]) -> set[str]:
+        """Return the names that any rank gives."""
+        told: list[Sequence[str]] = [()] * self.size
+        dist.all_gather_object(told, list(own), group=self.group)
+        return {name for names in told for name in names}
+
     def eigenbases(self, matrices: Sequence[Tensor]) -> list[Basis | None]:
         """Return :func:`snopt.linalg.eigenbases` of all ranks' matrices, each made by one rank."""
 

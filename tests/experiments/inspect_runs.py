@@ -14,7 +14,7 @@ from experiments.run.config import run_folder, run_name
 from experiments.run.records import Record
 from experiments.run.run import run
 
-TIMES = ("time/train_s",)
+TIMES = ("time/train_s", "time/train_cpu_s")
 
 
 def checkpoint(config: dict[str, Any]) -> dict[str, Any]:

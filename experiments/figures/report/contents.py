@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -19,20 +19,29 @@ from experiments.figures.reproduce import order
 from experiments.publish.names import optimizer_name
 from experiments.publish.provenance import read_provenance
 from experiments.publish.style import LOOKS
-from experiments.publish.tables import read_cells
+from experiments.publish.tables import Table, read_cells
 
 
 @dataclass(frozen=True)
 class Section:
-    """One folder of results; ``facts`` of its provenance are pairs of a label and a text."""
+    """A folder of results or a listing (``folder`` is None); ``name`` is its anchor on the page.
+
+    ``facts`` of the provenance are pairs of a label and a text, ``table`` is Markdown.
+    """
 
     name: str
     title: str
     caption: str
-    facts: Sequence[tuple[str, str]]
-    pictures: Sequence[str]
     table: str | None
-    data: Path | None
+    folder: Path | None = None
+    facts: Sequence[tuple[str, str]] = ()
+    pictures: Sequence[str] = ()
+
+    @property
+    def files(self) -> list[str]:
+        """Provenance and numbers that lie in the folder."""
+        names = ("provenance.json", "data.csv")
+        return [name for name in names if self.folder and (self.folder / name).is_file()]
 
     @property
     def note(self) -> str:
@@ -57,16 +66,16 @@ def sections(results: Path) -> list[Section]:
 
 def _section(folder: Path, results: Path) -> Section:
     origin = read_provenance(folder)
-    table, data = folder / "table.md", folder / "data.csv"
+    table = folder / "table.md"
     pictures = sorted(folder.glob("*.png"), key=lambda path: (len(path.stem), path.stem))
     return Section(
         name=folder.name,
         title=title_of(folder.name),
         caption=str(origin["caption"]),
+        table=table.read_text(encoding="utf-8") if table.is_file() else None,
+        folder=folder,
         facts=tuple(_facts(origin)),
         pictures=tuple(path.relative_to(results).as_posix() for path in pictures),
-        table=table.read_text(encoding="utf-8") if table.is_file() else None,
-        data=data if data.is_file() else None,
     )
 
 
@@ -192,22 +201,19 @@ def _kept(rows: pd.DataFrame, columns: Sequence[str], points: int) -> list[Any]:
     return sorted(wanted)
 
 
-class Listing(NamedTuple):
-    """A table of the report; ``name`` is its anchor on the page."""
-
-    name: str
-    title: str
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-def listings(results: Path) -> list[Listing]:
+def listings(results: Path) -> list[Section]:
     """Return the tables of ``paper/`` and ``search/`` that have a row."""
-    return [found for found in (_paper_runs(results), _searches(results)) if found.rows]
+    return [*_paper_runs(results), *_searches(results)]
 
 
-def _paper_runs(results: Path) -> Listing:
+def _listing(
+    name: str, title: str, caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> list[Section]:
+    table = Table(header, rows, caption, align="l" * len(header)).markdown()
+    return [Section(name, title, caption, table)] if rows else []
+
+
+def _paper_runs(results: Path) -> list[Section]:
     """List the runs in ``results/paper/``."""
     rows = []
     for run in load(results):
@@ -235,10 +241,10 @@ def _paper_runs(results: Path) -> Listing:
     )
     header = ["Data", "Optimizer", "Seed", "State", "Test"]
     header += ["Steps", "Training", "Device", "Commit", "Command"]
-    return Listing("paper-runs", "Runs with published settings", caption, header, rows)
+    return _listing("paper-runs", "Runs with published settings", caption, header, rows)
 
 
-def _searches(results: Path) -> Listing:
+def _searches(results: Path) -> list[Section]:
     """List what the searches in ``results/search/`` chose."""
     rows = []
     for path in sorted((results / "search").glob("*/*.json")):
@@ -259,4 +265,4 @@ def _searches(results: Path) -> Listing:
             raise RecordError(f"{path} is damaged: {error!r}") from None
     caption = "What the equal searches chose, with the score of the worst seed."
     header = ["Data", "Optimizer", "Trials", "Chosen", "Score", "Commit"]
-    return Listing("searches", "Searches", caption, header, rows)
+    return _listing("searches", "Searches", caption, header, rows)

@@ -12,7 +12,7 @@ budget or tuned settings they are refused as those of other settings.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from experiments.base.checks import is_number
 from experiments.base.environment import git_state
 from experiments.base.errors import ConfigError
 from experiments.base.files import write_whole
+from experiments.publish.names import place_of
 from experiments.publish.provenance import devices, processor
 from experiments.run.records import Summary, summarise
 from experiments.studies.comparison.planning import (
@@ -67,19 +68,25 @@ class Request(Workplace):
 
     @property
     def folder(self) -> Path:
-        """Where the results go."""
+        """Where the results go; those of some data sets do not replace those of all."""
         suffix = "" if self.budget == "small" else f"-{self.budget}"
-        return self.results_dir / f"protocol{suffix}"
+        return place_of(self.results_dir, f"protocol{suffix}", self._part)
+
+    @property
+    def _part(self) -> list[str]:
+        """The data sets, where they are not all of the description."""
+        whole = load(self.budget, self.configs).workloads if self.datasets else {}
+        return [] if set(self.datasets) == set(whole) else sorted(self.datasets)
 
     @property
     def command(self) -> str:
         """The command that makes the comparison, with default places."""
-        names = "".join(f" {name}" for name in self.datasets)
+        names = "".join(f" {name}" for name in self._part)
         return f"python scripts/compare.py run{names} --budget {self.budget} --jobs {self.jobs}"
 
 
-def compare(request: Request, say: Say) -> pd.DataFrame:
-    """Train what is missing, write ``runs.csv`` and return its rows.
+def compare(request: Request, say: Say) -> Request:
+    """Train what is missing, write ``runs.csv`` and return the request for what is there.
 
     Raises:
         ConfigError: the description is wrong, or there is no target or one of other settings.
@@ -89,6 +96,9 @@ def compare(request: Request, say: Say) -> pd.DataFrame:
     """
     protocol = load(request.budget, request.configs)
     setters = _present(request, protocol, say)
+    request = replace(
+        request, datasets=tuple(setters) if len(setters) < len(protocol.workloads) else ()
+    )
     targets = load_targets(protocol, setters)
     workloads = [protocol.workloads[dataset] for dataset in setters]
     search = [
@@ -108,7 +118,7 @@ def compare(request: Request, say: Say) -> pd.DataFrame:
     rows = pd.concat([rows, _train(request, "fresh seeds", fresh, targets, say)], ignore_index=True)
     request.folder.mkdir(parents=True, exist_ok=True)
     write_rows(request.folder / RUNS, rows)
-    return rows
+    return request
 
 
 def _train(

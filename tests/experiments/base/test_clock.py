@@ -80,6 +80,28 @@ def test_a_resumed_clock_adds_to_the_time_already_spent(time, clock):
     assert second.wall() == 9.0
 
 
+def test_cpu_seconds_are_those_of_training_and_survive_a_resume(time):
+    cpu = Time()
+    clock = Clock(now=time, cpu=cpu)
+    cpu.now += 1  # of logging
+    with clock.booked_on(TRAIN):
+        cpu.now += 2
+        with clock.booked_on(EVALUATION):
+            cpu.now += 4
+        cpu.now += 8
+        assert clock.train_cpu() == 10.0
+    state = clock.state_dict()
+    second = Clock(now=time, cpu=cpu)
+    second.load_state_dict(state)
+    with second.booked_on(TRAIN):
+        cpu.now += 16
+    assert second.train_cpu() == 26.0
+    del state["train_cpu"]  # a checkpoint from before CPU seconds were kept
+    second.load_state_dict(state)
+    assert second.train_cpu() is None
+    assert second.state_dict()["train_cpu"] != second.state_dict()["train_cpu"]
+
+
 def test_an_unknown_account_is_refused(clock):
     with pytest.raises(ValueError, match="train, evaluation, logging"), clock.booked_on("tea"):
         pass

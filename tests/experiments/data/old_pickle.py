@@ -6,25 +6,25 @@ import io
 import pickle
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
-class Named:
+class Named(NamedTuple):
     """Something that a pickle names by module and name."""
 
-    def __init__(self, module: str, name: str) -> None:
-        self.module, self.name = module, name
+    module: str
+    name: str
 
 
-class Call:
+class Call(NamedTuple):
     """A call that a pickle makes: REDUCE, or NEWOBJ with ``new``; then a state (BUILD)."""
 
-    def __init__(
-        self, function: Named, arguments: tuple, state: object = None, new: bool = False
-    ) -> None:
-        self.function, self.arguments, self.state, self.new = function, arguments, state, new
+    function: Named
+    arguments: tuple
+    state: object = None
+    new: bool = False
 
 
 class Pickler(pickle._Pickler):  # type: ignore[misc,name-defined]  # the one written in Python
@@ -90,29 +90,17 @@ def index(labels: Sequence[str] | range, base: str = "pandas.core.indexes") -> C
 
 
 def frame(
-    columns: Sequence[str],
-    blocks: Sequence[tuple[object, np.ndarray]],
-    rows: object = None,
-    manager: Named | None = None,
+    columns: Sequence[str], blocks: Sequence[tuple[object, np.ndarray]], rows: object = None
 ) -> Call:
     """A data frame of blocks: (places of the columns, values of shape (columns, rows))."""
     rows = rows if rows is not None else index(range(blocks[0][1].shape[1]))
     axes = [index(columns), rows]
-    kept = [
-        {
-            "values": values,
-            "mgr_locs": Call(Named("__builtin__", "slice"), (at.start, at.stop, at.step))
-            if isinstance(at, slice)
-            else at,
-        }
-        for at, values in blocks
-    ]
+    kept = []
+    for at, values in blocks:
+        if isinstance(at, slice):
+            at = Call(Named("__builtin__", "slice"), (at.start, at.stop, at.step))
+        kept.append({"values": values, "mgr_locs": at})
     state = (axes, [], [], {"0.14.1": {"axes": axes, "blocks": kept}})
-    manager = manager or Named("pandas.core.internals", "BlockManager")
-    data = Call(manager, (), state, new=True)
-    return Call(
-        Named("pandas.core.frame", "DataFrame"),
-        (),
-        {"_data": data, "_typ": "dataframe", "_metadata": []},
-        new=True,
-    )
+    data = Call(Named("pandas.core.internals", "BlockManager"), (), state, new=True)
+    parts = {"_data": data, "_typ": "dataframe", "_metadata": []}
+    return Call(Named("pandas.core.frame", "DataFrame"), (), parts, new=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -21,22 +21,12 @@ from experiments.data.splits import DataInfo, Splits
 KEY = {"files": ["a"], "seed": 0}
 
 
-class Builder:
-    """Builds a small data set, and counts how often it is asked to."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self) -> Splits:
-        self.calls += 1
-        x = torch.arange(12.0).reshape(2, 2, 3)
-        part = (x, torch.tensor([2, 1]), torch.tensor([0, 1]))
-        return Splits(DataInfo("made", "time_series", (2, 3), 2, "a test"), part, part, part)
-
-
 @pytest.fixture
-def build() -> Builder:
-    return Builder()
+def build() -> Mock:
+    """Builds a small data set, and counts how often it is asked to."""
+    part = (torch.arange(12.0).reshape(2, 2, 3), torch.tensor([2, 1]), torch.tensor([0, 1]))
+    info = DataInfo("made", "time_series", (2, 3), 2, "a test")
+    return Mock(side_effect=lambda: Splits(info, part, part, part))
 
 
 def same(a: Splits, b: Splits) -> bool:
@@ -50,7 +40,7 @@ def same(a: Splits, b: Splits) -> bool:
 
 def test_built_once_and_given_back_exactly(cache, build):
     first, second = (cached("made", KEY, build) for _ in range(2))
-    assert build.calls == 1
+    assert build.call_count == 1
     assert same(first, build())
     assert same(second, first)
     assert len(list(cache.iterdir())) == 1
@@ -62,7 +52,7 @@ def test_built_once_and_given_back_exactly(cache, build):
 def test_other_sources_options_or_names_are_other_data(build, name, key):
     cached("made", KEY, build)
     cached(name, KEY | key, build)
-    assert build.calls == 2
+    assert build.call_count == 2
 
 
 def test_other_code_is_other_data(monkeypatch, build):
@@ -72,9 +62,9 @@ def test_other_code_is_other_data(monkeypatch, build):
         module.code.cache_clear()
         cached("made", {}, build)
     module.code.cache_clear()
-    assert build.calls == 2
+    assert build.call_count == 2
     cached("made", {}, build)
-    assert build.calls == 2
+    assert build.call_count == 2
 
 
 def flip(content: bytes) -> bytes:
@@ -94,7 +84,7 @@ def test_a_damaged_file_is_made_again(cache, build, damaged):
     assert same(cached("made", {}, build), whole)
     assert path.read_bytes() == content
     cached("made", {}, build)
-    assert build.calls == 2
+    assert build.call_count == 2
 
 
 def test_the_file_of_another_key_is_not_believed(cache, build):
@@ -104,14 +94,7 @@ def test_the_file_of_another_key_is_not_believed(cache, build):
     (second,) = set(cache.iterdir()) - {first}
     second.write_bytes(first.read_bytes())
     cached("made", {"seed": 1}, build)
-    assert build.calls == 3
-
-
-def refuse(error: Exception) -> Callable[..., None]:
-    def call(*_: object, **__: object) -> None:
-        raise error
-
-    return call
+    assert build.call_count == 3
 
 
 def test_a_cache_that_cannot_be_written_costs_time_only(monkeypatch, cache, build):
@@ -121,10 +104,14 @@ def test_a_cache_that_cannot_be_written_costs_time_only(monkeypatch, cache, buil
     path.mkdir()
     assert same(cached("made", {}, build), whole)
     path.rmdir()
-    monkeypatch.setattr(module, "write_whole", refuse(RecordError("No space left on device")))
+    monkeypatch.setattr(
+        module, "write_whole", Mock(side_effect=RecordError("No space left on device"))
+    )
     assert same(cached("made", {}, build), whole)
     assert list(cache.iterdir()) == []
-    monkeypatch.setattr(Path, "mkdir", refuse(PermissionError(errno.EACCES, "no permission")))
+    monkeypatch.setattr(
+        Path, "mkdir", Mock(side_effect=PermissionError(errno.EACCES, "no permission"))
+    )
     assert same(cached("made", {}, build), whole)
 
 
@@ -132,7 +119,7 @@ def test_where_it_lies(monkeypatch, tmp_path, build):
     monkeypatch.setenv("SNOPT_CACHE_DIR", "")
     for _ in range(2):
         cached("made", {}, build)
-    assert (build.calls, cache_folder()) == (2, None)
+    assert (build.call_count, cache_folder()) == (2, None)
     monkeypatch.delenv("SNOPT_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "snopt"
@@ -148,7 +135,7 @@ def test_a_loader_uses_it_and_notices_a_changed_file(monkeypatch, write_problem)
         first = uea.load(uea_name="Made", data_dir=folder)
     assert parsed.keys() == {"Made_TRAIN.ts", "Made_TEST.ts"}
     with monkeypatch.context() as patch:
-        patch.setattr(uea, "read_ts", refuse(AssertionError("parsed again")))
+        patch.setattr(uea, "read_ts", Mock(side_effect=AssertionError("parsed again")))
         with noting() as found:
             assert same(uea.load(uea_name="Made", data_dir=folder), first)
         assert found == parsed

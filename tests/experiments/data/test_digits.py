@@ -1,27 +1,22 @@
 """Digits: the numbers of scikit-learn, standardised by the training split."""
 
-from __future__ import annotations
-
 import torch
 from sklearn.datasets import load_digits
 
 from experiments.data import digits
 
 
-def test_shapes_and_description():
+def test_description_and_training_pixels_of_mean_0_and_deviation_1():
     data = digits.load()
     assert data.info.input_shape == (1, 8, 8)
     assert (data.info.name, data.info.task, data.info.num_classes) == ("digits", "image", 10)
     assert data.sizes() == {"train": 1257, "val": 270, "test": 270}
     for _, (x, y) in data.items():
-        assert x.dtype == torch.float32
-        assert y.dtype == torch.int64
-
-
-def test_training_pixels_have_mean_0_and_deviation_1():
-    x = digits.load().train[0].double()
+        assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
+    x = data.train[0].double()
     assert abs(float(x.mean())) < 1e-6
     assert abs(float(x.std(correction=0)) - 1) < 1e-6
+    assert not torch.equal(data.test[0], digits.load(split_seed=1).test[0])
 
 
 def test_the_images_are_scikit_learns_up_to_one_affine_map():
@@ -34,9 +29,3 @@ def test_the_images_are_scikit_learns_up_to_one_affine_map():
     ours = sorted(zip(pixels.reshape(-1, 64).round().int().tolist(), y.tolist(), strict=True))
     images, labels = load_digits(return_X_y=True)
     assert ours == sorted(zip(images.astype(int).tolist(), labels.tolist(), strict=True))
-
-
-def test_split_seed_decides():
-    first, again, other = digits.load(), digits.load(), digits.load(split_seed=1)
-    assert torch.equal(first.test[0], again.test[0])
-    assert not torch.equal(first.test[0], other.test[0])

@@ -116,21 +116,16 @@ class Form(NamedTuple):
         return {self.archive: content} if self.archive else inside
 
 
-PYTHON = "cifar-10-batches-py"
-BINARY = "cifar-10-batches-bin"
+PYTHON, BINARY = "cifar-10-batches-py", "cifar-10-batches-bin"
 PLACES = (".", "cifar10")
 FORMS = {
     "mnist": Form(mnist, ("MNIST/raw", "mnist", "mnist/raw"), mnist_files, "FILES"),
     "svhn": Form(svhn, ("svhn", "."), svhn_files, "FILES"),
     "python": Form(cifar10, PLACES, python_files, "PYTHON", PYTHON),
-    "python archive": Form(
-        cifar10, PLACES, python_files, "PYTHON", PYTHON, "cifar-10-python.tar.gz"
-    ),
     "binary": Form(cifar10, PLACES, binary_files, "BINARY", BINARY),
-    "binary archive": Form(
-        cifar10, PLACES, binary_files, "BINARY", BINARY, "cifar-10-binary.tar.gz"
-    ),
 }
+for _name in ("python", "binary"):
+    FORMS[f"{_name} archive"] = FORMS[_name]._replace(archive=f"cifar-10-{_name}.tar.gz")
 DOWNLOADED = ("mnist", "svhn", "python archive", "binary archive")
 
 

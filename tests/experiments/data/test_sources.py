@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from data_files import files_below, put, tarred, zipped
@@ -122,10 +123,8 @@ def test_all_or_none_where_a_checksum_is_wrong(tmp_path):
 
 
 def test_a_full_disk(tmp_path, monkeypatch):
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(shutil, "copyfileobj", full)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(shutil, "copyfileobj", Mock(side_effect=full))
     refused(tmp_path, tarred(FILES), r"cannot unpack .*No space left on device; free space")
 
 

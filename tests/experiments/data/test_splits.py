@@ -22,13 +22,6 @@ def test_each_class_is_split_70_15_15_and_no_example_is_lost():
     assert counts == [[28, 42, 70, 140], [6, 9, 15, 30], [6, 9, 15, 30]]
 
 
-def test_the_seed_alone_decides():
-    first, again = stratified_split(LABELS, 1, "tiny"), stratified_split(LABELS, 1, "tiny")
-    other = stratified_split(LABELS, 2, "tiny")
-    assert all((a == b).all() for a, b in zip(first, again, strict=True))
-    assert set(first.test) != set(other.test)
-
-
 def test_seed_0_is_the_published_protocol():
     """Two calls of scikit-learn with seeds 0 and 1, as the neural CDE experiments make them."""
     from sklearn.model_selection import train_test_split
@@ -42,9 +35,7 @@ def test_seed_0_is_the_published_protocol():
     )
     for ours, theirs in zip(stratified_split(LABELS, 0, "tiny"), (train, val, test), strict=True):
         assert (ours == theirs).all()
-
-
-def test_a_negative_seed_is_refused():
+    assert set(stratified_split(LABELS, 1, "tiny").test) != set(test)
     with pytest.raises(ConfigError, match="tiny: split_seed must not be negative, but is -1"):
         stratified_split(LABELS, -1, "tiny")
 
@@ -108,14 +99,7 @@ NAN = float("nan")
         (images, "train", 1, (4,), 3, r"train split: label 3 of example 4 .* \[0, 2\]"),
         (series, "test", 1, (1,), 0, r"test split: length 0 of example 1 .* \[1, 4\]"),
         (series, "test", 1, (1,), 5, r"test split: length 5 of example 1 .* \[1, 4\]"),
-        (
-            series,
-            "train",
-            0,
-            (0, 3, 1),
-            0.1,
-            r"padding after .* not 0, example 0, index \[0, 3, 1\]",
-        ),
+        (series, "train", 0, (0, 3, 1), 0.1, r"padding after .* not 0, .* index \[0, 3, 1\]"),
         (series, "train", 0, (1, 1, 4), 0.5, r"neither 0 nor 1, example 1, index \[1, 1, 1\]"),
         (series, "train", 0, (2, 0, 3), 0.0, r"unobserved .* not 0, example 2, index \[2, 0, 0\]"),
         (series, "train", 0, (3, 1, 0), 0.0, "time does not increase, example 3"),

@@ -22,8 +22,13 @@ from experiments.publish.style import styled
 from experiments.run.config import load_config, resolve
 from experiments.run.records import summarise
 from experiments.tasks import METRICS
-from tests.experiments.figures.asking import asked, check_redraw, quiet, write_planned
-from tests.experiments.figures.synthetic import training_rows, write_record
+from tests.experiments.figures.asking import (
+    asked,
+    quiet,
+    training_rows,
+    write_planned,
+    write_record,
+)
 
 Made = tuple[Request, dict[str, Any]]
 
@@ -84,21 +89,39 @@ def test_figure_1_writes_picture_data_and_provenance(one: Made) -> None:
     first = "python scripts/train.py experiment=figure-1/digits-adam seed=0"
     assert origin["runs"][0]["command"] == first
     assert [run["state"] for run in origin["runs"]].count("diverged") == 1
-    for word in ("CPU, 2 threads", "Digits", "JapaneseVowels", "Seeds 0, 1, 2"):
+    words = (
+        "CPU, 2 threads",
+        "Digits",
+        "JapaneseVowels",
+        "Seeds 0, 1, 2",
+        "CPU time: 1.25 to 1.25",
+    )
+    for word in words:
         assert word in origin["caption"]
 
 
 def test_figure_1_is_redrawn_from_its_own_files_alone(one: Made, tmp_path: Path) -> None:
     folder = shutil.copytree(one[0].folder, tmp_path / "figure")
-    check_redraw(folder, loss_curves.redraw_1)
     (folder / "provenance.json").unlink()
+    for x, name in (("time", "figure.png"), ("cpu", "figure-cpu.png")):
+        loss_curves.redraw_1(folder, x)
+        assert (folder / name).stat().st_size > 10_000
+    table = pd.read_csv(folder / "data.csv").drop(columns="cpu_s")  # as before there was one
+    table.to_csv(folder / "data.csv", index=False)
     loss_curves.redraw_1(folder)
-    assert (folder / "figure.png").stat().st_size > 10_000
+    with pytest.raises(RecordError, match=r"has CPU seconds of training: leave out x=cpu"):
+        loss_curves.redraw_1(folder, "cpu")
 
 
 def test_panels_hold_one_median_and_band_an_optimizer(one: Made) -> None:
     table = read_runs(one[0].folder / "data.csv")
+    axes = drawn(loss_curves.draw_1, table, "caption", x="cpu").axes
+    ends = [axes[2].lines[0].get_xdata()[-1], axes[2].get_xlabel()]
     axes = drawn(loss_curves.draw_1, table, "caption").axes
+    assert ends == [
+        pytest.approx(0.8 * axes[2].lines[0].get_xdata()[-1]),
+        "CPU seconds of training",
+    ]
     titles = ["Digits (images)", "JapaneseVowels (time series)", "", ""]
     assert [ax.get_title() for ax in axes] == titles
     assert [ax.get_ylabel() for ax in axes] == ["Training loss", "", "Validation accuracy (%)", ""]
@@ -203,7 +226,7 @@ def test_wrong_input_is_named(tmp_path: Path) -> None:
     for draw in (loss_curves.draw_1, lambda table: loss_curves.draw_6(table, "embedded")):
         with pytest.raises(RecordError, match="no run of any of its data sets"):
             draw(runs_table([]))
-    with pytest.raises(ConfigError, match="unknown axis x='epochs'; valid: time, steps, nfe"):
+    with pytest.raises(ConfigError, match="unknown axis x='epochs'; valid: time, cpu, steps, nfe"):
         loss_curves.redraw_6(tmp_path, "epochs")
     with pytest.raises(RecordError, match=r"provenance\.json is missing or names no profile"):
         loss_curves.redraw_6(tmp_path)

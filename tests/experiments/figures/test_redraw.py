@@ -88,4 +88,4 @@ def test_curves_are_written_as_the_committed_ones_are(tmp_path: Path) -> None:
 
 
 def test_the_readme_of_the_results_is_that_of_make_report() -> None:
-    assert (RESULTS / "README.md").read_text() == readme(sections(RESULTS), listings(RESULTS))
+    assert (RESULTS / "README.md").read_text() == readme([*sections(RESULTS), *listings(RESULTS)])

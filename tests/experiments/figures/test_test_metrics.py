@@ -10,12 +10,7 @@ import pytest
 from experiments.base.errors import ConfigError, RecordError
 from experiments.figures.reproduce import reproduce
 from experiments.studies.comparison import session
-from experiments.studies.comparison.rows import (
-    fresh_of,
-    mean_and_deviation,
-    table_of,
-    write_rows,
-)
+from experiments.studies.comparison.rows import fresh_of, mean_and_deviation, table_of, write_rows
 from tests.experiments.figures.asking import asked, quiet
 from tests.experiments.studies.comparison.synthetic_runs import Row, fresh, row, search
 
@@ -60,6 +55,7 @@ def test_where_the_protocol_was_not_run_it_runs_first(tmp_path, monkeypatch):
         called.append(request)
         request.folder.mkdir(parents=True)
         write_rows(request.folder / "runs.csv", table_of(runs()))
+        return request
 
     monkeypatch.setattr(session, "compare", compare)
     folder = reproduce(asked(tmp_path, "table-4", jobs=2), quiet)

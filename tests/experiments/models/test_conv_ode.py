@@ -17,10 +17,18 @@ from experiments.models.solver import SolverSettings
     [(1, 28, 128, 64, (128, 64, 6, 6)), (3, 32, 2, 8, (2, 8, 7, 7)), (1, 8, 3, 4, (3, 4, 6, 6))],
 )
 def test_state_and_logit_shapes(make_info, channels, size, batch, width, state):
-    model = ConvODE(make_info("image", (channels, size, size), 10), SolverSettings(), width=width)
+    model_info = make_info("image", (channels, size, size), 10)
+    model = ConvODE(model_info, SolverSettings(), width=width)
     x = torch.randn(batch, channels, size, size)
     assert model.stem(x).shape == state
     assert model(x[:2]).shape == (2, 10)
+    published = ConvODE(model_info, SolverSettings(), width=width, stem_bias=False)
+    without = {name for name, _ in model.named_parameters()} - set(
+        dict(published.named_parameters())
+    )
+    assert without == {
+        name for name, _ in model.stem.named_parameters(prefix="stem") if "bias" in name
+    }
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torchdiffeq
 from torch import Tensor
 
 from experiments.base.errors import ConfigError, DataError
-from experiments.models.ode_rnn import ODERNN
+from experiments.models.ode_rnn import ODERNN, PublishedGRU
 from experiments.models.solver import SolverSettings
 
 TIMES = torch.tensor([0.0, 0.5, 2.0, 2.25, 4.0], dtype=torch.float64)
@@ -27,10 +27,11 @@ def series() -> Tensor:
     return x
 
 
-@pytest.fixture
-def model(make_info, tight) -> ODERNN:
+@pytest.fixture(params=["gru", "published"])
+def model(make_info, tight, request) -> ODERNN:
     torch.manual_seed(1)
-    return ODERNN(make_info("time_series", (5, 5)), tight, hidden=6, layers=3).double()
+    info = make_info("time_series", (5, 5))
+    return ODERNN(info, tight, hidden=6, layers=3, cell=request.param).double()
 
 
 def loop(model: ODERNN, x: Tensor, lengths: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ def loop(model: ODERNN, x: Tensor, lengths: Tensor) -> Tensor:
                 times = torch.stack([series[k - 1, 0], series[k, 0]])
                 h = torchdiffeq.odeint(model.ode.func, h, times, rtol=1e-9, atol=1e-9)[-1]
             if series[k, 3:].any():
-                h = model.cell(series[k : k + 1, 1:], h)
+                h = model.cell(series[k : k + 1, 1 : 5 if model.masked else 3], h)
         rows.append(model.readout(h))
     return torch.cat(rows)
 
@@ -57,6 +58,24 @@ def test_equals_a_loop_over_series_with_its_gradient(model, series):
     for (name, parameter), gradient in zip(model.named_parameters(), expected, strict=True):
         assert gradient.abs().max() > 0, name
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-6, atol=1e-7)
+
+
+def test_the_published_cell_is_a_gru_of_linear_layers():
+    torch.manual_seed(0)
+    own, torchs = PublishedGRU(3, 4).double(), torch.nn.GRUCell(3, 4).double()
+    bound = {"reset": 7, "update": 7, "from_input": 3, "from_state": 4}
+    for name, fan_in in bound.items():
+        largest = max(float(p.detach().abs().max()) for p in getattr(own, name).parameters())
+        assert 0.8 < largest * fan_in**0.5 <= 1, name
+    gates = [own.reset, own.update]
+    with torch.no_grad():
+        inputs, states = ([g.weight[:, part] for g in gates] for part in (slice(3), slice(3, 7)))
+        torchs.weight_ih.copy_(torch.cat([*inputs, own.from_input.weight]))
+        torchs.weight_hh.copy_(torch.cat([*states, own.from_state.weight]))
+        torchs.bias_ih.copy_(torch.cat([*(g.bias for g in gates), own.from_input.bias]))
+        torchs.bias_hh.copy_(torch.cat([torch.zeros(8), own.from_state.bias]))
+    x, h = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    torch.testing.assert_close(own(x, h), torchs(x, h))
 
 
 def test_padding_has_no_influence_bit_for_bit(model, series):
@@ -106,6 +125,7 @@ def test_published_field_has_four_linear_layers(make_info):
         ("time_series", (5, 4), {}, "needs input_shape"),
         ("time_series", (5, 1), {}, "needs input_shape"),
         ("time_series", (5, 5), {"hidden": 0}, "hidden must be above 0"),
+        ("time_series", (5, 5), {"cell": "lstm"}, "cell must be gru or published, got 'lstm'"),
     ],
 )
 def test_what_does_not_fit_is_refused(make_info, task, shape, options, message):

@@ -226,6 +226,6 @@ def test_curvature_from_the_output_needs_a_likelihood_before_anything_is_written
     config = make_config(tmp_path, "snopt")
     config["optimizer"] = {**OPTIMIZERS["snopt"], "curvature": "mc"}
     config["task"] = {"_target_": "experiments.tasks.CNFTask", "name": "image"}
-    with pytest.raises(ConfigError, match=r"task cnf has none: take curvature=empirical"):
+    with pytest.raises(ConfigError, match=r"task cnf has none: leave optimizer.curvature out"):
         run(config)
     assert not list(tmp_path.iterdir())

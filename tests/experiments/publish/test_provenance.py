@@ -14,7 +14,7 @@ from experiments.base.errors import RecordError
 from experiments.figures.request import Made, facts_of
 from experiments.publish.provenance import devices, processor, publish, read_provenance
 from experiments.run.records import summarise
-from tests.experiments.figures.synthetic import write_record
+from tests.experiments.figures.asking import write_record
 
 
 def git(root: Path, *arguments: str) -> None:
@@ -102,7 +102,8 @@ def test_a_folder_has_numbers_and_where_they_come_from(tmp_path: Path) -> None:
     assert origin["seeds"] == [run["seed"] for run in origin["runs"]] == [0, 1]
     assert {run["hash"] for run in origin["runs"]} == {"abc123"}
     assert origin["runs"][1]["command"] == "make 1"
-    assert origin["runs"][1]["seconds"] == {"training": 1.0, "evaluation": 0.2, "logging": 0.1}
+    assert origin["runs"][1]["seconds"] == {"train": 1.0, "evaluation": 0.2, "logging": 0.1}
+    assert origin["runs"][1]["wall_per_cpu"] == 1.25
     # No path of this machine: a record is found by its hash.
     assert str(tmp_path) not in json.dumps(origin)
 

@@ -16,20 +16,20 @@ from experiments.publish.runs import (
     RUN,
     TYPES,
     band,
+    csv_of_runs,
     each_run,
     read_runs,
     running_mean,
     runs_table,
     series,
     thin,
-    write_runs,
 )
 from experiments.run.records import summarise
-from tests.experiments.figures.synthetic import write_record
+from tests.experiments.figures.asking import write_record
 
 ROWS = [
     {"step": 0, "epoch": 0, "time/train_s": 0.0, "val/loss": 2.0, "val/accuracy": 0.25},
-    {"step": 1, "epoch": 0, "time/train_s": 0.5, "train/loss": 1.5},
+    {"step": 1, "epoch": 0, "time/train_s": 0.5, "time/train_cpu_s": 0.4, "train/loss": 1.5},
     {"step": 2, "epoch": 0, "time/train_s": 1.0, "train/loss": 1.25},
     {"step": 2, "epoch": 0, "time/train_s": 1.0, "val/loss": 1.0, "val/accuracy": 0.5},
     {"step": 2, "epoch": 0, "time/train_s": 1.0, "test/loss": 1.0, "test/accuracy": 0.5},
@@ -48,6 +48,7 @@ def long_run(steps: int = 101, *, lost: bool = False) -> pd.DataFrame:
     value = np.where(step % 7 == 0, 0.5, np.nan)
     own = {"hash": "", "dataset": "digits", "optimizer": "adam", "seed": 0, "state": "done"}
     columns = {"train_loss": loss, "val_loss": value, "val_metric": value, "nfe": 10.0 * step}
+    columns["cpu_s"] = 0.08 * step
     return pd.DataFrame({**own, "step": step, "time_s": 0.1 * step, **columns})
 
 
@@ -59,6 +60,7 @@ def test_lines_of_one_step_are_merged_and_test_results_left_out(tmp_path: Path) 
     np.testing.assert_array_equal(table.step, [0, 1, 2])
     np.testing.assert_array_equal(table.time_s, [0.0, 0.5, 1.0])
     np.testing.assert_array_equal(table.train_loss, [np.nan, 1.5, 1.25])
+    np.testing.assert_array_equal(table.cpu_s, [np.nan, 0.4, np.nan])
     np.testing.assert_array_equal(table.val_loss, [2.0, np.nan, 1.0])
     np.testing.assert_array_equal(series(table, "val_metric"), [[0.0, 1.0], [0.25, 0.5]])
 
@@ -95,15 +97,15 @@ def test_runs_without_end_or_measurements_are_refused_by_name(tmp_path: Path, st
 
 def test_data_csv_has_its_format_and_is_read_back(tmp_path: Path) -> None:
     table = pd.concat([table_of(tmp_path / "a"), table_of(tmp_path / "b", state="diverged")])
-    write_runs(tmp_path / "data.csv", table)
+    (tmp_path / "data.csv").write_text(csv_of_runs(table))
     assert (tmp_path / "data.csv").read_text().splitlines() == [
-        "dataset,optimizer,seed,step,time_s,train_loss,val_loss,val_metric,nfe",
-        *2 * [f"digits,adam,4,{row}" for row in ("0,0.0000,,2,0.25,0", "1,0.5000,1.5,,,0",
-                                                 "2,1.0000,1.25,1,0.5,0")],
-        "digits,adam,4,3,1.0000,inf,,,0",
+        "dataset,optimizer,seed,step,time_s,train_loss,val_loss,val_metric,nfe,cpu_s",
+        *2 * [f"digits,adam,4,{row}" for row in ("0,0.0000,,2,0.25,0,", "1,0.5000,1.5,,,0,0.4",
+                                                 "2,1.0000,1.25,1,0.5,0,")],
+        "digits,adam,4,3,1.0000,inf,,,0,",
     ]  # fmt: skip
     other = table.assign(optimizer=np.where(table.state == "diverged", "sgd", "adam"))
-    write_runs(tmp_path / "data.csv", other)
+    (tmp_path / "data.csv").write_text(csv_of_runs(other))
     back = read_runs(tmp_path / "data.csv")
     assert [key for key, _ in each_run(back)] == [("adam", 4), ("sgd", 4)]
     assert back.state.tolist() == ["done"] * 3 + ["diverged"] * 4
@@ -113,7 +115,7 @@ def test_data_csv_has_its_format_and_is_read_back(tmp_path: Path) -> None:
 
 def test_a_table_without_evaluations_is_read(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
-    path.write_text(",".join([*TYPES][:-1]) + "\ndigits,adam,0,1,0.5,1,,\n")
+    path.write_text(",".join([*TYPES][:-2]) + "\ndigits,adam,0,1,0.5,1,,\n")
     table = read_runs(path)
     assert table.nfe.isna().all()
     assert series(table, "train_loss")[1].tolist() == [1.0]
@@ -134,14 +136,11 @@ def test_band_by_hand_on_the_times_all_seeds_have() -> None:
     #   constant 3           -> 3, 3,   3
     #   1..5, 10 down to 2   -> 10, 7,  4
     seeds = [((0.0, 6.0), (0.0, 6.0)), ((0.0, 4.0), (3.0, 3.0)), ((1.0, 5.0), (10.0, 2.0))]
-    found = band([(np.array(times), np.array(values)) for times, values in seeds], points=3)
-    np.testing.assert_allclose(found.at, [1.0, 2.5, 4.0])
-    np.testing.assert_allclose(found.median, [3.0, 3.0, 4.0])
-    np.testing.assert_allclose(found.low, [1.0, 2.5, 3.0])
-    np.testing.assert_allclose(found.high, [10.0, 7.0, 4.0])
-
-
-def test_band_refuses_seeds_without_common_time() -> None:
+    at, median, low, high = band([tuple(map(np.array, pair)) for pair in seeds], points=3)
+    np.testing.assert_allclose(at, [1.0, 2.5, 4.0])
+    np.testing.assert_allclose(median, [3.0, 3.0, 4.0])
+    np.testing.assert_allclose(low, [1.0, 2.5, 3.0])
+    np.testing.assert_allclose(high, [10.0, 7.0, 4.0])
     early, late = np.array([0.0, 1.0]), np.array([2.0, 3.0])
     with pytest.raises(ValueError, match="no time in common"):
         band([(early, early), (late, late)])

@@ -18,7 +18,7 @@ from experiments.run import tracking
 from experiments.run.config import identity, run_folder
 from experiments.run.records import Record
 from experiments.run.run import run
-from experiments.run.tracking import Tracker, make_tracker, unsynced
+from experiments.run.tracking import Tracker, make_tracker, mirror_all
 
 wandb = pytest.importorskip("wandb")
 
@@ -168,7 +168,7 @@ def test_wandb_refusing_to_start_is_a_tracking_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(wandb, "init", refuse)
     config = offline_config(tmp_path)
-    with pytest.raises(TrackingError, match=r"refuses to start: no room$"):
+    with pytest.raises(TrackingError, match=r"start: no room; tracking=none trains"):
         run(config)
     assert Record(run_folder(config)).state == "failed"
 
@@ -203,24 +203,70 @@ def test_a_mirror_that_fails_at_the_end_is_a_warning(tmp_path, monkeypatch, caps
     assert capsys.readouterr().out.count(warned) == 1
 
 
-def test_unsynced_leaves_out_what_was_uploaded(tmp_path):
-    def offline(name: str) -> Path:
-        folder = tmp_path / "a" / "b" / "wandb" / name
-        folder.mkdir(parents=True)
-        return folder
+def test_a_run_without_mirror_is_mirrored_from_its_record(tmp_path, monkeypatch):
+    """Whether W&B was off, or offline and its files half there: the same series in the end."""
+    monkeypatch.setenv("WANDB_MODE", "offline")  # what would go online
+    off = run(make_config(tmp_path / "off", log_every=1)).folder
+    said: list[str] = []
+    assert mirror_all([tmp_path / "off"], said.append) == 1
+    assert said == [f"{off}: 14 lines"]
+    rows, message, _ = mirrored(off)
+    assert rows == Record(off).rows()
+    assert (message.run_id, message.project) == (f"{off.parent.name}-3", "snopt")
+    # of one that has its files already they are made again: one folder, the project of its own
+    offline = run(offline_config(tmp_path / "offline")).folder
+    with Record(off).locked():
+        assert mirror_all([off, offline], said.append) == 1
+    assert said[1] == f"{off}: is being trained, left out"
+    rows, message, _ = mirrored(offline)
+    assert (rows, message.project) == (Record(offline).rows(), "test")
 
-    fresh, uploaded = offline("offline-run-1-x"), offline("offline-run-2-y")
-    (uploaded / "run-y.wandb.synced").write_text("")
-    (fresh.parent / "latest-run").symlink_to(fresh)
-    assert unsynced(tmp_path) == [fresh]
-    assert unsynced(tmp_path / "absent") == []
+
+def test_what_is_online_already_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(wandb, "init", lambda **_: LostRun())
+    monkeypatch.setattr(LostRun, "finish", lambda *_, **__: None)
+    monkeypatch.setattr(tracking, "check_online", lambda hint: None)
+    run(make_config(tmp_path / "off"))
+    online = offline_config(tmp_path / "on")
+    online["tracking"]["mode"] = "online"
+    run(online)
+    assert mirror_all([tmp_path], print) == 1
+    assert mirror_all([tmp_path], print) == 0
 
 
-def test_sync_without_a_key_says_so_once(online, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(tracking.__file__).parents[2] / "scripts"))
-    import sync
+def test_mirroring_nothing_is_an_error(online, tmp_path, monkeypatch):
+    with pytest.raises(TrackingError, match=r"no run in .*absent: give the output_dir of runs"):
+        mirror_all([tmp_path / "absent"], print)
+    run(make_config(tmp_path / "off"))
+    with pytest.raises(TrackingError, match=r"no key: run `wandb login`.* or then do this again"):
+        mirror_all([tmp_path], print)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with pytest.raises(ConfigError, match="switches W&B off: unset WANDB_DISABLED and WANDB_MODE"):
+        mirror_all([tmp_path], print)
 
-    (tmp_path / "wandb" / "offline-run-1-x").mkdir(parents=True)
-    with pytest.raises(TrackingError, match="no key"):
-        sync.sync(tmp_path)
-    assert sync.sync(tmp_path / "absent") == 0
+
+@pytest.mark.parametrize(
+    ("name", "value", "tracked"),
+    [
+        ("WANDB_MODE", "disabled", False),
+        ("WANDB_DISABLED", "true", False),
+        ("WANDB_MODE", "dryrun", True),
+        ("WANDB_DISABLED", "false", True),
+    ],
+)
+def test_the_environment_goes_before_the_configuration(tmp_path, monkeypatch, name, value, tracked):
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WANDB_PROJECT", "of the machine")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
+    config = offline_config(tmp_path / "outputs")
+    folder = run(config).folder
+    assert not (folder / "wandb").exists()
+    if tracked:
+        assert mirrored(tmp_path / "elsewhere")[1].project == "of the machine"
+    else:
+        assert list((tmp_path / "elsewhere").iterdir()) == []
+    monkeypatch.setenv("WANDB_MODE", "of line")
+    monkeypatch.delenv("WANDB_DISABLED", raising=False)
+    with pytest.raises(ConfigError, match=r"WANDB_MODE=of line; valid: offline, online, disabled"):
+        make_tracker(config, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -75,6 +76,21 @@ def states(tmp_path: Path) -> dict[str, str | None]:
         ("+solver.options.foo=1", "solver: unknown solver option 'foo'"),
         ("+model.t1=abc", "model.t1 is set already"),
         ("model.width=a", "model.width must be a whole number, got 'a'"),
+        ("output_dir=/x/lr=0.1", """quote it: 'output_dir="/x/lr=0.1"'"""),
+        ("output_dir=/home/josé/x", """quote it: 'output_dir="/home/josé/x"'"""),
+        ("output_dir=~/x", """quote it: 'output_dir="~/x"'"""),
+        (
+            "output_dir=a,b",
+            """add -m to run them all; if it is one, quote it: \'output_dir="a""",
+        ),
+        ("optimizer.lr=[0.1", "close its bracket, or quote it"),
+        (
+            "data_dir=2024",
+            "data_dir must be a name or a path, got 2024; if that is its name",
+        ),
+        ("output_dir=" + "a" * 300, "cannot be a folder: File name too long"),
+        ("output_dir=/proc/x", "cannot use /proc/x/image"),
+        ("hydra.run.dir=/proc/x", "cannot use /proc/x: No such file or directory; choose another"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(command, capsys, argument, message):
@@ -87,10 +103,35 @@ def test_wrong_input_is_one_line_and_status_2(command, capsys, argument, message
     assert states(Path()) == {}
 
 
-def test_wrong_input_of_a_sweep(command, capsys):
-    assert command(*QUICK, "-m", "optimizer=adam,sdg") == 2
-    assert "did you mean sgd?" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["optimizer=adam,sdg"], ["did you mean sgd?"]),
+        (["output_dir=/proc/x", "seed=0,1"], ["cannot use /proc/x"]),
+        (
+            ["optimizer.lr=-1,-2,0.1", "seed=0,1"],
+            [
+                "4 of 6 jobs cannot run",
+                "jobs 1, 2 (optimizer.lr=-1, seed=0, …): optimizer.lr must be at least 0, got -1",
+                "jobs 3, 4 (optimizer.lr=-2, seed=0, …): optimizer.lr must be at least 0, got -2",
+            ],
+        ),
+        (["seed=0,1", "trainer.eval_every=0"], ["error: trainer.eval_every must be a whole"]),
+        (["seed=0,1", "task=cnf", "model=cnf_hyper", "task.exact_trace_max_dim=a"], ["whole"]),
+    ],
+)
+def test_all_wrong_jobs_are_named_before_the_first_one_starts(command, capsys, arguments, messages):
+    assert command(*(one for one in QUICK if "=" not in one[:5]), "-m", *arguments) == 2
+    said = capsys.readouterr()
+    assert [one for one in messages if one not in said.err] == []
+    assert "training" not in said.out
+    assert "Traceback" not in said.err
     assert states(Path()) == {}
+
+
+def test_what_hydra_answers_itself_is_no_run(command, capsys):
+    assert command(*QUICK, "--cfg", "job") == 0
+    assert "max_steps: 2" in capsys.readouterr().out
 
 
 def test_one_run_then_skipped_and_nothing_else_is_written(command, tmp_path, capsys):
@@ -100,6 +141,13 @@ def test_one_run_then_skipped_and_nothing_else_is_written(command, tmp_path, cap
     assert "skipped" in capsys.readouterr().out.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["image"]
+
+
+def test_the_home_directory_may_be_written_as_a_tilde(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert command(*QUICK, "-m", "optimizer=sgd", 'output_dir="~/runs"', "seed=0") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert len(list((tmp_path / "home" / "runs").rglob("status.json"))) == 1
 
 
 def test_a_run_that_diverged_says_so_with_status_3(command, tmp_path, capsys):
@@ -123,8 +171,11 @@ def test_a_sweep_goes_on_after_a_run_that_diverged(command, tmp_path):
 
 
 def test_a_sweep_goes_on_after_a_run_with_wrong_input(command, tmp_path, capsys):
-    assert command(*QUICK, "-m", "optimizer=sgd", "trainer.batch_size=2000,64") == 2
-    assert "error: trainer.batch_size=2000" in capsys.readouterr().err
+    assert command(*QUICK, "-m", "optimizer=sgd", "trainer.batch_size=2000,64,3000") == 2
+    said = capsys.readouterr()
+    assert "error: job 1 of 3: trainer.batch_size=2000 is larger" in said.err
+    assert "error: job 3 of 3: trainer.batch_size=3000 is larger" in said.err
+    assert re.search(r"^job 2 of 3: trainer.batch_size=64 \(\d+ s left\)$", said.out, re.MULTILINE)
     found = sorted(str(Record(f.parent).state) for f in tmp_path.rglob("status.json"))
     assert found == ["done"]  # what was refused left nothing behind
 

@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -50,6 +51,9 @@ def test_a_done_run_leaves_a_whole_record(tmp_path):
     assert found["versions"]["torch"] == version("torch")
     assert found["peak_memory_mb"] > 50
     assert set(found["seconds"]) == {"train", "evaluation", "logging"}
+    last = Record(folder).rows()[-1]
+    # Sleeping costs none, and no other thread works.
+    assert 0 < last["time/train_cpu_s"] <= found["train_cpu_s"] <= 1.05 * found["seconds"]["train"]
 
 
 @pytest.mark.parametrize(("goal", "last"), [(0.0, 4), (2.0, LAST_STEP)])
@@ -69,7 +73,8 @@ def test_the_series_has_the_promised_rows_and_keys(config):
     rows = Record(run_folder(config)).rows()
     assert [row["step"] for row in rows] == [0, 2, 4, 6, 8, 10, 12, 12]
     assert [row["epoch"] for row in rows] == [0, 0, 1, 1, 2, 2, 3, 3]
-    base, val = {"step", "epoch", "time/train_s"}, {"val/loss", "val/accuracy"}
+    base = {"step", "epoch", "time/train_s", "time/train_cpu_s"}
+    val = {"val/loss", "val/accuracy"}
     train = {"train/loss", "nfe/forward", "nfe/backward", "nfe/curvature"}
     assert set(rows[0]) == base | val
     assert set(rows[1]) == base | train
@@ -344,12 +349,14 @@ ROW = {
 }
 
 
-def shown(*, terminal: bool, show: bool | None) -> str:
+def shown(*, terminal: bool, show: bool | None, between: Callable[[], None] = lambda: None) -> str:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=120, highlight=False)
-    with ProgressBar(show, console) as progress:
+    with ProgressBar(show, console, "a run") as progress:
         progress.say("[a] line")
         progress.update(0.5, ROW, "accuracy")
+        between()
+        progress.update(0.6, {**ROW, "step": 4}, "accuracy")
         progress.update(1.0, {**ROW, "step": 6, "train/loss": 0.25}, "accuracy")
     return stream.getvalue()
 
@@ -360,6 +367,12 @@ def test_a_terminal_shows_loss_metric_nfe_and_time_left():
         assert part in text
 
 
-def test_no_terminal_shows_lines_alone():
-    assert shown(terminal=False, show=None) == "[a] line\n"
+@pytest.mark.parametrize("show", [None, True, False])
+def test_no_terminal_shows_a_line_a_minute(monkeypatch, show):
+    now = [0.0]
+    monkeypatch.setattr("experiments.run.trainer.time.monotonic", lambda: now[0])
+    text = shown(terminal=False, show=show, between=lambda: now.append(now.pop() + 60))
+    # a tenth took a minute, four are left
+    line = "" if show is False else "a run: step 4  loss 0.5  accuracy 0.75  nfe 38  4 min left\n"
+    assert text == f"[a] line\n{line}"
     assert "loss" not in shown(terminal=True, show=False)

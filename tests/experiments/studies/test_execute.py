@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -16,7 +17,8 @@ from experiments.base.errors import ConfigError, RecordError
 from experiments.base.interrupts import stopping
 from experiments.base.say import resumable
 from experiments.run.build import load_data
-from experiments.studies.execute import Training, execute, held
+from experiments.run.records import Record
+from experiments.studies.execute import Training, estimate, execute, held
 from tests.experiments.studies.stub_study import Stub
 
 
@@ -54,6 +56,23 @@ def test_a_run_that_fails_is_tried_twice_and_then_named(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="2 of 5 runs failed"):
         run_all(stub)
     assert stub.said[0] == "3 of 5 runs are done already"
+
+
+def test_how_long_runs_take_is_told_before_they_start(tmp_path: Path) -> None:
+    stub = Stub(tmp_path, [["done"], ["done"], ["done"]])
+    run_all(stub)
+    assert stub.said[0] == "3 runs to train: how long they take is known after the first"
+    assert re.fullmatch(r"\[1/3\] point 0 .* \(0 s so far\)", stub.said[1])
+    assert re.fullmatch(r"\[3/3\] point 2 .* \(\d s so far, \d s left\)", stub.said[3])
+    runs = [replace(stub.run(number), folder=tmp_path / "new", limit=60.0) for number in range(3)]
+    assert estimate(runs, 1) == "about 3 min"
+    assert estimate(runs, 2) == "about 2 min"
+    assert estimate(runs[:1], 2) == "about 60 s"
+    for seed, seconds in ((1, 3000.0), (2, 4200.0)):  # what other seeds took goes before the limit
+        record = Record(tmp_path / f"seed-{seed}")
+        record.folder.mkdir()
+        record.write_status("done", wall_s=seconds)
+    assert estimate(runs, 1) == "about 3 h 0 min"
 
 
 @pytest.mark.parametrize("jobs", [0, -1, 1.5])

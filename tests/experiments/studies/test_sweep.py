@@ -78,6 +78,8 @@ def test_the_data_set_brings_its_task(tmp_path: Path) -> None:
         ({"search": "snopt_uniform"}, "unknown search 'snopt_uniform'"),
         ({"overrides": ("dataset=digit",)}, r"no option 'digit' \(did you mean digits"),
         ({"overrides": ("trainer.epoch=1",)}, "did you mean epochs"),
+        ({"overrides": ("dataset=digits,circle",)}, "lists several values: here it takes one$"),
+        ({"overrides": ("model.x='a",)}, "quote it: "),
         ({"overrides": ("trainer.max_steps=0",)}, "trainer.max_steps must be a whole number"),
         ({"overrides": ("optimizer.eps=1",)}, "optimizer.eps is what search=snopt varies"),
         ({"overrides": ("trainer.restart=true",)}, "leave it out"),

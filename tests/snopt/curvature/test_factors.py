@@ -69,10 +69,6 @@ def test_columns_are_those_of_the_dense_factor(max_rows, merged):
     for factors in (thin, dense):
         factors.unscale(torch.tensor(8.0, dtype=torch.float64))
     assert_close(thin.B, dense.B, rtol=1e-12)
-    of_two = thin.of_vectors(2)
-    assert isinstance(of_two, ThinFactors)
-    assert_close(of_two.B, dense.of_vectors(2).B, rtol=1e-12)
-    assert of_two.batch == dense.of_vectors(2).batch
 
 
 def test_a_convolution_with_few_positions():

@@ -13,7 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from synthetic_protocol import FakeTraining, tiny
+import yaml
+from synthetic_protocol import SMALL, rows_of, tiny
 from synthetic_runs import whole_comparison
 
 from experiments.base.environment import REPOSITORY
@@ -21,20 +22,12 @@ from experiments.base.errors import ConfigError, RecordError
 from experiments.studies.comparison.report import FILES, draw
 from experiments.studies.comparison.rows import read_rows, table_of, write_rows
 from experiments.studies.comparison.session import Request, compare, set_targets
-from experiments.studies.execute import Training
 
 SCRIPT = [sys.executable, str(REPOSITORY / "scripts" / "compare.py")]
 
 
 def quiet(line: str) -> None:
     pass
-
-
-@pytest.fixture
-def training(monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
-    fake = FakeTraining()
-    monkeypatch.setattr(Training, "launch", lambda self, run: fake.launch(self, run))
-    return fake
 
 
 def tiny_request(tmp_path: Path) -> Request:
@@ -48,9 +41,12 @@ def tiny_request(tmp_path: Path) -> Request:
 
 def test_a_comparison_is_trained_once_and_summarised(tmp_path, training):
     request = tiny_request(tmp_path)
+    training.rows = rows_of
     set_targets(request, quiet)
     assert len(training.trained) == 4
-    rows = [SimpleNamespace(**row) for row in compare(request, quiet).to_dict("records")]
+    assert compare(request, quiet).folder == request.folder == tmp_path / "results" / "protocol"
+    table = read_rows(request.folder / "runs.csv")
+    rows = [SimpleNamespace(**row) for row in table.to_dict("records")]
     assert len(training.trained) == 4 + 4 + 4  # two optimizers: two trials, two fresh seeds
     assert [(r.optimizer, r.role, r.study, r.trial, r.seed) for r in rows[:4]] == [
         ("adam", "search", 0, 0, 300),
@@ -91,6 +87,23 @@ def test_data_sets_can_be_chosen_and_wrong_requests_are_named(tmp_path, training
     assert training.trained == []
     assert Request().folder == Path("results/protocol")
     assert Request(budget="full").folder == Path("results/protocol-full")
+
+
+def test_a_part_of_the_data_sets_does_not_replace_the_whole(tmp_path, training):
+    parts = Path("results/parts")
+    assert Request(datasets=("digits",)).folder == parts / "protocol-digits"
+    assert Request(datasets=("circle", "digits", "japanese_vowels")).folder.name == "protocol"
+    mnist = Request(budget="full", datasets=("mnist",))
+    assert mnist.folder == parts / "protocol-full-mnist"
+    assert mnist.command == "python scripts/compare.py run mnist --budget full --jobs 1"
+    # nor does what is there while another data set is missing
+    request = tiny_request(tmp_path)
+    absent = {"mnist": {"overrides": ["dataset.download=false"]}}
+    changed = {"datasets": ["circle", "mnist"], "workloads": {**SMALL["workloads"], **absent}}
+    (request.configs / "small.yaml").write_text(yaml.safe_dump({**SMALL, **changed}))
+    set_targets(request, quiet)
+    assert compare(request, quiet).folder == request.results_dir / "parts" / "protocol-circle"
+    assert not request.folder.exists()
 
 
 def test_everything_is_drawn_from_one_file(tmp_path):
