@@ -13,6 +13,7 @@ from snopt.precondition.snopt import Preconditioner, SNOpt
 from snopt.solve.adjoint import odeint_adjoint
 from snopt.solve.checkpoint import odeint_checkpoint
 from snopt.solve.direct import odeint
+from snopt.solve.events import odeint_event
 from snopt.solve.ode_block import ODEBlock
 from snopt.solve.solver import NFE
 from snopt.theory.low_rank import hessian_factors, low_rank_adjoint
@@ -36,6 +37,7 @@ __all__ = [
     "odeint",
     "odeint_adjoint",
     "odeint_checkpoint",
+    "odeint_event",
     "second_order_adjoint",
     "steps",
     "uniform",

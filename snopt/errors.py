@@ -6,8 +6,11 @@ from functools import partial
 from typing import Any
 
 
-class SolverError(RuntimeError):
+class SolverError(RuntimeError, AssertionError):
     """An ODE solve failed; the message says where, how and what to try.
+
+    It is an AssertionError with torchdiffeq's words in it too: code written for torchdiffeq catches
+    those.
 
     Attributes:
         reason: what went wrong, in a few words.
@@ -63,13 +66,23 @@ def failure(solver: Any, kind: str, reason: str, advice: str = "", **where: Any)
 
 # Reasons with advice, the same whichever engine notices.
 
-NON_FINITE = ("non-finite state", "Check the input, the step size and the learning rate.")
+_NON_FINITE = "non-finite values in state `y`"
+
+NON_FINITE = (_NON_FINITE, "Check the input, the step size and the learning rate.")
+
+NO_EVENT = (
+    "no event was found",
+    "Check the sign of event_fn and the direction of the solve, that of t[1] - t[0].",
+)
 
 
-def too_many_steps(limit: int) -> tuple[str, str]:
-    """Return reason and advice for a solve of more than ``limit`` steps."""
+def too_many_steps(limit: int, *, event: bool = False) -> tuple[str, str]:
+    """Return reason and advice for more than ``limit`` steps to an output time or an event."""
+    reason = f"max_num_steps exceeded: more than max_num_steps = {limit} steps"
+    if event:
+        return f"{reason}, {NO_EVENT[0]}", NO_EVENT[1]
     return (
-        f"more than max_num_steps = {limit} steps",
+        f"{reason} to the next output time",
         "The ODE may have become stiff: lower the learning rate, loosen the tolerance, or raise"
         ' options={"max_num_steps": …}.',
     )
@@ -78,10 +91,11 @@ def too_many_steps(limit: int) -> tuple[str, str]:
 def why_stuck(*, state_finite: bool, field_finite: bool) -> tuple[str, str]:
     """Return reason and advice for a solve whose step has shrunk to nothing."""
     if not state_finite:
-        return "non-finite state", "Check the input and the learning rate."
+        return _NON_FINITE, "Check the input and the learning rate."
     if not field_finite:
-        return "the vector field is not finite", "Check its parameters and its input."
+        reason = "the vector field is not finite (underflow in dt)"
+        return reason, "Check its parameters and its input."
     return (
-        "step size underflow",
+        "step size underflow (underflow in dt)",
         "The ODE is too stiff for this tolerance: loosen rtol and atol, or regularise F.",
     )

@@ -388,9 +388,9 @@ def draw_runs(
 
 def draw_band(axes: Axes, kept: Sequence[Series], style: Look, **line: Any) -> None:
     """Draw median and range over seeds."""
-    shape = band(kept)
-    axes.fill_between(shape.at, shape.low, shape.high, color=style.color, alpha=0.2, linewidth=0)
-    axes.plot(shape.at, shape.median, **line, **style.line)
+    at, median, low, high = band(kept)
+    axes.fill_between(at, low, high, color=style.color, alpha=0.2, linewidth=0)
+    axes.plot(at, median, **line, **style.line)
 
 
 def draw_lost(

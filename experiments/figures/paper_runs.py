@@ -30,7 +30,7 @@ from experiments.figures.loss_curves import (
 from experiments.figures.request import Request
 from experiments.publish.names import dataset_name
 from experiments.publish.provenance import of_runs, run_entry
-from experiments.publish.runs import read_runs, runs_table, thin, write_runs
+from experiments.publish.runs import csv_of_runs, read_runs, runs_table, thin
 from experiments.run.config import load_config, places, resolve
 from experiments.run.records import FINAL_STATES, Record, Summary, state_of, summarise
 from experiments.studies.execute import PlannedRun, Say, planned
@@ -92,7 +92,8 @@ def collect(
         folder = results_dir / "paper" / run.dataset
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{run.optimizer}-seed-{run.seed}.json"
-        write_runs(path.with_suffix(".csv"), thin(runs_table([record]), POINTS, WINDOW))
+        curve = thin(runs_table([record]), POINTS, WINDOW)
+        write_whole(path.with_suffix(".csv"), csv_of_runs(curve))
         text = json.dumps(summary_of(record, run), indent=2, ensure_ascii=False)
         write_whole(path, text + "\n")
         say(f"{run.name}: {state}, {path}")

@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 
 from experiments.base.errors import RecordError
 from experiments.figures.request import Figure, Request, listed
+from experiments.measure.pictures import number
 from experiments.measure.snapshots import EXPERIMENT, snapshots
 from experiments.measure.spectrum import (
     ADJOINT,
@@ -150,14 +151,8 @@ def draw(table: pd.DataFrame, damping: float) -> Picture:
     for one in axes[0]:
         one.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
     if np.isfinite(damping):
-        axes[0, -1].annotate(
-            r"damping $\varepsilon$",
-            (0.03, damping),
-            (0, -10),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            fontsize=8,
-        )
+        where = {"xycoords": ("axes fraction", "data")}
+        number(axes[0, -1], r"damping $\varepsilon$", (0.03, damping), (0, -10), **where)
     axes[0, 0].set_ylabel("Eigenvalue")
     axes[1, 0].set_ylabel("Density")
     shown = set(table["matrix"])

@@ -20,7 +20,7 @@ from experiments.base.errors import DataError, RecordError
 from experiments.figures.loss_curves import FIGURE_6, datasets_of
 from experiments.figures.request import Figure, Request, listed
 from experiments.measure.harness import Spread, averaged, in_words, pair_ratio, spread
-from experiments.measure.pictures import OURS, duration
+from experiments.measure.pictures import OURS, duration, number
 from experiments.measure.step_cost import ROUNDS, Measurement, plan
 from experiments.publish.names import dataset_name
 from experiments.publish.provenance import read_provenance
@@ -254,14 +254,8 @@ def _bars(
     )
     axes.hlines(y, [v.q25 for v in values], [v.q75 for v in values], color="black", linewidth=1.0)
     for at, value in zip(y, values, strict=True):
-        axes.annotate(
-            f"{value.median:.2f}",
-            (max(value.median, value.q75), at),
-            (3, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-        )
+        end = max(value.median, value.q75)
+        number(axes, f"{value.median:.2f}", (end, at), (3, 0), va="center")
 
 
 FIGURES = (Figure(NAME, reproduce, redraw, tuple(DATASETS)),)

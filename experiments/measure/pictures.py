@@ -100,9 +100,10 @@ def _bars(
     return places
 
 
-def _number(
+def number(
     axes: Axes, text: str, at: tuple[float, float], shift: tuple[int, int], **how: Any
 ) -> None:
+    """Write a text in small letters at a place, shifted by points."""
     axes.annotate(text, at, shift, textcoords="offset points", fontsize=8, **how)
 
 
@@ -186,7 +187,7 @@ def _draw_steps(axes: Axes, found: Entries) -> None:
             one = ratio(entry, step)
             axes.vlines(at, one.q25, one.q75, color="black", linewidth=1.0)
             top = max(one.median, one.q75)
-            _number(axes, f"{one.median:.2f}", (at, top), (0, 3), ha="center", rotation=90)
+            number(axes, f"{one.median:.2f}", (at, top), (0, 3), ha="center", rotation=90)
     axes.axhline(1.0, color="black", linewidth=1.0)
     axes.set_xticks(*_titles(found, lambda entry: entry["steps"]["sgd"]))
     axes.set_ylabel("Time of a step (SGD = 1)")
@@ -278,7 +279,7 @@ def draw_optimizers(folder: Path) -> list[Path]:
     axes.barh(names, means, color=colours, height=0.65)
     axes.plot(medians, range(len(names)), "k|", markersize=9, label="step without a refresh")
     for y, (mean, median) in enumerate(zip(means, medians, strict=True)):
-        _number(axes, f"{mean:.2f}", (max(mean, median), y), (4, 0), va="center")
+        number(axes, f"{mean:.2f}", (max(mean, median), y), (4, 0), va="center")
     axes.axvline(1.0, color="black", linewidth=0.6)
     axes.set_xscale("log")
     axes.set_xlim(0.8, 1.6 * max(*means, *medians))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -62,9 +63,11 @@ class SolverSettings:
                 "solver: autograd does not go through scipy_solver: use solver.gradient=adjoint"
             )
         try:
-            # The library's own block, also where a subclass makes blocks of another kind.
-            SolverSettings.block(self, nn.Identity())
-        except ValueError as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # an option that the method does not have
+                # The library's own block, also where a subclass makes blocks of another kind.
+                SolverSettings.block(self, nn.Identity())
+        except (ValueError, UserWarning) as error:
             raise ConfigError(f"solver: {one_line(error, 500)}") from error
 
     def block(self, func: nn.Module, t: Sequence[float] | Tensor = (0.0, 1.0)) -> ODEBlock:

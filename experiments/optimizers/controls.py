@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from experiments.models.blocks import ode_blocks, ode_parameters
-from snopt import SNOpt
-from snopt.curvature.factors import Accumulator
-from snopt.linalg import at_least_float32
+from snopt import Preconditioner, SNOpt
+from snopt.curvature.factors import Bases, Factors
+from snopt.linalg import Basis, at_least_float32
 from snopt.validate import check_choice, check_number
 
 BASES: Final = ("identity", "random")
@@ -87,6 +87,27 @@ def sgd_rate(
     return SGD(chosen, lr=lr / eps, momentum=momentum, weight_decay=weight_decay * eps)
 
 
+class _InBasis(Preconditioner):
+    """Keeps S in a basis of one's own; see :class:`SNOptInBasis`."""
+
+    basis: str
+
+    def bases(self, factors: Sequence[Factors]) -> list[Bases]:
+        generator = torch.Generator().manual_seed(self.refreshes)
+        return [(self._basis(own.A, generator), self._basis(own.B, generator)) for own in factors]
+
+    def _basis(self, matrix: Tensor, generator: torch.Generator) -> Basis:
+        matrix = at_least_float32(matrix)
+        groups, d, _ = matrix.shape
+        U = torch.eye(d, dtype=torch.float64).expand(groups, d, d)
+        if self.basis == "random":
+            normal = torch.randn(groups, d, d, generator=generator, dtype=torch.float64)
+            U, R = torch.linalg.qr(normal)
+            U = U * R.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # makes it uniform
+        U = U.to(matrix).contiguous()
+        return (U * (matrix @ U)).sum(dim=-2), U
+
+
 class SNOptInBasis(SNOpt):
     """SNOpt with bases of A and B that are not theirs: the identity, or random ones.
 
@@ -102,28 +123,15 @@ class SNOptInBasis(SNOpt):
         ValueError: the model has no ODE, or the basis is unknown.
     """
 
+    method = _InBasis
+    preconditioner: _InBasis
+
     def __init__(self, model: nn.Module, *, basis: str, **settings: Any) -> None:
-        """Make an SNOpt and change where it takes its bases from."""
+        """Make an SNOpt and say in which basis."""
         check_choice("basis", basis, BASES)
         _check_ode(f"snopt_{basis}", model)
         super().__init__(model, **settings)
-        self.basis = basis
-        self.preconditioner.decompose = self._bases_of
-        # Columns of a thin B would make a basis of their range.
-        self.preconditioner.collector.accumulator = Accumulator
-
-    def _bases_of(self, matrices: Sequence[Tensor]) -> list[tuple[Tensor, Tensor] | None]:
-        generator = torch.Generator().manual_seed(self.preconditioner.refreshes)
-        found: list[tuple[Tensor, Tensor] | None] = []
-        for matrix in map(at_least_float32, matrices):
-            groups, d, _ = matrix.shape
-            U = torch.eye(d, dtype=torch.float64).expand(groups, d, d)
-            if self.basis == "random":
-                U, R = torch.linalg.qr(torch.randn(groups, d, d, generator=generator).double())
-                U = U * R.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # makes it uniform
-            U = U.to(matrix).contiguous()
-            found.append((torch.einsum("gij,gik,gkj->gj", U, matrix, U), U))
-        return found
+        self.preconditioner.basis = basis
 
 
 def _check_ode(control: str, model: nn.Module) -> None:

@@ -27,6 +27,8 @@ def place_of(results: Path, name: str, part: Sequence[str]) -> Path:
     return results / PARTS / re.sub(r"[^A-Za-z0-9._=-]+", "_", "-".join([name, *part]))[:120]
 
 
+_description = cache(description_of)
+
 KINDS = {"image": "images", "time_series": "time series"}
 """What data sets of a task are made of."""
 
@@ -50,8 +52,3 @@ def optimizer_name(name: str) -> str:
 def published(dataset: str) -> Mapping[str, Any]:
     """Return the ``inputs``, ``classes`` and ``steps`` that the paper states for a data set."""
     return dict(_description("dataset", dataset).get("published", {}))
-
-
-@cache
-def _description(group: str, name: str) -> Mapping[str, Any]:
-    return description_of(group, name)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from experiments.base.errors import RecordError
-from experiments.base.files import write_whole
 from experiments.publish.tables import csv_of, read_table
 from experiments.run.records import DIVERGED, DONE, FINAL_STATES, Summary
 from experiments.tasks import METRICS
@@ -101,13 +99,8 @@ def csv_of_runs(table: pd.DataFrame) -> str:
     return csv_of(table.assign(time_s=times)[columns], digits=6)
 
 
-def write_runs(path: Path, table: pd.DataFrame) -> None:
-    """Write a table of runs as CSV."""
-    write_whole(path, csv_of_runs(table))
-
-
 def read_runs(path: Path) -> pd.DataFrame:
-    """Read what :func:`write_runs` wrote; ``hash`` is empty, ``state`` is done or diverged."""
+    """Read what :func:`csv_of_runs` returned; ``hash`` is empty, ``state`` is done or diverged."""
     table = read_table(path, TYPES, optional=("nfe", "cpu_s")).assign(hash="", state=DONE)
     for _, run in each_run(table):
         if diverged(run):
@@ -170,20 +163,11 @@ def running_mean(values: Sequence[float] | Array, window: int) -> Array:
     return np.asarray((total[end] - total[start]) / (end - start), dtype=np.float64)
 
 
-@dataclass(frozen=True)
-class Band:
-    """Median and range over seeds on one grid of an axis; arrays of equal length."""
+def band(found: Sequence[Series], points: int = 200) -> tuple[Array, Array, Array, Array]:
+    """Interpolate the series of all seeds on a common grid, linearly.
 
-    at: Array
-    median: Array
-    low: Array
-    high: Array
-
-
-def band(found: Sequence[Series], points: int = 200) -> Band:
-    """Interpolate the series of all seeds on a common grid; return median, minimum and maximum.
-
-    The grid spans what every seed has reached. Interpolation is linear.
+    Returns:
+        The grid, which spans what every seed has reached; median, minimum and maximum there.
     """
     if not found or any(places.size == 0 for places, _ in found):
         raise ValueError("a band needs at least one measurement a seed")
@@ -193,4 +177,4 @@ def band(found: Sequence[Series], points: int = 200) -> Band:
         raise ValueError(f"the seeds have no time in common: {start:g} s to {end:g} s")
     grid = np.linspace(start, end, points)
     values = np.stack([np.interp(grid, places, own) for places, own in found])
-    return Band(grid, np.median(values, axis=0), values.min(axis=0), values.max(axis=0))
+    return grid, np.median(values, axis=0), values.min(axis=0), values.max(axis=0)

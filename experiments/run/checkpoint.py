@@ -37,6 +37,9 @@ _TYPES: Final[dict[str, type | tuple[type, ...]]] = {
 # Parts that only some runs have.
 _OPTIONAL: Final = {"averaging": dict, "horizon": dict, "reached": bool, "pending": bool}
 
+# What snopt's optimizers once had beside their state, and still read.
+_FORMER: Final = ("preconditioner", "rejected")
+
 _MARK = b"\nSHA-256:"
 _TRAILER = len(_MARK) + hashlib.sha256().digest_size
 _ADVICE = "remove it to start this run from the beginning"
@@ -124,7 +127,8 @@ def load_parts(parts: Parts, state: Mapping[str, Any], path: Path) -> None:
     with restoring(path, "model"):
         parts.model.load_state_dict(state["model"])
     with restoring(path, "optimizer"):
-        _same_keys(state["optimizer"], parts.optimizer.state_dict())
+        found = {k: v for k, v in state["optimizer"].items() if k not in _FORMER}
+        _same_keys(found, parts.optimizer.state_dict())
         parts.optimizer.load_state_dict(state["optimizer"])
     with restoring(path, "scheduler"):
         expected = parts.scheduler.state_dict() if parts.scheduler else {}

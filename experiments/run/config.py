@@ -51,6 +51,7 @@ MOST_THREADS: Final = 1024
 EPOCH: Final = "epoch"
 NESTED: Final = ("ode", "rest")
 """The two optimizers inside one of ``experiments.optimizers.split``."""
+PROFILES: Final = ("own", "release")
 CONTROLS: Final = ("frozen", "sgd_rate", "snopt_identity", "snopt_random")
 """SNOpt's configuration with another ``_target_``; see ``experiments.optimizers.controls``."""
 
@@ -382,9 +383,12 @@ _BEFORE_THERE_WAS_A_CHOICE: Final = {
     ("model", "cell"): "gru",
 }
 
-_TRAINED = ("lr", "cost", "every", "minimum", "decay")
+_TRAINED = ("lr", "cost", "per_sample", "every", "minimum", "decay")
 _AVERAGING_KEYS: Final = {NONE: (), "swa": ("start", "every"), "ema": ("start", "every", "decay")}
-_HORIZON_KEYS: Final = {NONE: (), "baseline": _TRAINED, "feedback": _TRAINED}
+_HORIZON_KEYS: Final = {
+    NONE: (),
+    **dict.fromkeys(("baseline", "baseline_released", "feedback"), _TRAINED),
+}
 
 
 @dataclass(frozen=True)
@@ -502,7 +506,24 @@ def resolve(config: DictConfig | Mapping[str, Any]) -> Config:
     except OmegaConfBaseException as error:
         where = f"{error.full_key}: " if error.full_key else ""
         raise ConfigError(f"{where}{str(error).partition(chr(10))[0]}") from error
-    return _without_descriptions(plain)
+    return _with_profile(_without_descriptions(plain))
+
+
+def _with_profile(config: Config) -> Config:
+    """Apply the key ``profile``: it stands for other values and is none of a record's."""
+    profile = config.pop("profile", PROFILES[0])
+    if profile not in PROFILES:
+        raise ConfigError(f"profile must be {' or '.join(PROFILES)}, got {profile!r}")
+    if profile == "release":
+        optimizer = config["optimizer"]
+        optimizer["scheduler"] = None  # the release builds schedules and never steps them
+        for part in (
+            optimizer,
+            *(optimizer[p] for p in NESTED if isinstance(optimizer.get(p), dict)),
+        ):
+            if part["_target_"] == "snopt.SNOpt":
+                part["_target_"] = "experiments.optimizers.release.SNOptAsReleased"
+    return config
 
 
 def _without_descriptions(config: Config) -> Config:
@@ -588,6 +609,7 @@ def _check_horizon(config: Mapping[str, Any] | None) -> None:
         return
     check_number("horizon.lr", config["lr"], positive=True)
     check_number("horizon.cost", config["cost"], positive=config["name"] == "feedback")
+    check_flag("horizon.per_sample", config["per_sample"])
     check_whole("horizon.every", config["every"])
     check_number("horizon.minimum", config["minimum"], positive=True)
     _check_decay("horizon", config["decay"])

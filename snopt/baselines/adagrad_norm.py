@@ -49,6 +49,12 @@ class AdaGradNorm(Optimizer):
             check_number("weight_decay", group["weight_decay"], "[0, inf)")
         self._sums["squares"] = b0**2
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group; the norm goes on from where it is."""
+        super().add_param_group(param_group)
+        for p in param_group["params"]:
+            self.state.setdefault(p, {})  # tools that save or load look for every parameter's
+
     @property
     def b(self) -> float:
         """The present b_k."""
@@ -57,8 +63,8 @@ class AdaGradNorm(Optimizer):
     @property
     def _sums(self) -> dict[str, float]:
         # Among the states of parameters, so that whatever copies or saves those has it too.
-        state: dict[str, float] = self.state[self.param_groups[0]["params"][0]]
-        return state
+        found = (state for state in self.state.values() if "squares" in state)
+        return next(found, next(iter(self.state.values())))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -38,13 +38,8 @@ from snopt.curvature.factors import thinned
 from snopt.curvature.layers import Layer
 from snopt.curvature.quadrature import Quadrature
 from snopt.linalg import at_least_float32, inverse
-from snopt.precondition.base import (
-    Layerwise,
-    PreconditionedOptimizer,
-    as_groups,
-    base_step,
-    members,
-)
+from snopt.precondition.base import Layerwise, members
+from snopt.precondition.optimizer import PreconditionedOptimizer, as_groups, base_step
 from snopt.precondition.weights import Block
 from snopt.validate import check_count, check_number
 
@@ -65,6 +60,11 @@ class Means:
     x: Tensor
     g: Tensor
     A: Tensor | None
+
+    def without_bias(self) -> Means:
+        """Return the means of the weight alone, whose last input is the bias's."""
+        A = None if self.A is None else self.A[..., :-1, :-1].contiguous()
+        return Means(self.x[..., :-1], self.g, A)
 
     def unscale(self, loss_scale: float | Tensor) -> None:
         """Divide g, in place, by what the loss was multiplied with."""
@@ -275,7 +275,7 @@ class KBFGSState:
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Take over a state of :meth:`state_dict`, moved to ``device``."""
-        parts = (moved(state[name], device) for name in ("A", "H_a", "s", "y"))
+        parts = (moved(state.get(name), device) for name in ("A", "H_a", "s", "y"))
         self._A, self.H_a, self._s, self._y = parts
         self.H_g = None
         if self._s is not None:
@@ -326,23 +326,26 @@ class KBFGSPreconditioner(Layerwise[KBFGSState]):
         **layerwise: Any,
     ) -> None:
         """Find the layers and wait for the first backward pass."""
-        self.damping, self.decay = damping, decay
-        self.check({})
+        self.decay = decay
         check_number("decay (of all averages)", decay, "[0, 1)")
         self.waiting = False  # between a step and the evaluation after it
         super().__init__(
             model,
-            lambda: KBFGSState(make_inverse),
-            accumulator=lambda: MeanSums(with_factor=not self.waiting),
+            partial(KBFGSState, make_inverse),
+            {"damping": damping},
+            accumulator=self._make_sums,
             **layerwise,
         )
+
+    def _make_sums(self) -> MeanSums:
+        return MeanSums(with_factor=not self.waiting)
 
     @torch.no_grad()
     def step(
         self, param_groups: Sequence[Mapping[str, Any]] = (), *, loss_scale: float | Tensor = 1.0
     ) -> None:
         """Take in the first evaluation if it is time, then replace the gradients in place."""
-        if self.due:
+        if self.takes_in:
             if self.waiting:
                 raise RuntimeError(
                     "the step before has not been ended: call observe() after the second backward"
@@ -354,14 +357,14 @@ class KBFGSPreconditioner(Layerwise[KBFGSState]):
                 block.state.before_step(means, _weights(block), self.decay)
             self.waiting = bool(gathered)
         for block, group in self.with_gradient(param_groups):
-            if block.state.prepare(group.get("damping", self.damping)):
+            if block.state.prepare(group["damping"]):
                 G = block.gradient(block.state.shape[-1])
                 block.set_gradient(block.state.direction(G))
         self.advance()
 
-    def check(self, group: Mapping[str, Any]) -> None:
+    def check(self, settings: Mapping[str, Any]) -> None:
         """Raise ValueError if λ of a parameter group is out of range."""
-        check_number("damping", group.get("damping", self.damping), "(0, 1)")
+        check_number("damping", settings["damping"], "(0, 1)")
 
     @torch.no_grad()
     def observe(self) -> None:
@@ -372,14 +375,14 @@ class KBFGSPreconditioner(Layerwise[KBFGSState]):
         sums = self.collector.sums
         for name, block in self.blocks.items():
             if name in sums:
-                means: Means = sums[name].factors()
+                means: Means = self.own_part(block, sums[name].factors())
                 block.state.after_step(means, _weights(block), self.decay)
         self.finish()
 
     def finish(self) -> None:
         """End the step, with or without :meth:`observe`."""
         self.waiting = False
-        self._arm_if_due()
+        self.resume()
 
     def _wants_curvature(self) -> bool:
         return self.waiting or super()._wants_curvature()
@@ -388,8 +391,9 @@ class KBFGSPreconditioner(Layerwise[KBFGSState]):
 def _weights(block: Block[KBFGSState]) -> Tensor:
     """Return weight and bias as a matrix with the columns of the layer's input rows."""
     layer = block.layer
-    bias = layer.bias.detach() if layer.bias is not None and layers.has_bias(layer) else None
-    return layers.to_matrix(layer, layer.weight.detach(), bias)
+    bias = layer.bias if block.own_bias and layers.has_bias(layer) else None
+    own = None if bias is None else bias.detach()
+    return layers.to_matrix(layer, layer.weight.detach(), own)
 
 
 class _Descent(Optimizer):
@@ -490,8 +494,7 @@ class KBFGS(PreconditionedOptimizer[KBFGSPreconditioner]):
             params=members(groups),
         )
         self.decay = decay
-        step = base_step(groups, _Descent, lr, 0.0, weight_decay, {})
-        super().__init__(preconditioner, step, {"damping": damping})
+        super().__init__(preconditioner, groups, base_step(_Descent, lr, 0.0, weight_decay, {}))
 
     def _make_inverse(self) -> MakeInverse:
         return DenseInverse
@@ -527,8 +530,8 @@ class KBFGS(PreconditionedOptimizer[KBFGSPreconditioner]):
                     average = self.state[p].setdefault("average", torch.zeros_like(p))
                     grad = p.grad.add(p, alpha=group["weight_decay"])
                     p.grad.copy_(average.mul_(self.decay).add_(grad, alpha=1 - self.decay))
-        self.preconditioner.step(self.param_groups)
-        self.base.step()
+        self._precondition()
+        self._step_base()
         if self.preconditioner.waiting:
             try:
                 # Sums of the first evaluation are gone, whether or not the closure resets them.

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -29,16 +29,14 @@ from snopt.curvature.factors import Accumulator, Factors, thinned
 from snopt.curvature.layers import Layer, batch_of, input_rows, output_rows
 from snopt.curvature.quadrature import Quadrature, evaluations
 from snopt.linalg import eigenbases, inverses
-from snopt.precondition.base import (
-    Layerwise,
+from snopt.precondition.base import Layerwise, State, members
+from snopt.precondition.kronecker import KroneckerPair
+from snopt.precondition.optimizer import (
     PreconditionedOptimizer,
-    State,
     as_groups,
     base_step,
-    members,
     split_options,
 )
-from snopt.precondition.kronecker import KroneckerPair
 from snopt.precondition.weights import Block
 from snopt.validate import check_choice, check_count, check_number
 
@@ -79,8 +77,6 @@ class Factored(Layerwise[State]):
         **layerwise: Any,
     ) -> None:
         """Find the layers and wait for the first backward pass."""
-        self.damping = damping
-        self.check({})
         check_number("decay (of the averaged factors)", decay, "[0, 1)")
         check_count("update_freq", update_freq)
         check_count("inverse_freq", inverse_freq)
@@ -93,11 +89,12 @@ class Factored(Layerwise[State]):
         self.kl_clip, self.decay, self.inverse_freq = kl_clip, decay, inverse_freq
         rule = evaluations() if quadrature is None else quadrature
         make = type(self).make_state
-        super().__init__(model, make, update_freq=update_freq, quadrature=rule, **layerwise)
+        own = {"damping": damping}
+        super().__init__(model, make, own, update_freq=update_freq, quadrature=rule, **layerwise)
 
-    def check(self, group: Mapping[str, Any]) -> None:
+    def check(self, settings: Mapping[str, Any]) -> None:
         """Raise ValueError if λ of a parameter group is out of range."""
-        check_number("damping", group.get("damping", self.damping), "(0, inf)")
+        check_number("damping", settings["damping"], "(0, inf)")
 
     def write(self, steps: Sequence[tuple[Block[State], Tensor, Mapping[str, Any]]]) -> None:
         """Write each block's step into its gradients, all shortened by one factor ν if need be.
@@ -190,7 +187,7 @@ class FactoredInverse:
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Take over a state of :meth:`state_dict`, moved to ``device``."""
         self.average.load_state_dict(state, device)
-        A, B = (moved(state[name], device) for name in ("inverse_A", "inverse_B"))
+        A, B = (moved(state.get(name), device) for name in ("inverse_A", "inverse_B"))
         self.inverse = None if A is None or B is None else (A, B)
         self.failures = int(state["failures"])
 
@@ -209,7 +206,7 @@ class KFACPreconditioner(Factored[FactoredInverse]):
         self, param_groups: Sequence[Mapping[str, Any]] = (), *, loss_scale: float | Tensor = 1.0
     ) -> None:
         """Average factors and invert them if it is time, then replace the gradients in place."""
-        if self.due:
+        if self.takes_in:
             for name, factors in self.gathered(loss_scale).items():
                 state = self.blocks[name].state
                 state.failures += not state.average.update(factors, self.decay)
@@ -228,7 +225,7 @@ class KFACPreconditioner(Factored[FactoredInverse]):
     def _invert(self, pairs: Sequence[tuple[Block[FactoredInverse], Mapping[str, Any]]]) -> None:
         matrices: list[Tensor] = []
         for block, group in pairs:
-            matrices.extend(block.state.damped(group.get("damping", self.damping)))
+            matrices.extend(block.state.damped(group["damping"]))
         found = (inverses if self.ranks is None else self.ranks.inverses)(matrices)
         for i, (block, _) in enumerate(pairs):
             block.state.take(found[2 * i], found[2 * i + 1])
@@ -290,8 +287,8 @@ class KFAC(PreconditionedOptimizer[Factored[Any]]):
         own, rest = split_options(self.method, options)
         super().__init__(
             self.method(model, damping=damping, params=members(groups), **own),
-            base_step(groups, base, lr, momentum, weight_decay, rest),
-            {"damping": damping},
+            groups,
+            base_step(base, lr, momentum, weight_decay, rest),
             curvature=curvature,
             samples=samples,
         )
@@ -400,6 +397,12 @@ class PerSampleFactors(Factors):
         for gradient in self.gradients:
             gradient.div_(loss_scale)
 
+    def without_bias(self) -> Self:
+        """Return factors and gradients of the weight alone, whose last input is the bias's."""
+        own = super().without_bias()
+        object.__setattr__(own, "gradients", [g[..., :-1] for g in self.gradients])
+        return own
+
     @torch.no_grad()
     def second_moment(self, pair: KroneckerPair) -> Tensor:
         """Return E[(U_Bᵀ G_n U_A)²] over the samples n in a pair's bases, like S."""
@@ -497,7 +500,7 @@ class EKFACPreconditioner(Factored[CorrectedEigenbasis]):
     ) -> None:
         """Take in factors and moments if it is time, then replace the gradients in place."""
         rows = self.rows()
-        if self.due:
+        if self.takes_in:
             self._refresh(loss_scale)
         steps = []
         for block, group in self.with_gradient(param_groups):
@@ -505,7 +508,7 @@ class EKFACPreconditioner(Factored[CorrectedEigenbasis]):
             pair.batch = rows.get(block.name, pair.batch)
             step = pair.precondition(
                 block.gradient(pair.shape[-1], pair.buffer()),
-                eps=group.get("damping", self.damping),
+                eps=group["damping"],
                 alpha=self.alpha if self.moment == "running" else 1.0,
             )
             steps.append((block, step, group))

@@ -66,7 +66,7 @@ class FactorAverage:
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Take over a state of :meth:`state_dict`, moved to ``device``."""
-        self.A, self.B = (moved(state[name], device) for name in ("A", "B"))
+        self.A, self.B = (moved(state.get(name), device) for name in ("A", "B"))
         self.updates, self.batch = int(state["updates"]), int(state["batch"])
 
 

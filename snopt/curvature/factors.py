@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -186,6 +187,12 @@ class Factors:
     def unscale(self, loss_scale: float | Tensor) -> None:
         """Divide B, in place, by the square of what the loss was multiplied with."""
         self.B.div_(loss_scale**2)
+
+    def without_bias(self) -> Self:
+        """Return the factors of the weight alone, whose last input is the bias's."""
+        own = copy(self)
+        object.__setattr__(own, "A", self.A[..., :-1, :-1].contiguous())
+        return own
 
 
 def thinned(x: Tensor, g: Tensor, rows: int, max_rows: int | None) -> tuple[Tensor, Tensor]:

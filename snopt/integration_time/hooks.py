@@ -27,6 +27,21 @@ the **feedback** step; the **baseline** is gradient descent:
 
     feedback:  δT = -η (Q_T + Q_Tθ·δθ) / Q_TT        baseline:  δT = -η Q_T                  (H5)
 
+**Units of c.** The authors' release divides s by the batch size B once more, so that its costs
+(4e-4 to 6e-4) are those of time against a B-th of the mean loss. Multiplied through with B, its
+policy is (H5) with the exact s and
+
+    Q_T = c B T + s,        Q_TT = c B + s² / B                                             (H6)
+
+This is what ``per_sample=True``, the default, takes in place of (H2) and (H3): c is a cost per
+sample.
+
+**Averages.** Q_T and Q_TT are exponential averages over all steps; s and Q_u in the feedback are
+the last step's, as in the release. Its own baseline multiplies the cost by F as well, which is not
+the gradient of J; ``mode="baseline_released"`` has it for comparison, the sum over the whole batch:
+
+    δT = -η Σ F (Φ_z + c T) / B                                                              (H7)
+
 Q_Tθ·δθ = s (Q_u·δθ) takes the gradient *before* any preconditioning, momentum or weight decay, and
 the difference of the parameters across the optimizer's step. Q_u·δθ is the change of the loss that
 this step brings to first order: progress that T need not make.
@@ -38,7 +53,7 @@ import math
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
@@ -50,19 +65,19 @@ from snopt.curvature.collector import WeakHook, backward_pass, on_accumulation
 from snopt.linalg import at_least_float32
 from snopt.solve.field import parts_of
 from snopt.solve.ode_block import ODEBlock
-from snopt.validate import check_choice, check_count, check_number
+from snopt.validate import check_choice, check_count, check_flag, check_number
 
-MODES = ("fixed", "baseline", "feedback")
+MODES = ("fixed", "baseline", "baseline_released", "feedback")
 
 
 @dataclass(frozen=True)
 class HorizonModel:
-    """Derivatives of J along T, of one step or averaged over updates.
+    """Derivatives of J along T, of one step or averaged over steps.
 
     Attributes:
         s: Fᵀ Φ_z, the loss per unit of time at the end of the block.
-        Q_T: (H2).
-        Q_TT: (H3), at least c.
+        Q_T: (H2) or (H6); with ``baseline_released`` what (H7) has in its place.
+        Q_TT: (H3) or (H6), at least c.
     """
 
     s: float
@@ -70,9 +85,9 @@ class HorizonModel:
     Q_TT: float
 
     @classmethod
-    def at(cls, T: float, s: float, cost: float) -> HorizonModel:
-        """Return the model at horizon ``T`` under the horizon cost ``cost``/2 T²."""
-        return cls(s, cost * T + s, cost + s * s)
+    def at(cls, T: float, s: float, cost: float, batch: int = 1) -> HorizonModel:
+        """Return the model at horizon ``T`` under the cost c; ``batch`` is B of (H6), or 1."""
+        return cls(s, cost * batch * T + s, cost * batch + s * s / batch)
 
     def averaged(self, past: HorizonModel | None, decay: float) -> HorizonModel:
         """Return the exponential average, ``decay`` times the past and the rest this; or this."""
@@ -81,15 +96,9 @@ class HorizonModel:
         pairs = zip(astuple(past), astuple(self), strict=True)
         return HorizonModel(*(decay * old + (1.0 - decay) * new for old, new in pairs))
 
-    def feedback(self, predicted: float) -> float:
-        """Return Q_Tθ·δθ by (H4), where ``predicted`` is Q_u·δθ."""
-        return self.s * predicted
-
-    def step(self, mode: str, lr: float, predicted: float) -> float:
-        """Return δT by (H5), where ``lr`` is η and ``predicted`` is Q_u·δθ."""
-        if mode == "baseline":
-            return -lr * self.Q_T
-        return -lr * (self.Q_T + self.feedback(predicted)) / self.Q_TT
+    def step(self, mode: str, lr: float, feedback: float) -> float:
+        """Return δT by (H5) or (H7), where ``lr`` is η and ``feedback`` is Q_Tθ·δθ."""
+        return -lr * ((self.Q_T + feedback) / self.Q_TT if mode == "feedback" else self.Q_T)
 
 
 class IntegrationTime:
@@ -100,9 +109,9 @@ class IntegrationTime:
         optimizer = SNOpt(model, lr=0.02)  # or any other torch.optim.Optimizer
         horizon = IntegrationTime(model.ode, optimizer, mode="feedback", cost=5e-4)
 
-    On every ``every``-th step it reads the gradient at the block's output, evaluates the field once
-    there, and after the optimizer's step moves ``block.t[-1]`` by (H5); other steps cost nothing.
-    The loss must be the mean over the batch; ``loss.backward()`` comes before ``optimizer.step()``.
+    On every step it reads the gradient at the block's output and evaluates the field once there;
+    after every ``every``-th step of the optimizer it moves ``block.t[-1]`` by (H5). The loss must
+    be the mean over the batch; ``loss.backward()`` comes before ``optimizer.step()``.
 
     The model's ``state_dict`` carries the time, :meth:`state_dict` everything else. With loss
     scaling set ``horizon.loss_scale = scaler.get_scale()`` before ``scaler.step(optimizer)``.
@@ -113,13 +122,16 @@ class IntegrationTime:
     Args:
         block: the block; it must be called with its own times.
         optimizer: whose steps count, and whose parameter step the feedback sees.
-        mode: ``"fixed"`` (nothing moves), ``"baseline"`` or ``"feedback"``.
+        mode: ``"feedback"``, ``"baseline"``, ``"baseline_released"``, or ``"fixed"`` (nothing
+            moves).
         lr: η > 0 (paper: 0.1).
-        cost: c of the horizon cost c/2 T² (paper: 4e-4 to 6e-4 on CIFAR-10). The baseline may have
-            0, feedback needs more.
+        cost: c of the horizon cost (paper, on CIFAR-10: 6e-4 from t1 = 1, 4e-4 from 0.05). The
+            baseline may have 0, feedback needs more.
         every: optimizer steps from one update to the next, at least 1 (paper: 50).
         minimum: smallest horizon T > 0 that an update may lead to.
-        decay: weight of the past in the averages of s, Q_T and Q_TT, in [0, 1).
+        decay: weight of the past, from step to step, in the averages of Q_T and Q_TT, in [0, 1).
+        per_sample: whether c is in units of the release, (H6), which need the first dimension of
+            the state to be the batch; otherwise J has c/2 T² and nothing depends on the batch.
 
     Attributes:
         loss_scale: what the loss was multiplied with for the backward pass.
@@ -142,7 +154,8 @@ class IntegrationTime:
         cost: float = 5e-4,
         every: int = 50,
         minimum: float = 0.1,
-        decay: float = 0.75,
+        decay: float = 0.99,
+        per_sample: bool = True,
     ) -> None:
         """Hook the block and the optimizer."""
         _check_block(block)
@@ -158,9 +171,10 @@ class IntegrationTime:
         check_count("every", every)
         check_number("minimum (the smallest horizon)", minimum, "(0, inf)")
         check_number("decay", decay, "[0, 1)")
+        check_flag("per_sample", per_sample)
         self.block, self.mode = block, mode
         self.lr, self.cost, self.every = lr, cost, every
-        self.minimum, self.decay = minimum, decay
+        self.minimum, self.decay, self.per_sample = minimum, decay, per_sample
         self.loss_scale = 1.0
         self.steps = self.updates = 0
         self._since = 0  # steps since the last update
@@ -168,9 +182,11 @@ class IntegrationTime:
         self._feedback = 0.0
         self._warned: set[str] = set()
         self._optimizer = weakref.ref(optimizer)
-        self._s: Tensor | None = None
-        self._arriving: dict[int, Tensor] = {}  # s of passes that have added to no gradient yet
+        # Fᵀ Φ_z and the sum of F, together and of passes that have added to no gradient yet
+        self._sums: Tensor | None = None
+        self._arriving: dict[int, Tensor] = {}
         self._added: set[int] = set()  # passes that have
+        self._rows: dict[int, int] = {}  # of the batch, by pass
         self._handles: list[RemovableHandle] = []
         self._before: list[tuple[Tensor, Tensor, Tensor]] = []
         if mode != "fixed":
@@ -192,7 +208,7 @@ class IntegrationTime:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """``horizon/t1`` and, from the first update on, what the last one saw.
+        """``horizon/t1`` and, from the first step on, averages and the last feedback.
 
         ``horizon/Q_T``, for feedback also ``horizon/Q_TT`` and ``horizon/feedback`` (Q_Tθ·δθ).
         """
@@ -237,12 +253,12 @@ class IntegrationTime:
         kwargs: dict[str, Any],
         output: Tensor | tuple[Tensor, ...],
     ) -> None:
-        """Wait for Φ_z at the block's output, if the coming step is one after which t1 moves."""
+        """Wait for Φ_z at the block's output."""
         if block is not self.block:  # a copy
             return
         t = args[1] if len(args) > 1 else kwargs.get("t")
         # A forward pass inside a backward pass repeats one that was seen already.
-        if not self.due or not torch.is_grad_enabled() or backward_pass() != -1:
+        if not torch.is_grad_enabled() or backward_pass() != -1:
             return
         parts = parts_of(output)
         if not any(part.requires_grad for part in parts):
@@ -253,7 +269,8 @@ class IntegrationTime:
                 " times: leave out the argument t, or use mode='fixed'"
             )
         if self._gradients_are_zero():
-            self._s = None  # what arrived before went into gradients that were thrown away
+            # What arrived before went into gradients that were thrown away.
+            self._sums, self._rows = None, {}
         if not self._handles:
             self._handles = [
                 on_accumulation(p, self._on_accumulated)
@@ -272,8 +289,12 @@ class IntegrationTime:
         def hook(gradient: Tensor) -> None:
             if step == self.steps:
                 task = backward_pass()
-                s = (F * at_least_float32(gradient.detach())).sum(dtype=torch.float64)
-                self._arriving[task] = self._arriving.get(task, 0.0) + s
+                with torch.no_grad():
+                    found = [(F * at_least_float32(gradient)).sum(dtype=torch.float64)]
+                    found.append(F.sum(dtype=torch.float64))
+                    sums = torch.stack(found)
+                self._arriving[task] = self._arriving.get(task, 0.0) + sums
+                self._rows[task] = F.shape[0] if F.ndim else 1
                 self._take_in(task)
 
         return hook
@@ -286,8 +307,8 @@ class IntegrationTime:
     def _take_in(self, task: int) -> None:
         # Other passes belong to an attack, a penalty, or a quantity that is part of the loss.
         if task in self._added and task in self._arriving:
-            s = self._arriving.pop(task)
-            self._s = s if self._s is None else self._s + s
+            sums = self._arriving.pop(task)
+            self._sums = sums if self._sums is None else self._sums + sums
 
     def _parameters(self) -> list[Tensor]:
         optimizer = self._optimizer()
@@ -309,12 +330,12 @@ class IntegrationTime:
                 "IntegrationTime needs the gradient before the step: call loss.backward() and then"
                 " optimizer.step() without a closure"
             )
-        if not self.due or self._s is None:
+        if self._sums is None:
             return
         # Set by a GradScaler whose optimizer unscales for itself, as SNOpt does.
         pending = getattr(optimizer, "grad_scale", None)
-        self._s = self._s / (self.loss_scale if pending is None else pending)
-        if self.mode == "feedback":
+        self._sums[0] /= self.loss_scale if pending is None else pending
+        if self.mode == "feedback" and self.due:
             self._before = [
                 (p, p.clone(), p.grad.clone() if pending is None else p.grad / pending)
                 for p in self.block.func.parameters()
@@ -325,33 +346,49 @@ class IntegrationTime:
     def _after_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        """Count the step and move t1 if it is time."""
+        """Count the step, average what it saw, and move t1 if it is time."""
         self.steps += 1
         self._since += 1
-        if self._since >= self.every:
-            if self._s is None:
+        moves = self._since >= self.every
+        if self._sums is None:
+            if moves:
                 self._warn(
                     "data",
                     "no gradient has arrived at the output of the ODE block: its integration time"
                     " stays as it is until loss.backward() passes through the block",
                 )
-            elif math.isfinite(s := float(self._s)):
+        elif math.isfinite((sums := self._sums.tolist())[0]):
+            own = self._seen(*sums)
+            self._model = own.averaged(self._model, self.decay)
+            if moves:
                 terms = [(g * (p - was)).sum(dtype=torch.float64) for p, was, g in self._before]
-                self._move(s, float(sum(terms)))
+                self._feedback = own.s * float(sum(terms))  # (H4)
+                self._move(self._model)
                 self._since = 0
-        self._s, self._before = None, []
-        self._arriving, self._added = {}, set()
+        self._sums, self._before = None, []
+        self._arriving, self._added, self._rows = {}, set(), {}
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
-    def _move(self, s: float, predicted: float) -> None:
-        """Move t1 by (H5); ``s`` is Φ_zᵀ dz/dt, ``predicted`` is Q_u·δθ."""
-        t0, t1 = float(self.block.t[0]), self.t1
-        sign, T = math.copysign(1.0, t1 - t0), abs(t1 - t0)
-        model = HorizonModel.at(T, sign * s, self.cost).averaged(self._model, self.decay)
-        self._model, self._feedback = model, model.feedback(predicted)
-        wanted = T + model.step(self.mode, self.lr, predicted)
+    def _seen(self, s: float, F: float) -> HorizonModel:
+        """Return the model of this step alone, from sums with F = dz/dt."""
+        sign, T = self._interval()
+        batch = sum(rows for task, rows in self._rows.items() if task in self._added)
+        own = HorizonModel.at(T, sign * s, self.cost, batch if self.per_sample else 1)
+        if self.mode == "baseline_released":
+            own = replace(own, Q_T=(own.s + self.cost * T * sign * F) / batch)
+        return own
+
+    def _interval(self) -> tuple[float, float]:
+        """Return the direction of time, 1 or -1, and T."""
+        length = self.t1 - float(self.block.t[0])
+        return math.copysign(1.0, length), abs(length)
+
+    def _move(self, model: HorizonModel) -> None:
+        """Move t1 by (H5)."""
+        t0, (sign, T) = float(self.block.t[0]), self._interval()
+        wanted = T + model.step(self.mode, self.lr, self._feedback)
         if wanted < self.minimum:
             self._warn(
                 "bound",

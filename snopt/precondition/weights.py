@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
@@ -22,14 +23,29 @@ class Block(Generic[State]):
     Attributes:
         name: the layer's name in the model.
         layer: the first layer that holds the weight.
-        state: what the optimizer keeps for it.
+        weight: the weight.
+        own_bias: whether the layer's bias is among the parameters that are trained.
+        state_of: gives what the optimizer keeps for a weight.
         warned: whether the user has been told that it received no data.
     """
 
     name: str
     layer: Layer
-    state: State
+    weight: Tensor
+    own_bias: bool
+    state_of: Callable[[Tensor], State]
     warned: bool = False
+
+    @property
+    def state(self) -> State:
+        """What the optimizer keeps for the weight."""
+        return self.state_of(self.weight)
+
+    @property
+    def members(self) -> list[Tensor]:
+        """The weight, and the bias if it is the optimizer's to change."""
+        bias = self.layer.bias if self.own_bias else None
+        return [self.weight] if bias is None else [self.weight, bias]
 
     def matrix(
         self,
@@ -51,14 +67,16 @@ class Block(Generic[State]):
 
         bias = self._bias(columns)
         of_bias = None if bias is None else present(bias)
-        return to_matrix(self.layer, present(self.layer.weight), of_bias, out)
+        return to_matrix(self.layer, present(self.weight), of_bias, out)
 
     def gradient(self, columns: int, out: Tensor | None = None) -> Tensor:
         """Return the gradient as :meth:`matrix`.
 
-        The bias may have been frozen since the factors were made; its column is then zero.
+        The bias may have been frozen or left out since the factors were made: its column is zero.
         """
-        return self.matrix(lambda p: p.grad, columns, out)
+        return self.matrix(
+            lambda p: p.grad if p is self.weight or self.own_bias else None, columns, out
+        )
 
     def set_gradient(self, matrix: Tensor) -> None:
         """Write a matrix like :meth:`gradient`'s into ``.grad``."""
@@ -71,9 +89,8 @@ class Block(Generic[State]):
 
     def scale_gradient(self, factor: Tensor, columns: int) -> None:
         """Multiply ``.grad`` with a scalar tensor."""
-        weight, bias = self.layer.weight, self._bias(columns)
-        for parameter in (weight, bias):
-            if parameter is not None and parameter.grad is not None:
+        for parameter in self.members[: 1 + (columns > weight_columns(self.layer))]:
+            if parameter.grad is not None:
                 parameter.grad.mul_(factor)
 
     def _bias(self, columns: int) -> Tensor | None:
@@ -81,13 +98,8 @@ class Block(Generic[State]):
 
     def _parts(self, matrix: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return the gradients that there are, each with its part of the matrix."""
-        bias = self._bias(matrix.shape[-1])
-        parts = zip((self.layer.weight, bias), from_matrix(self.layer, matrix), strict=True)
-        return [
-            (p.grad, part)
-            for p, part in parts
-            if p is not None and p.grad is not None and part is not None
-        ]
+        parts = zip(self.members, from_matrix(self.layer, matrix), strict=False)
+        return [(p.grad, part) for p, part in parts if p.grad is not None and part is not None]
 
 
 def check_model(model: object) -> None:
@@ -99,52 +111,60 @@ def check_model(model: object) -> None:
         )
 
 
+def layers_of(model: nn.Module) -> list[tuple[str, Layer]]:
+    """Return the layers of the kinds that are preconditioned, with their names."""
+    modules = model.named_modules()
+    return [(name or type(m).__name__, m) for name, m in modules if isinstance(m, SUPPORTED)]
+
+
+def trained_weight(layer: Layer) -> Tensor | None:
+    """Return the layer's weight; None if it is frozen.
+
+    So is one that is computed (parametrized, pruned): it is no parameter, and has no gradient. A
+    complex one has no factors here and is updated as it is.
+    """
+    weight = layer._parameters.get("weight")
+    treated = weight is not None and weight.requires_grad and not weight.dtype.is_complex
+    return weight if treated else None
+
+
 def find_blocks(
-    model: nn.Module, params: Iterable[Tensor], make: Callable[[], State]
+    layers: Iterable[tuple[str, Layer]],
+    params: Iterable[Tensor],
+    state_of: Callable[[Tensor], State],
 ) -> tuple[dict[str, Block[State]], dict[nn.Module, str]]:
     """Return blocks by name, and the block's name for each layer; layers may share a weight.
 
-    Only weights among ``params`` have a block; ``make`` makes its state.
+    Only weights among ``params`` have a block.
 
     Raises:
-        ValueError: if a layer is lazy, or the model has no layer to precondition.
+        ValueError: if a layer is lazy.
     """
     allowed = {id(p) for p in params}
     blocks: dict[str, Block[State]] = {}
     owner: dict[int, str] = {}
     keys: dict[nn.Module, str] = {}
-    for name, layer in model.named_modules():
-        if not isinstance(layer, SUPPORTED):
-            continue
-        weight = layer.weight
+    for name, layer in layers:
+        weight = trained_weight(layer)
         if isinstance(weight, nn.parameter.UninitializedParameter):
             raise ValueError(
                 f"layer {name!r} is lazy: run one forward pass before making the optimizer"
             )
-        # A parametrized weight is computed, no parameter: it has no gradient to replace.
-        trained = isinstance(weight, nn.Parameter) and weight.requires_grad
-        if not trained or id(weight) not in allowed:
+        if weight is None or id(weight) not in allowed:
             continue
-        name = name or type(layer).__name__
         first = owner.setdefault(id(weight), name)
         if first == name:
-            blocks[name] = Block(name, layer, make())
+            own_bias = layer.bias is not None and id(layer.bias) in allowed
+            blocks[name] = Block(name, layer, weight, own_bias, state_of)
         elif blocks[first].layer.bias is not layer.bias:
             warnings.warn(
                 f"layers {first} and {name} share a weight but not a bias; only {first} gives"
                 " curvature",
                 RuntimeWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
             continue
         keys[layer] = first
-    if not blocks:
-        kinds = sorted({type(m).__name__ for m in model.modules() if not list(m.children())})
-        raise ValueError(
-            "no layer to precondition: the model has no nn.Linear or nn.Conv2d with a trainable"
-            f" weight among the parameters given (it is made of {', '.join(kinds)}); use the"
-            " base optimizer alone"
-        )
     return blocks, keys
 
 
@@ -157,7 +177,7 @@ def untreated(
     their bias is not.
     """
     allowed = {id(p) for p in params}
-    treated = {id(p) for b in blocks for p in (b.layer.weight, b.layer.bias) if p is not None}
+    treated = {id(p) for block in blocks for p in block.members}
     return [
         name
         for name, p in model.named_parameters()
@@ -165,17 +185,75 @@ def untreated(
     ]
 
 
-def warn_of_missing(blocks: Iterable[Block[State]], present: Container[str]) -> None:
-    """Warn of the blocks whose names are not in ``present``, once each."""
+_NO_DATA = (
+    "no curvature data for {}: updated without (new) preconditioning. A layer gets data when"
+    " loss.backward() passes through it; inside an ODE that needs snopt.odeint_adjoint,"
+    " snopt.odeint or snopt.ODEBlock in place of torchdiffeq's functions."
+)
+
+_COMPILED = (
+    " torch.compile keeps the code of calls before the optimizer was made, which has none of its"
+    " hooks: make the optimizer before the first call, or call torch.compiler.reset() after it."
+)
+
+_FAILED = (
+    "the first factors of {} are not finite or could not be decomposed: the plain update for it,"
+    " and another attempt with each step until there are some. The loss may be too large, or its"
+    " gradient overflow."
+)
+
+_DIFFERENTIATED = (
+    "no curvature data for {}: the value of the field does not depend on its output, only a"
+    " gradient taken inside the field does (torch.autograd.grad, as in a Hamiltonian network)."
+    " The use of a layer in a derivative is not collected: the plain update for it, and the"
+    " factors of the layers before it are those of their part in the value."
+)
+
+_UNLIKE = (
+    "what {} is seen to do does not make the gradient of its weight: the plain update for it. Its"
+    " forward() computes something else than x Wᵀ + b, or its weight is also used where no hook"
+    " sees it (F.linear, torch.func.vmap, another layer with a bias of its own). Call the module"
+    " itself, or leave the weight out of params=… if the plain update is what you want."
+)
+
+
+def warn_of_missing(
+    blocks: Iterable[Block[State]],
+    present: Container[str],
+    unlike: Container[str] = (),
+    differentiated: Container[str] = (),
+) -> None:
+    """Warn, once each, of the blocks that are not preconditioned, with the reason.
+
+    Args:
+        blocks: all blocks.
+        present: names of those with data.
+        unlike: names of those whose data do not make the gradient.
+        differentiated: names of those that a field uses in a derivative alone.
+    """
     missing = [block for block in blocks if block.name not in present and not block.warned]
+    kinds: dict[str, list[str]] = {}
     for block in missing:
         block.warned = True
-    if missing:
-        warnings.warn(
-            f"no curvature data for {', '.join(b.name for b in missing)}: updated without (new)"
-            " preconditioning. A layer gets data when loss.backward() passes through it; inside an"
-            " ODE that needs snopt.odeint_adjoint, snopt.odeint or snopt.ODEBlock in place of"
-            " torchdiffeq's functions.",
-            RuntimeWarning,
-            stacklevel=6,
-        )
+        text = _UNLIKE if block.name in unlike else _NO_DATA + _COMPILED * _has_compiled()
+        if text is not _UNLIKE and block.name in differentiated:
+            text = _DIFFERENTIATED
+        kinds.setdefault(text, []).append(block.name)
+    for text, names in kinds.items():
+        warnings.warn(text.format(", ".join(names)), RuntimeWarning, stacklevel=6)
+
+
+def _has_compiled() -> bool:
+    """Return whether torch.compile has compiled something in this process."""
+    module = sys.modules.get("torch._dynamo.utils")
+    return module is not None and bool(module.counters.get("frames"))
+
+
+def warn_of_failed(blocks: Iterable[Block[State]]) -> None:
+    """Warn, once each, of blocks whose first factors came to nothing."""
+    failed = [block for block in blocks if not block.warned]
+    for block in failed:
+        block.warned = True
+    if failed:
+        names = ", ".join(block.name for block in failed)
+        warnings.warn(_FAILED.format(names), RuntimeWarning, stacklevel=5)

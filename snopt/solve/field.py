@@ -6,23 +6,19 @@ Solvers see a state as one flat vector of its parts; a user sees a tensor or a t
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 State: TypeAlias = Tensor | tuple[Tensor, ...]
 
 NormOfParts = Callable[[tuple[Tensor, ...]], Any]
-
-NO_EVENTS = (
-    "event_fn is not supported: the end time of an event solve is not a parameter here; use"
-    " torchdiffeq.odeint_event"
-)
 
 _CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
@@ -58,9 +54,10 @@ class Layout:
                 return list(y.view(self._common).unbind())
             pieces = y.split_with_sizes(self.sizes) if len(self.sizes) > 1 else (y,)
             return [p.view(shape) for p, shape in zip(pieces, self.shapes, strict=True)]
-        lead = y.shape[:-1]
-        pieces = y.split_with_sizes(self.sizes, -1)
-        return [p.view((*lead, *shape)) for p, shape in zip(pieces, self.shapes, strict=True)]
+        # One by one: autograd refuses to write into one of several views made at once.
+        ends = itertools.accumulate(self.sizes)
+        pieces = [y.narrow(-1, end - n, n) for end, n in zip(ends, self.sizes, strict=True)]
+        return [p.view(len(y), *shape) for p, shape in zip(pieces, self.shapes, strict=True)]
 
     def twice(self) -> Layout:
         """Return the layout of two such states, one after the other."""
@@ -75,20 +72,27 @@ class Field:
         is_tuple: whether its state is a tuple.
         layout: parts of the state within a flat vector.
         dtype: of the state; None where its parts differ.
+        ahead: F(t0, y0) where it was evaluated before the solve, whose first evaluation takes it.
+        weights: its parameters by name in the forward solve.
+        end: entries of F(t1, z1) as the forward solve had it; None if it did not evaluate it.
     """
 
     def __init__(self, func: Callable[..., Any], y0: State) -> None:
         """Look up shapes and type of the state ``y0``.
 
         Raises:
-            TypeError: if it is not of floating point, or of a wrong container type.
-            ValueError: if it has no part or a part has no entry.
+            TypeError: if it is neither real nor complex, or of a wrong container type.
+            ValueError: if it has no part.
         """
         parts = (y0,) if isinstance(y0, Tensor) else y0
         _check_state(y0, parts)
         self.func = func
         self.is_tuple = isinstance(y0, tuple)
         self.layout = Layout(tuple(part.shape for part in parts))
+        self._like = parts[0].new_empty(0)
+        self.ahead: list[Tensor] | None = None
+        self.weights: dict[str, Tensor] = {}
+        self.end: Tensor | None = None
         dtype = parts[0].dtype
         self.dtype = dtype if all(part.dtype == dtype for part in parts) else None
 
@@ -96,10 +100,17 @@ class Field:
         """Return the state as ``func`` wants it."""
         return tuple(parts) if self.is_tuple else parts[0]
 
-    def at(self, t: float, parts: Sequence[Tensor]) -> list[Tensor]:
+    def time(self, t: float) -> Tensor:
+        """Return a time as the tensor that ``func`` gets."""
+        return torch.full((), t, dtype=self._like.dtype, device=self._like.device)
+
+    def at(self, t: float | Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
         """Return F(t, z) by parts; raise ValueError if it is not of the state's shape."""
+        if self.ahead is not None:
+            out, self.ahead = self.ahead, None
+            return out
         first = parts[0]
-        time = torch.full((), t, dtype=first.dtype, device=first.device)
+        time = t if isinstance(t, Tensor) else self.time(t)
         out = self.func(time, tuple(parts) if self.is_tuple else first)
         if len(parts) == 1 and isinstance(out, Tensor) and out.shape == first.shape:  # usual case
             return [out if out.dtype == first.dtype else out.to(first.dtype)]
@@ -133,15 +144,12 @@ def _check_state(y0: object, parts: Any) -> None:
     if not parts:
         raise ValueError("y0 is an empty tuple: there is no state to integrate")
     for i, part in enumerate(parts):
-        if not part.is_floating_point():
+        if not (part.is_floating_point() or part.is_complex()):
             name = "y0" if isinstance(y0, Tensor) else f"y0[{i}]"
             raise TypeError(
                 f"{name} has dtype {part.dtype}: an ODE state must be of floating point; convert"
                 " it, for example with .float()"
             )
-    if any(part.numel() == 0 for part in parts):
-        shapes = _shown([part.shape for part in parts])
-        raise ValueError(f"the state is empty (shape {shapes}): there is nothing to integrate")
 
 
 def _shown(shapes: Sequence[torch.Size]) -> str:
@@ -170,18 +178,6 @@ def check_monotonic(times: Sequence[float]) -> None:
             )
 
 
-def parameters_of(func: object, given: Iterable[Tensor] | None) -> list[Tensor]:
-    """Return the tensors to differentiate with respect to: those given, or the parameters of F."""
-    if given is None:
-        if not isinstance(func, nn.Module):
-            raise ValueError(
-                "func is no nn.Module, so its parameters are unknown: pass adjoint_params=… (an"
-                " empty tuple if there are none)"
-            )
-        given = func.parameters()
-    return [p for p in given if p.requires_grad]
-
-
 def products(
     outputs: Sequence[Tensor], inputs: Sequence[Any], adjoints: Sequence[Tensor]
 ) -> Sequence[Tensor | None]:
@@ -208,18 +204,18 @@ def autocast_state(device_type: str) -> Callable[[], AbstractContextManager[Any]
 def rms_norm(layout: Layout) -> Callable[[Tensor], Tensor]:
     """Return torchdiffeq's norm of a flat state: the largest root mean square of its parts."""
     sizes = layout.sizes
-    count, size = len(sizes), sizes[0]
+    count, size = len(sizes), max(sizes[0], 1)  # the norm of nothing is 0
 
     def of_one(e: Tensor) -> Tensor:
         length: Tensor = torch.linalg.vector_norm(e)
         return length / math.sqrt(size)
 
     def of_equals(e: Tensor) -> Tensor:
-        lengths: Tensor = torch.linalg.vector_norm(e.view(count, size), dim=1)
+        lengths: Tensor = torch.linalg.vector_norm(e.view(count, sizes[0]), dim=1)
         return lengths.max() / math.sqrt(size)
 
     def of_parts(e: Tensor) -> Tensor:
-        return torch.stack([_rms(p) for p in e.split_with_sizes(sizes)]).max()
+        return torch.stack([rms(p) for p in e.split_with_sizes(sizes)]).max()
 
     if count == 1:
         return of_one
@@ -241,21 +237,22 @@ def adjoint_norm(field: Field, state_norm: Any, *, seminorm: bool) -> NormOfPart
     n = len(field.layout.shapes)
 
     def of_state(parts: tuple[Tensor, ...]) -> Any:
-        return max(_rms(p) for p in parts) if state_norm is None else state_norm(field.pack(parts))
+        return max(rms(p) for p in parts) if state_norm is None else state_norm(field.pack(parts))
 
     def of_backward(state: tuple[Tensor, ...]) -> Any:
         z, a, params = state[1 : 1 + n], state[1 + n : 1 + 2 * n], state[1 + 2 * n :]
         norms = [state[0].abs(), of_state(z), of_state(a)]
         if not seminorm:
-            norms.extend(_rms(p) for p in params)
+            norms.extend(rms(p) for p in params)
         return max(norms)
 
     return of_backward
 
 
-def _rms(x: Tensor) -> Tensor:
+def rms(x: Tensor) -> Tensor:
+    """Return the root mean square of the entries, 0 without any."""
     length: Tensor = torch.linalg.vector_norm(x)
-    return length / math.sqrt(x.numel())
+    return length / math.sqrt(max(x.numel(), 1))
 
 
 Backward = Callable[..., tuple[Tensor | None, ...]]
@@ -295,6 +292,7 @@ class _Refused(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Raise RuntimeError."""
         raise RuntimeError(
-            "a gradient of odeint_adjoint or odeint_checkpoint cannot be differentiated again: use"
-            ' snopt.odeint (gradient="direct"), which backpropagates through the solver'
+            "a gradient of odeint_adjoint, odeint_checkpoint or odeint_event cannot be"
+            ' differentiated again: use snopt.odeint (gradient="direct"), which backpropagates'
+            " through the solver"
         )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from snopt.curvature.collector import Collector, Recording, inside_solve
+from snopt.curvature.collector import Collector, Recording, at_node, inside_solve
 from snopt.curvature.quadrature import Evaluations, Nodes, StepEnds
 from snopt.solve.field import parts_of
 
@@ -197,12 +197,12 @@ def _collect(problem: Problem, t: Tensor, parts: Sequence[Tensor], takers: Taker
         z = tuple(part.detach().requires_grad_(True) for part in parts[:n])
         outputs = parts_of(func(t, problem.field.pack(z)))
         pairs = [(o, adj) for o, adj in zip(outputs, parts[n:], strict=True) if o.requires_grad]
-        if not recording.uses or not pairs:
+        edges = recording.edges
+        if not edges or not pairs:
             return
         reached, adjoints = zip(*pairs, strict=True)
-        recording.gradients = torch.autograd.grad(
-            reached, recording.edges, adjoints, allow_unused=True
-        )
+        with at_node(dict(takers)):
+            recording.gradients = torch.autograd.grad(reached, edges, adjoints, allow_unused=True)
         del outputs, pairs, reached  # before the factors need room of their own
     recording.give(dict(takers))
 

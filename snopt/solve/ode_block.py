@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from snopt.curvature.collector import inside_solve
+from snopt.curvature.collector import inside_a_solve, inside_solve
 from snopt.linalg import at_least_float32
 from snopt.solve.adjoint import solve_with_adjoint
 from snopt.solve.checkpoint import needs_engine, solve_with_checkpoints
@@ -18,7 +18,7 @@ from snopt.solve.observers import leaves_no_trace
 from snopt.solve.runge_kutta import knows
 from snopt.solve.solver import NFE, Problem, Solver, StepMemory
 
-_SOLVES = {
+_SOLVES: dict[str, Callable[..., Any]] = {
     "adjoint": solve_with_adjoint,
     "direct": solve_through,
     "checkpoint": solve_with_checkpoints,
@@ -110,7 +110,7 @@ class ODEBlock(nn.Module):
         """How the backward solve is done: the adjoint's, or one for the curvature alone."""
         if self.gradient == "adjoint":
             return self.solver.adjoint(*self._adjoint)
-        return self.solver.curvature()
+        return self.solver.adjoint()
 
     def forward(self, y0: State, t: Sequence[float] | Tensor | None = None) -> Any:
         """Integrate from ``y0``.
@@ -143,10 +143,12 @@ class ODEBlock(nn.Module):
         first = parts_of(y0)[0]
         times = self.t if t is None else _times(t)
         # Times in half precision could not tell the solver's steps apart.
-        dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+        dtype = torch.float64 if first.real.dtype == torch.float64 else torch.float32
         times = times.to(first.device, dtype)
         func, half = _on_full_precision(func, first.device.type)
-        problem = Problem(Field(func, y0), self.solver, self.backward_solver, self.nfe, self.memory)
+        backward, nested = self.backward_solver, inside_a_solve()
+        field = Field(func, y0)
+        problem = Problem(field, self.solver, backward, self.nfe, self.memory, nested)
         solution = _SOLVES[self.gradient](problem, y0, times)
         if self.return_all:
             return solution

@@ -20,7 +20,14 @@ from torch import Tensor
 
 from snopt.errors import NON_FINITE, SolverError, failure, too_many_steps, why_stuck
 from snopt.solve.field import Field, Layout
-from snopt.solve.solver import CONTROL_OPTIONS, GRID_OPTIONS, Problem, Solver
+from snopt.solve.solver import (
+    CONTROL_OPTIONS,
+    GRID_OPTIONS,
+    Problem,
+    Solver,
+    is_stock,
+    smallest,
+)
 from snopt.solve.tableau import TABLEAUX, Tableau
 
 # (stage, t, y) -> derivative by parts, and what the caller wants to keep of that stage. The stage
@@ -31,7 +38,7 @@ Derivative: TypeAlias = "Callable[[int, float, Tensor], tuple[Sequence[Part], An
 def knows(solver: Solver) -> bool:
     """Return whether the engine has a method (one of ``TABLEAUX``) with all of its options."""
     tableau = TABLEAUX.get(solver.method)
-    if tableau is None or solver.engine != "auto":
+    if tableau is None or solver.engine != "auto" or not is_stock(solver.method):
         return False
     known = CONTROL_OPTIONS if tableau.adaptive else GRID_OPTIONS
     return known.issuperset(solver.options)
@@ -50,15 +57,25 @@ def takes(solver: Solver, field: Field) -> bool:
     )
 
 
-def _entrywise(tol: Any, layout: Layout, like: Tensor) -> float | Tensor:
-    """Return a tolerance as one number, or as one for each entry of the flat state."""
+def _entrywise(tol: Any, field: Field, layout: Layout, like: Tensor) -> float | Tensor:
+    """Return a tolerance as one number, or as one for each entry of the flat state.
+
+    As in torchdiffeq a sequence, and a tensor with an axis, has one for each part of a tuple.
+    """
     sizes = layout.sizes
-    if isinstance(tol, (tuple, list)):
+    several = isinstance(tol, (tuple, list)) or (isinstance(tol, Tensor) and tol.dim() > 0)
+    if not several:
+        return float(tol)
+    if field.is_tuple:
+        if layout.shapes != field.layout.shapes:  # a backward state
+            return smallest(tol)
         if len(tol) != len(sizes):
             raise ValueError(f"{len(tol)} tolerances were given for a state of {len(sizes)} parts")
-        return torch.cat([like.new_full((n,), float(x)) for x, n in zip(tol, sizes, strict=True)])
-    if not isinstance(tol, Tensor) or tol.dim() == 0:
-        return float(tol)
+        return torch.cat(
+            [torch.as_tensor(x).to(like).expand(n) for x, n in zip(tol, sizes, strict=True)]
+        )
+    if not isinstance(tol, Tensor):
+        tol = torch.stack([torch.as_tensor(x) for x in tol])
     given: Tensor = tol.to(like)
     if given.shape == (sum(sizes),):
         return given
@@ -135,6 +152,8 @@ class Stepper:
 
     Attributes:
         dt: the next step, positive; None means Hairer's choice.
+        further_error: the error, in units of the tolerance, of what is integrated beside the state
+            over a step from t0 to t1; None if there is nothing.
         calls: evaluations so far, for errors.
 
     Raises:
@@ -160,7 +179,7 @@ class Stepper:
         self.norm = norm
         self.differentiable = differentiable
         tolerances = self.solver.rtol, self.solver.atol
-        self.rtol, atol = (_entrywise(tol, layout, like) for tol in tolerances)
+        self.rtol, atol = (_entrywise(tol, problem.field, layout, like) for tol in tolerances)
         self.atol = atol.to(like) if isinstance(atol, Tensor) else like.new_full((), atol)
         # The defaults are torchdiffeq's. A step grows by ifactor at most, and shrinks to dfactor.
         self.safety = self._option("safety", 0.9)
@@ -170,7 +189,8 @@ class Stepper:
         self.max_step = self._option("max_step", math.inf)
         remembered = None if problem.memory is None else problem.memory.recall(kind)
         self.dt: float | None = self._option("first_step", remembered)
-        self.steps_taken = self.calls = 0
+        self.further_error: Callable[[float, float], Tensor] | None = None
+        self.steps_taken = self.calls = 0  # the former since the last output time
 
     def _option(self, name: str, default: Any) -> Any:
         given = self.solver.options.get(name)
@@ -194,12 +214,15 @@ class Stepper:
         return self._grid(y, grid_between(t0, t1, self.solver.options.get("step_size")))
 
     def check_finite(self, y: Tensor, t: float) -> None:
-        """Raise SolverError unless the state ``y``, reached at ``t``, is finite."""
-        if not _is_finite(y.detach()):
+        """Raise SolverError unless the state ``y``, reached at ``t``, is finite.
+
+        A grid returns what it finds, as torchdiffeq's do, and makes no GPU wait.
+        """
+        if self.tableau.adaptive and not _is_finite(y.detach()):
             raise self.failure(*NON_FINITE, t)
 
     def _adaptive(self, y: Tensor, t0: float, t1: float) -> Iterator[Step]:
-        limit = self.solver.max_num_steps
+        limit, self.steps_taken = self.solver.max_num_steps, 0
         stages = stages_like(y, self.tableau, differentiable=self.differentiable)
         stages[0], stages.kept[0] = self._first_stage(t0, y)
         sign = 1.0 if t1 > t0 else -1.0
@@ -225,7 +248,10 @@ class Stepper:
             self.calls += self.tableau.stages - 1
             scale1 = self.scale(y1)
             # The scale of the larger state, entry by entry, is the larger of the two scales.
-            ratio = float(self.norm(stages.error(y, dt).div_(torch.maximum(scale, scale1))))
+            error = self.norm(stages.error(y, dt).div_(torch.maximum(scale, scale1)))
+            if self.further_error is not None:
+                error = torch.maximum(error, self.further_error(t, end))
+            ratio = float(error)
             accepted = ratio <= 1 or dt <= self.min_step
             grown = dt * self._factor(ratio)
             # A step cut short by the end says nothing against the length proposed before.
@@ -297,6 +323,8 @@ def grid_between(t0: float, t1: float, step: Any) -> list[float]:
 
 
 def _is_finite(y: Tensor) -> bool:
+    if y.numel() == 0:
+        return True
     low, high = torch.aminmax(y)  # one pass: extremes carry NaN and infinity
     return math.isfinite(float(low)) and math.isfinite(float(high))
 
@@ -342,7 +370,10 @@ class Stages:
         if not self._places:
             plain = [part.value if isinstance(part, Negated) else part for part in parts]
             columns = self._K.split_with_sizes([part.numel() for part in plain], dim=1)
-            shaped = [c.view(-1, *part.shape) for c, part in zip(columns, plain, strict=True)]
+            shaped = [
+                c.view(self.tableau.stages, *part.shape)
+                for c, part in zip(columns, plain, strict=True)
+            ]
             self._places = list(zip(*[s.unbind() for s in shaped], strict=True))
         for place, part in zip(self._places[i], parts, strict=True):
             if isinstance(part, Negated):

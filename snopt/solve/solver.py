@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
@@ -10,22 +13,22 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
+from torchdiffeq._impl.odeint import SOLVERS
+from torchdiffeq._impl.solvers import AdaptiveStepsizeODESolver, FixedGridODESolver
 
 if TYPE_CHECKING:
     from snopt.solve.field import Field
 
-ADAPTIVE = frozenset({"dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"})
-_ADAMS = frozenset({"explicit_adams", "implicit_adams", "fixed_adams"})
-FIXED_GRID = _ADAMS | {"euler", "midpoint", "heun2", "heun3", "rk4"}
-METHODS = ADAPTIVE | FIXED_GRID | {"scipy_solver"}
+METHODS: dict[str, Any] = SOLVERS  # the table itself: a user may add to it
 
 ENGINES = ("auto", "torchdiffeq")
 
-# torchdiffeq's own limit is 2³¹ - 1: a field that turned stiff would run for days.
-DEFAULT_MAX_NUM_STEPS = 10_000
+# For each output interval. torchdiffeq's own limit is 2³¹ - 1: a field that turned stiff would run
+# for days.
+DEFAULT_MAX_NUM_STEPS = 1_000_000
 
 # Options of step-size control and of fixed grids that both engines know; the others are
-# torchdiffeq's alone (:func:`_check_options`).
+# torchdiffeq's alone.
 _COMMON = frozenset({"norm", "max_num_steps"})
 CONTROL_OPTIONS = _COMMON | {"first_step", "min_step", "max_step", "safety", "ifactor", "dfactor"}
 GRID_OPTIONS = _COMMON | {"step_size", "interp"}
@@ -33,13 +36,30 @@ GRID_OPTIONS = _COMMON | {"step_size", "interp"}
 _SCIPYS = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
 
 
+def is_adaptive(method: str) -> bool:
+    """Return whether a method, a user's entry in the table too, controls its step."""
+    solver = METHODS[method]
+    return isinstance(solver, type) and issubclass(solver, AdaptiveStepsizeODESolver)
+
+
+def is_on_a_grid(method: str) -> bool:
+    """Return whether a method takes the steps of a grid."""
+    solver = METHODS[method]
+    return isinstance(solver, type) and issubclass(solver, FixedGridODESolver)
+
+
+def is_stock(method: str) -> bool:
+    """Return whether a method is torchdiffeq's own, not a user's entry in its table."""
+    return str(METHODS[method].__module__).startswith("torchdiffeq.")
+
+
 @dataclass(init=False)
 class Solver:
     """Everything about a solve that depends neither on the field nor on the state.
 
     Attributes:
-        method: any torchdiffeq method.
-        rtol: relative tolerance, a number, a tensor or one number for each part of the state.
+        method: any method that the installed torchdiffeq knows, a user's entry in its table too.
+        rtol: relative tolerance, a number, a tensor or one of them for each part of the state.
         atol: absolute tolerance, likewise.
         options: torchdiffeq's options of the method.
         engine: ``"auto"`` or ``"torchdiffeq"``, see :func:`snopt.odeint_adjoint`.
@@ -64,12 +84,13 @@ class Solver:
         """Check the settings; a method of None is dopri5, ``prefix`` is for errors.
 
         Raises:
-            ValueError: if method or engine is unknown, a tolerance is none, or an option is not one
-                of the method's.
+            ValueError: if method or engine is unknown, a tolerance is none, or the value of an
+                option cannot be. An option that the method does not have is a warning.
         """
         self.method = "dopri5" if method is None else method
-        self.rtol, self.atol = rtol, atol
-        self.options = dict(options or {})
+        self.rtol, self.atol = (
+            torch.as_tensor(tol) if getattr(tol, "ndim", 0) > 0 else tol for tol in (rtol, atol)
+        )
         self.engine = engine
         if self.method not in METHODS:
             valid = ", ".join(sorted(METHODS))
@@ -77,11 +98,11 @@ class Solver:
         if engine not in ENGINES:
             raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
         _check_tolerances(rtol, atol)
-        _check_options(self.method, self.options, f"{prefix}options")
+        self.options = _checked(self.method, dict(options or {}), f"{prefix}options")
 
     @property
     def max_num_steps(self) -> int:
-        """Steps, accepted and rejected, after which a solve is given up."""
+        """Steps, accepted and rejected, from one output time to the next before giving up."""
         return int(self.options.get("max_num_steps", DEFAULT_MAX_NUM_STEPS))
 
     def adjoint(
@@ -92,6 +113,8 @@ class Solver:
         options: Mapping[str, Any] | None = None,
     ) -> Solver:
         """Return the solver of the adjoint ODE; what is None is taken from this one.
+
+        Of tolerances by part the smallest is taken: the backward state has other components.
 
         Raises:
             ValueError: if a tolerance is no scalar, the norm is neither a function nor
@@ -105,21 +128,17 @@ class Solver:
             )
         if options is None:
             options = {k: v for k, v in self.options.items() if k != "norm"}
-        rtol = self.rtol if rtol is None else rtol
-        atol = self.atol if atol is None else atol
         for name, tol in (("adjoint_rtol", rtol), ("adjoint_atol", atol)):
             if isinstance(tol, (tuple, list)):
                 raise ValueError(
                     f"{name} must be a scalar: the backward state has other components"
                 )
+        rtol = _of_all_parts(self.rtol) if rtol is None else rtol
+        atol = _of_all_parts(self.atol) if atol is None else atol
         norm = options.get("norm")
         if not (norm is None or norm == "seminorm" or callable(norm)):
             raise ValueError(f'adjoint norm must be a function or "seminorm", got {norm!r}')
         return Solver(method, rtol, atol, options, self.engine, prefix="adjoint_")
-
-    def curvature(self) -> Solver:
-        """Return the solver of a backward solve that is there for the curvature alone."""
-        return self.adjoint(rtol=_tightest(self.rtol), atol=_tightest(self.atol))
 
 
 class SolverKeywords(TypedDict, total=False):
@@ -188,6 +207,7 @@ class Problem:
         backward: how the backward solve is done; its ``norm`` option is as the user gave it.
         nfe: counter of evaluations.
         memory: step sizes handed from one solve to the next, or None.
+        nested: whether it is made within another solve's evaluation.
     """
 
     field: Field
@@ -195,6 +215,7 @@ class Problem:
     backward: Solver
     nfe: NFE
     memory: StepMemory | None = None
+    nested: bool = False
 
 
 def _is_positive(value: Any) -> bool:
@@ -224,24 +245,22 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def _check_options(method: str, options: Mapping[str, Any], name: str) -> None:
-    """Raise ValueError for an option that the method does not have, or a value that cannot be."""
-    if not options:
-        return
-    if method in ADAPTIVE:
-        known = CONTROL_OPTIONS | {"step_t", "jump_t", "dtype"}
-    elif method in FIXED_GRID:
-        known = GRID_OPTIONS | {"grid_constructor", "perturb"}
-        known |= {"max_order", "max_iters"} if method in _ADAMS else set()
-        known |= {"implicit"} if method in _ADAMS - {"explicit_adams"} else set()
-    else:
-        known = _COMMON | {"solver", "min_step", "max_step"}
-    for option in options:
-        if option not in known:
-            raise ValueError(
-                f"unknown solver option {option!r} in {name} of {method}; valid ones:"
-                f" {', '.join(sorted(known))}"
-            )
+def _checked(method: str, options: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the options that the method has; warn of the others, as torchdiffeq does.
+
+    Raises:
+        ValueError: if a value cannot be. A user's own method checks its options itself.
+    """
+    if not options or not is_stock(method):
+        return options
+    known = _COMMON | _named_by(METHODS[method])
+    if unknown := sorted(options.keys() - known):
+        warnings.warn(
+            f"unknown solver option {', '.join(map(repr, unknown))} in {name} of {method} is"
+            f" ignored; valid ones: {', '.join(sorted(known))}",
+            stacklevel=4,
+        )
+    options = {option: value for option, value in options.items() if option in known}
     for option, (fits, what) in _VALUES.items():
         value = options.get(option)
         if value is not None and not fits(value):
@@ -252,17 +271,35 @@ def _check_options(method: str, options: Mapping[str, Any], name: str) -> None:
             f"norm in options must be a function, got {norm!r}; the seminorm belongs into"
             " adjoint_options"
         )
+    return options
+
+
+@functools.cache
+def _named_by(solver: type) -> frozenset[str]:
+    """Return the options that the constructors of one of torchdiffeq's solvers name."""
+    own = {"self", "args", "kwargs", "unused_kwargs", "func", "y0", "rtol", "atol"}
+    constructors = [inspect.signature(base.__init__) for base in solver.__mro__]  # type: ignore[misc]
+    return frozenset(name for c in constructors for name in c.parameters) - own
 
 
 def _check_tolerances(rtol: Any, atol: Any) -> None:
-    """Raise ValueError unless tolerances are numbers, none below 0 and not all 0."""
-    if isinstance(rtol, Tensor) or isinstance(atol, Tensor):
-        return
+    """Raise ValueError unless tolerances are numbers, none below 0 and not all 0.
+
+    What is a tensor is left to the solve: to look at its entries would make a GPU wait.
+    """
     pairs = [list(t) if isinstance(t, (tuple, list)) else [t] for t in (rtol, atol)]
     values = [*pairs[0], *pairs[1]]
-    if not all(isinstance(v, Real) and float(v) >= 0 for v in values) or not any(values):
+    numbers = [value for value in values if not isinstance(value, Tensor)]
+    fine = all(isinstance(value, Real) and float(value) >= 0 for value in numbers)
+    if not fine or (numbers == values and not any(values)):
         raise ValueError(f"tolerances must be above 0, got rtol={rtol!r}, atol={atol!r}")
 
 
-def _tightest(tol: Any) -> Any:
-    return min(tol) if isinstance(tol, (tuple, list)) else tol
+def _of_all_parts(tol: Any) -> Any:
+    return smallest(tol) if isinstance(tol, (tuple, list)) else tol
+
+
+def smallest(tol: Any) -> float:
+    """Return the smallest of one tolerance, number or tensor, or of several."""
+    several = tol if isinstance(tol, (tuple, list)) else (tol,)
+    return min(float(x.min()) if isinstance(x, Tensor) else float(x) for x in several)

@@ -5,6 +5,7 @@ Input is checked, evaluations are counted, and a failure is a :class:`SolverErro
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,17 @@ import torchdiffeq
 from torch import Tensor
 
 from snopt.curvature.collector import inside_solve
-from snopt.errors import NON_FINITE, SolverError, failure, too_many_steps, why_stuck
-from snopt.solve.field import State, adjoint_norm, parts_of, products
-from snopt.solve.solver import ADAPTIVE, FIXED_GRID, Problem, Solver
+from snopt.errors import NO_EVENT, NON_FINITE, SolverError, failure, too_many_steps, why_stuck
+from snopt.solve.field import State, adjoint_norm, parts_of, products, rms
+from snopt.solve.solver import (
+    METHODS,
+    Problem,
+    Solver,
+    is_adaptive,
+    is_on_a_grid,
+    is_stock,
+    smallest,
+)
 
 if TYPE_CHECKING:
     from snopt.solve.observers import AtNodes
@@ -25,11 +34,20 @@ if TYPE_CHECKING:
 class _Watched:
     """The vector field as a solver sees it: counts, watches the steps, passes callbacks on."""
 
-    def __init__(self, problem: Problem, kind: str, func: Callable[..., Any]) -> None:
+    def __init__(
+        self, problem: Problem, kind: str, func: Callable[..., Any], times: list[float], event: bool
+    ) -> None:
         self.func = func
         self.solver: Solver = getattr(problem, kind)
+        # Output times in the order of the solve, upwards, and how many have been passed. An event
+        # solve has but a direction.
+        self.sign = 1.0 if times[-1] >= times[0] else -1.0
+        self.times = [self.sign * t for t in times[: 1 if event else None]]
+        self.event = event
+        self.passed = 1
         self.field, self.nfe = problem.field, problem.nfe
         self.kind = kind
+        self.adaptive = is_adaptive(self.solver.method)
         self.calls = self.steps = 0
         self.t: float | None = None
         self.dt: float | None = None
@@ -38,7 +56,7 @@ class _Watched:
         self._user_step = callbacks.get("callback_step")
         for name, callback in callbacks.items():
             setattr(self, name, callback)
-        if self.solver.method != "scipy_solver":  # it knows no callbacks and says so at every solve
+        if "callback_step" in METHODS[self.solver.method].valid_callbacks():
             self.callback_step = self._step
 
     def __call__(self, t: Tensor, y: State) -> Any:
@@ -55,40 +73,74 @@ class _Watched:
 
     def _step(self, t0: Tensor, y0: State, dt: Tensor) -> None:
         """Stop a solve that stands still or never ends; torchdiffeq's asserts vanish under -O."""
-        self.steps += 1
         self.t, self.dt = float(t0.detach()), float(dt.detach())
         if self._user_step is not None:
             self._user_step(t0, y0, dt)
-        if self.solver.method not in ADAPTIVE:
+        if not self.adaptive:
             return
+        self.steps += 1
+        if (passed := bisect_right(self.times, self.sign * self.t)) > self.passed:
+            self.passed, self.steps = passed, 1
         # t0 is the caller's time, negated back in a solve that runs downwards; dt is positive.
+        if self.event and abs(self.t) > 1e300:
+            raise self.failure(*NO_EVENT)
         if not abs(self.t) + self.dt > abs(self.t):
             # torchdiffeq answers an error estimate that is not finite with a step of min_step = 0.
             raise self.failure(*why_stuck(state_finite=_finite(y0), field_finite=self.dt != 0))
         if self.steps > self.solver.max_num_steps:
-            raise self.failure(*too_many_steps(self.solver.max_num_steps))
+            limit = self.solver.max_num_steps
+            raise self.failure(*too_many_steps(limit, event=self.event))
+
+    def event_function(self, event_fn: Callable[..., Any]) -> Callable[..., Tensor]:
+        """Return an event function that stops the solve at NaN, whose sign is that of no value."""
+
+        def watched(t: Tensor, y: State) -> Tensor:
+            value = torch.as_tensor(event_fn(t, y))
+            if bool(torch.isnan(value).any()):
+                self.t = float(t.detach())
+                raise self.failure("the event function is NaN")
+            return value
+
+        return watched
 
     def failure(self, reason: str, advice: str = "") -> SolverError:
         """Return the error that says where this solve stands."""
         return failure(self.solver, self.kind, reason, advice, t=self.t, dt=self.dt, nfe=self.calls)
 
 
-def solve(problem: Problem, kind: str, func: Callable[..., Any], y0: State, t: Tensor) -> State:
+def solve(
+    problem: Problem,
+    kind: str,
+    func: Callable[..., Any],
+    y0: State,
+    t: Tensor,
+    event_fn: Callable[..., Any] | None = None,
+) -> Any:
     """Integrate ``dy/dt = func(t, y)`` with ``torchdiffeq.odeint``; return the state at all times.
 
     The ``kind`` of solve, ``"forward"`` or ``"backward"``, says which of the problem's solvers,
-    counts and callbacks it is.
+    counts and callbacks it is. With an event function, return the time at which it is zero and the
+    state at ``t[0]`` and then; ``t[1]`` gives the direction alone.
 
     Raises:
-        SolverError: if the solve fails.
+        SolverError: if the solve fails. A fixed grid returns what it finds, NaN included.
+        ValueError: if the method has no events.
     """
-    watched = _Watched(problem, kind, func)
+    watched = _Watched(problem, kind, func, t.detach().tolist(), event_fn is not None)
     solver = watched.solver
-    # The watcher counts the steps of the whole solve; torchdiffeq would for each output time.
-    options = {k: v for k, v in solver.options.items() if k != "max_num_steps"}
+    options = dict(solver.options)
+    if is_stock(solver.method):  # the watcher counts; a grid would warn of the option
+        options.pop("max_num_steps", None)
+    if any(part.numel() == 0 for part in parts_of(y0)):  # torchdiffeq's mean of nothing is NaN
+        options.setdefault("norm", lambda y: max(rms(part) for part in parts_of(y)))
+    if event_fn is not None:
+        if not hasattr(METHODS[solver.method], "integrate_until_event"):
+            raise ValueError(f"the method {solver.method!r} cannot solve up to an event")
+        t = t.to(torch.float64)  # the event time is rounded to the type of t
+        event_fn = watched.event_function(event_fn)
     try:
         with inside_solve():
-            solution: State = torchdiffeq.odeint(
+            solution = torchdiffeq.odeint(
                 watched,
                 y0,
                 t,
@@ -96,14 +148,31 @@ def solve(problem: Problem, kind: str, func: Callable[..., Any], y0: State, t: T
                 atol=solver.atol,
                 method=solver.method,
                 options=options,
+                event_fn=event_fn,
             )
     except AssertionError as error:
-        if error is watched.own_error:
+        if error is watched.own_error or isinstance(error, SolverError):
             raise
         raise watched.failure(str(error)[:200] or "assertion in torchdiffeq") from error
-    if not _finite(solution):
+    states = solution if event_fn is None else solution[1]
+    if watched.adaptive and not _finite(states):
         raise watched.failure(*NON_FINITE)
+    if len(parts_of(states)[0]) != t.numel():
+        raise watched.failure(f"{solver.method} stopped before the last time")
     return solution
+
+
+def solve_to_event(
+    problem: Problem, parts: Sequence[Tensor], t: Tensor, event_fn: Callable[..., Any]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return ``t[0]`` and the event's time, (2,) in float64, and the parts of the state then.
+
+    Raises:
+        SolverError: if there is no event, or the event function is NaN.
+    """
+    field = problem.field
+    end, states = solve(problem, "forward", field.func, field.pack(parts), t, event_fn)
+    return torch.stack([t[0].to(end), end]), parts_of(states)
 
 
 def backward_on_torchdiffeq(
@@ -149,7 +218,9 @@ def backward_on_torchdiffeq(
             for part, g in zip(aug[1 + n : 1 + 2 * n], grad_solution, strict=True)
         ]
     if grad_t is not None:
-        grad_t[0] = vjp_t
+        grad_t[0] = vjp_t.real
+    # Beside a complex state the integrals of real parameters were carried as complex.
+    Q_u = [Q if p.is_complex() else Q.real for Q, p in zip(Q_u, params, strict=True)]
     return a, grad_t, Q_u
 
 
@@ -188,8 +259,9 @@ def _grad_of_output_time(
     """Return dΦ/dt_i = F(t_i, z(t_i))ᵀ Φ_z(t_i), the effect of moving output time i alone."""
     problem.nfe.backward += 1
     field = problem.field
-    outputs = parts_of(field.func(t[i].to(solution[0].dtype), field.pack([s[i] for s in solution])))
-    terms = [(o * g[i]).sum() for o, g in zip(outputs, grad_solution, strict=True)]
+    time = t[i].to(solution[0].real.dtype)
+    outputs = parts_of(field.func(time, field.pack([s[i] for s in solution])))
+    terms = [(o.conj() * g[i]).sum().real for o, g in zip(outputs, grad_solution, strict=True)]
     return torch.stack([term.to(t.dtype) for term in terms]).sum()
 
 
@@ -210,7 +282,7 @@ def _interpolation_cost(problem: Problem, nodes: int) -> int:
 
     Adaptive methods have dense output for nothing; a fixed grid's cubic costs one for each.
     """
-    if problem.backward.method not in FIXED_GRID or nodes == 0:
+    if not is_on_a_grid(problem.backward.method) or nodes == 0:
         return 0
     users_choice = problem.backward.options.get("interp")
     return {None: nodes + 1, "cubic": nodes}.get(users_choice, 0)
@@ -220,7 +292,7 @@ def _backward_solver(problem: Problem, *, extra_outputs: bool) -> Solver:
     """Return the backward solver, such that extra output times leave the result alone."""
     backward = problem.backward
     options = dict(backward.options)
-    if backward.method in FIXED_GRID:
+    if is_on_a_grid(backward.method):
         options.pop("norm", None)
         if "step_size" not in options and "grid_constructor" not in options:
             # Without either, torchdiffeq takes the output times as the grid.
@@ -232,7 +304,11 @@ def _backward_solver(problem: Problem, *, extra_outputs: bool) -> Solver:
     elif not callable(norm := options.get("norm")):
         user_norm = problem.forward.options.get("norm")
         options["norm"] = adjoint_norm(problem.field, user_norm, seminorm=norm is not None)
-    return Solver(backward.method, backward.rtol, backward.atol, options)
+    rtol, atol = (
+        smallest(tol) if isinstance(tol, Tensor) and tol.dim() else tol
+        for tol in (backward.rtol, backward.atol)
+    )
+    return Solver(backward.method, rtol, atol, options, prefix="adjoint_")
 
 
 def _finite(y: State) -> bool:

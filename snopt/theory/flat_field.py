@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from snopt.curvature.collector import inside_solve
-from snopt.errors import SolverError
+from snopt.errors import NON_FINITE, SolverError, failure
 from snopt.solve.field import Field, State, check_times, parts_of
 from snopt.solve.forward import solve_forward
 from snopt.solve.solver import NFE, Problem, Solver
@@ -37,6 +37,7 @@ class FlatField(Field):
 
     Raises:
         TypeError: if ``func`` is no module.
+        ValueError: if the state is empty, or state or parameters are complex.
     """
 
     def __init__(self, func: nn.Module, y0: State) -> None:
@@ -50,6 +51,8 @@ class FlatField(Field):
         self.params = [p for p in func.parameters() if p.requires_grad]
         self.n = sum(self.layout.sizes)
         self.m = sum(p.numel() for p in self.params)
+        if self.n == 0 or any(p.is_complex() for p in (*parts_of(y0), *self.params)):
+            raise ValueError("second-order adjoints need a real state that is not empty")
 
     def products(
         self, t: Tensor, z: Tensor, vectors: Tensor, *, parameters: bool = True
@@ -189,9 +192,17 @@ def end_of_solve(
             "t needs a start and an end, such as torch.tensor([0.0, 1.0]); got"
             f" {t.numel()} time{'' if t.numel() == 1 else 's'}"
         )
-    problem = Problem(field, solver, solver.curvature(), NFE() if nfe is None else nfe)
+    problem = Problem(field, solver, solver.adjoint(), NFE() if nfe is None else nfe)
+    return [part[-1] for part in _solve(problem, parts_of(y0), t)]
+
+
+def _solve(problem: Problem, parts: tuple[Tensor, ...], t: Tensor) -> tuple[Tensor, ...]:
+    """Solve without graph; raise SolverError for what a grid would return not finite."""
     with torch.no_grad():
-        return [part[-1] for part in solve_forward(problem, parts_of(y0), t)]
+        solution = solve_forward(problem, parts, t)
+    if not all(bool(torch.isfinite(part).all()) for part in solution):
+        raise failure(problem.forward, "forward", *NON_FINITE)
+    return solution
 
 
 def solve_back(
@@ -209,8 +220,7 @@ def solve_back(
     problem = Problem(Field(func, parts), backward, backward, NFE())
     check_times(t)
     try:
-        with torch.no_grad():
-            return solve_forward(problem, parts, t)
+        return _solve(problem, parts, t)
     except SolverError as error:
         raise SolverError(**{**vars(error), "direction": "backward"}) from error
     finally:

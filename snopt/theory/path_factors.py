@@ -25,7 +25,7 @@ from snopt.curvature.factors import Accumulator, Factors
 from snopt.curvature.layers import SUPPORTED, batch_of, input_factor, output_factor
 from snopt.curvature.quadrature import Evaluations, Quadrature, StepEnds, gauss_legendre
 from snopt.solve.field import State, check_times
-from snopt.solve.solver import FIXED_GRID, NFE, Solver, SolverKeywords
+from snopt.solve.solver import NFE, Solver, SolverKeywords, is_on_a_grid
 from snopt.theory.flat_field import FlatField, end_of_solve, solve_back
 from snopt.theory.low_rank import Vectors, flat_rows
 
@@ -99,7 +99,7 @@ def path_factors(
 def _with_nodes(solver: Solver, length: float) -> Solver:
     """Return the solver with which the nodes are dense output and leave the solve's grid alone."""
     options = dict(solver.options)
-    if solver.method in FIXED_GRID:
+    if is_on_a_grid(solver.method):
         if "grid_constructor" not in options:
             options.setdefault("step_size", length)
         options.setdefault("interp", "cubic")
@@ -129,11 +129,10 @@ class _Sums:
         uses = recording.uses
         if not uses or not flat.requires_grad:
             return
+        edges = [use.output for use in uses]
         B: list[Any] = [0.0] * len(uses)
         for row in q:
-            gradients = torch.autograd.grad(
-                flat, recording.edges, row, allow_unused=True, retain_graph=True
-            )
+            gradients = torch.autograd.grad(flat, edges, row, allow_unused=True, retain_graph=True)
             for i, (use, g) in enumerate(zip(uses, gradients, strict=True)):
                 if g is not None:
                     B[i] = B[i] + output_factor(use.layer, g)  # type: ignore[arg-type]

@@ -90,9 +90,7 @@ def index(labels: Sequence[str] | range, base: str = "pandas.core.indexes") -> C
 
 
 def frame(
-    columns: Sequence[str],
-    blocks: Sequence[tuple[object, np.ndarray]],
-    rows: object = None,
+    columns: Sequence[str], blocks: Sequence[tuple[object, np.ndarray]], rows: object = None
 ) -> Call:
     """A data frame of blocks: (places of the columns, values of shape (columns, rows))."""
     rows = rows if rows is not None else index(range(blocks[0][1].shape[1]))

@@ -103,18 +103,6 @@ def test_all_goes_on_after_a_refusal_and_says_so(script, sources, server, tmp_pa
     assert "wrong sha256 checksum" in capsys.readouterr().err
 
 
-def test_a_broken_download_goes_on_with_the_same_command(script, sources, server, tmp_path, capsys):
-    server.cut["/one.bin"] = 1000
-    arguments = ["one", "--data-dir", str(tmp_path)]
-    assert script.main(arguments) == 2
-    assert "1000 bytes are kept, the same command goes on" in capsys.readouterr().err
-    del server.cut["/one.bin"]
-    server.ranges.add("/one.bin")
-    assert script.main(arguments) == 0
-    assert server.asked[-1] == "bytes=1000-"
-    assert (tmp_path / "one" / "one.bin").read_bytes() == BODY
-
-
 def test_names(script, sources, tmp_path, capsys):
     assert script.main(["oen"]) == 2
     assert "unknown data set 'oen' (did you mean one?); valid: all, one, two, two_other" in (

@@ -1,7 +1,5 @@
 """Digits: the numbers of scikit-learn, standardised by the training split."""
 
-from __future__ import annotations
-
 import torch
 from sklearn.datasets import load_digits
 

@@ -1,7 +1,5 @@
 """Pickled data frames: numbers come out, and nothing that a file names is ever called."""
 
-from __future__ import annotations
-
 import io
 import pickle
 from pathlib import Path

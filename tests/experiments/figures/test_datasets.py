@@ -34,7 +34,7 @@ def numbers(row: Row, *names: str) -> tuple[object, ...]:
     return tuple(row[name] for name in names or ("inputs", "classes", "steps"))
 
 
-def test_numbers_of_embedded_data(tmp_path: Path) -> None:
+def test_numbers_of_embedded_data(tmp_path):
     digits = measure("digits", "image", tmp_path)
     assert numbers(digits, "train", "val", "test") == (1257, 270, 270)
     assert numbers(digits) == ("1 × 8 × 8", 10, None)
@@ -46,9 +46,7 @@ def test_numbers_of_embedded_data(tmp_path: Path) -> None:
     assert numbers(moons, "train", "inputs", "classes") == (50, "2", None)
 
 
-def test_steps_are_those_of_the_longest_series_not_of_the_padding(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_are_those_of_the_longest_series_not_of_the_padding(tmp_path, monkeypatch):
     def load(**options: object) -> Splits:
         def part(longest: int) -> tuple[torch.Tensor, ...]:
             return torch.zeros(3, 93, 27), torch.tensor([2, longest, 5]), torch.tensor([0, 1, 2])
@@ -62,7 +60,7 @@ def test_steps_are_those_of_the_longest_series_not_of_the_padding(
     assert agrees(found) is True
 
 
-def test_absent_data_is_listed_with_the_papers_numbers(tmp_path: Path) -> None:
+def test_absent_data_is_listed_with_the_papers_numbers(tmp_path):
     found = measure("gas", "cnf", tmp_path)
     assert found["train"] is None
     assert agrees(found) is None
@@ -70,20 +68,20 @@ def test_absent_data_is_listed_with_the_papers_numbers(tmp_path: Path) -> None:
     assert str(tmp_path) not in found["source"]
 
 
-def test_a_disagreement_is_marked() -> None:
+def test_a_disagreement_is_marked():
     assert cells(row())[-1] == "7 / 20 / 187"
     assert cells(row(steps=182))[-1] == "7 / 20 / 187 (differs)"
     assert agrees(row(paper_inputs=None)) is None
 
 
-def test_every_data_set_is_listed_once() -> None:
+def test_every_data_set_is_listed_once():
     names = [name for name, _ in data_sets("embedded")]
     assert len(names) == len(set(names)) == 16
     stated = {name for name, _ in data_sets("paper")}
     assert stated == {name for name in options("dataset") if published(name)} < set(names)
 
 
-def test_writes_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writes_all_files(tmp_path, monkeypatch):
     wanted = [("digits", "image"), ("svhn", "image")]
     monkeypatch.setattr(datasets, "data_sets", lambda profile: wanted)
     lines: list[str] = []
@@ -101,7 +99,7 @@ def test_writes_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert {line.count("|") for line in text[:4]} == {9}
 
 
-def test_latex_keeps_the_words_of_a_cell_together() -> None:
+def test_latex_keeps_the_words_of_a_cell_together():
     rows = [row(), row(title="GAS", train=None, val=None, test=None)]
     tex = [line for line in table(rows).latex().splitlines() if line.endswith(r"\\")]
     assert {line.count("&") for line in tex} == {7}
@@ -109,7 +107,7 @@ def test_latex_keeps_the_words_of_a_cell_together() -> None:
 
 
 @pytest.mark.parametrize(("dataset", "task"), data_sets("paper"))
-def test_real_data_agrees_with_the_paper(dataset: str, task: str) -> None:
+def test_real_data_agrees_with_the_paper(dataset, task):
     found = measure(dataset, task, DATA)
     if found["train"] is None:
         pytest.skip(found["source"])

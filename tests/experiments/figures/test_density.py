@@ -34,7 +34,7 @@ def flow_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(load_config([*overrides, "solver.rtol=1e-4", "solver.atol=1e-4"])).folder
 
 
-def test_the_path_of_a_flow_ends_at_its_samples() -> None:
+def test_the_path_of_a_flow_ends_at_its_samples():
     torch.manual_seed(0)
     flow = ConcatSquashCNF(INFO, SolverSettings(rtol=1e-6, atol=1e-6), width=8, blocks=2)
     base = torch.randn(50, 2, generator=torch.Generator().manual_seed(3))
@@ -53,7 +53,7 @@ def test_the_path_of_a_flow_ends_at_its_samples() -> None:
             flow.path(base, fractions)
 
 
-def test_density_and_path_of_a_run(flow_run: Path) -> None:
+def test_density_and_path_of_a_run(flow_run):
     row = density.learned(summarise(flow_run), points=500, grid=60)
     # Nearly a standard normal after three steps: its mass within the square, by its own samples.
     inside = np.abs(row.path[-1]).max(axis=1) < row.extent
@@ -65,7 +65,7 @@ def test_density_and_path_of_a_run(flow_run: Path) -> None:
     assert row.test_nll == last["test/nll"]
 
 
-def test_rows_of_the_density_go_up(flow_run: Path) -> None:
+def test_rows_of_the_density_go_up(flow_run):
     """The picture's origin is below: row 0 has the lowest y."""
     record = summarise(flow_run)
     row = density.learned(record, points=10, grid=3)
@@ -78,7 +78,7 @@ def test_rows_of_the_density_go_up(flow_run: Path) -> None:
     assert row.density[0, 2] == pytest.approx(float(below), rel=1e-3)
 
 
-def test_files_of_several_runs(flow_run: Path, tmp_path: Path) -> None:
+def test_files_of_several_runs(flow_run, tmp_path):
     made = [Made("moons", summarise(flow_run), name) for name in "ab"]
     density.write(made, tmp_path / "out", command="make")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -88,7 +88,7 @@ def test_files_of_several_runs(flow_run: Path, tmp_path: Path) -> None:
     assert "seed 0" in caption
 
 
-def test_one_row_of_seven_pictures(flow_run: Path) -> None:
+def test_one_row_of_seven_pictures(flow_run):
     row = density.learned(summarise(flow_run), points=100, grid=density.GRID)
     figure = density.draw([row], "caption")
     titles = [ax.get_title() for ax in figure.axes]
@@ -97,7 +97,7 @@ def test_one_row_of_seven_pictures(flow_run: Path) -> None:
     assert figure.axes[0].get_ylabel() == "Moons"
 
 
-def test_runs_that_cannot_be_drawn_are_named(flow_run: Path, tmp_path: Path) -> None:
+def test_runs_that_cannot_be_drawn_are_named(flow_run, tmp_path):
     with pytest.raises(RecordError, match="there is no run to draw"):
         density.draw([])
     copy = tmp_path / "/".join(flow_run.parts[-5:])

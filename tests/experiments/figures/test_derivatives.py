@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-import pytest
 
 from experiments.figures import derivatives
 from experiments.figures.derivatives import ENTRIES, REFERENCE, Entry
@@ -19,7 +18,7 @@ def row(system: str, entry: Entry, solver: str, seed: int, error: float) -> dict
     return {**facts, **named, "error": error}
 
 
-def test_table_1_shows_medians_over_seeds() -> None:
+def test_table_1_shows_medians_over_seeds():
     errors = (1e-3, 3e-3, 2e-1)
     rows = [
         row("small field", entry, solver, seed, error)
@@ -41,9 +40,7 @@ def test_table_1_shows_medians_over_seeds() -> None:
     assert "at most 0.04)" in table.caption  # that of the field with kinks
 
 
-def test_table_1_measures_every_way_against_its_own_reference(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_table_1_measures_every_way_against_its_own_reference(monkeypatch):
     monkeypatch.setattr(
         derivatives,
         "reference",
@@ -60,7 +57,7 @@ def test_table_1_measures_every_way_against_its_own_reference(
         assert 0 < entry["error"] < 0.05, entry
 
 
-def test_table_2_shows_theory_and_medians() -> None:
+def test_table_2_shows_theory_and_medians():
     rows = [
         {"way": way.name, "width": d, "theory_mb": 0.5 * d, "seed": seed, "measured_mb": value}
         for way in WAYS

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from experiments.base.errors import RecordError
@@ -16,15 +17,16 @@ from experiments.figures.reproduce import reproduce
 from experiments.figures.request import Made, Request, obtain
 from experiments.publish.tables import read_table
 from experiments.run.config import load_config, resolve
-from tests.experiments.figures.asking import asked, check_redraw, quiet, write_planned
+from tests.experiments.figures.asking import asked, quiet, write_planned
 
 SEEDS = (0, 1)
+HORIZON = {"lr": 0.1, "cost": 6e-4, "every": 10, "minimum": 0.1, "decay": 0.99}
 STEPS = 40
 
 
 def rows_of(mode: str, start: float, seed: int, *, diverged: bool = False) -> list[dict[str, Any]]:
     """40 steps whose time, evaluations, t1 and accuracy follow from the arguments."""
-    per_update = {"baseline": 0.01, "feedback": 0.5}
+    per_update = {"baseline": 0.01, "baseline_released": 0.001, "feedback": 0.5}
 
     def horizon(step: int) -> dict[str, float]:
         return {"horizon/t1": start + per_update[mode] * (step // 10)} if mode in per_update else {}
@@ -62,7 +64,7 @@ def trained(tmp_path: Path, target: str, lost: tuple[str, float, int] | None = N
         diverged = (mode, start, run.seed) == lost
         rows = rows_of(mode, start, run.seed, diverged=diverged)
         folder = write_planned(run, rows, state="diverged" if diverged else "done")
-        horizon = {"name": mode, "lr": 0.1, "cost": 5e-4, "every": 10, "minimum": 0.1}
+        horizon = {"name": mode, **HORIZON, "cost": figure.COSTS[start]}
         (folder / "config.yaml").write_text(json.dumps({"horizon": horizon}))
     return request
 
@@ -76,12 +78,12 @@ def test_the_plan_has_every_variant_and_alternates_them(tmp_path: Path) -> None:
     wanted = plan(request)
     assert len({run.folder for _, run in wanted}) == len(MODES) * len(STARTS) * len(SEEDS)
     assert len({run.name for _, run in wanted}) == len(wanted)
-    assert [run.seed for _, run in wanted] == [0] * 6 + [1] * 6
+    assert [run.seed for _, run in wanted] == [0] * 8 + [1] * 8
     assert wanted[0][0] == Variant("fixed", 1.0)
-    assert wanted[6][0] == Variant("baseline", 1.0)
-    assert wanted[5][1].command == (
+    assert wanted[8][0] == Variant("baseline", 1.0)
+    assert wanted[7][1].command == (
         "python scripts/train.py experiment=figure-9/digits-feedback seed=0 model.t1=0.05"
-        " trainer.epochs=2"
+        " horizon.cost=0.0004 trainer.epochs=2"
     )
 
 
@@ -95,9 +97,8 @@ def test_variants_differ_in_the_horizon_alone(dataset: str) -> None:
         found.setdefault("rest", config)
         assert config == found["rest"]
     assert found["fixed"] == {"name": "none"}
-    assert found["baseline"].pop("name") == "baseline"
-    assert found["feedback"].pop("name") == "feedback"
-    assert found["baseline"] == found["feedback"]
+    assert [found[mode].pop("name") for mode in MODES[1:]] == list(MODES[1:])
+    assert all(found[mode] == found["feedback"] for mode in MODES[1:])
 
 
 @pytest.mark.parametrize("target", ["figure-9", "table-5"])
@@ -108,24 +109,24 @@ def test_finished_runs_are_not_trained_again(tmp_path: Path, target: str) -> Non
     assert names == {"data.csv", "provenance.json", *picture}
     origin = json.loads((folder / "provenance.json").read_text())
     assert (origin["target"], origin["profile"], origin["seeds"]) == (target, "embedded", [0, 1])
-    assert len(origin["runs"]) == 12
-    for said in ("CPU, 2 threads", "Digits", "η = 0.1, c = 0.0005, an update every 10 steps"):
+    assert len(origin["runs"]) == 16
+    for said in (
+        "CPU, 2 threads",
+        "Digits, Adam, η = 0.1, c = 0.0006 from 1, 0.0004 from 0.05, an",
+    ):
         assert said in origin["caption"]
 
 
-def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [{"lr": 0.2}, {"cost": 5e-4}])
+def test_runs_that_fail_or_differ_in_their_settings_are_not_drawn(tmp_path, change) -> None:
     request = trained(tmp_path, "figure-9")
-    (plan(request)[3][1].folder / "status.json").unlink()
-    with pytest.raises(RecordError, match=r"1 of 12 runs failed:\n.*t1 fixed from 0.05 · seed 0"):
-        reproduce(request, quiet)
-
-
-def test_runs_of_different_settings_are_not_drawn_together(tmp_path: Path) -> None:
-    request = trained(tmp_path, "figure-9")
-    config = {"horizon": {"lr": 0.2, "cost": 5e-4, "every": 10, "minimum": 0.1}}
+    config = {"horizon": {**HORIZON, **change}}
     changed = next(run for variant, run in plan(request) if variant.mode == "feedback")
     (changed.folder / "config.yaml").write_text(json.dumps(config))
     with pytest.raises(RecordError, match="different settings"):
+        reproduce(request, quiet)
+    (plan(request)[4][1].folder / "status.json").unlink()
+    with pytest.raises(RecordError, match=r"1 of 16 runs failed:\n.*t1 fixed from 0.05 · seed 0"):
         reproduce(request, quiet)
 
 
@@ -146,7 +147,7 @@ def test_the_data_hold_every_change_and_every_measurement(tmp_path: Path) -> Non
 
 
 def test_changes_between_measurements_are_kept(tmp_path: Path) -> None:
-    one = runs_of(trained(tmp_path, "figure-9"))[2]
+    one = runs_of(trained(tmp_path, "figure-9"))[3]
     rows = [row for row in one.run.metrics if row["step"] <= 13 and "test/loss" not in row]
     rows[7]["horizon/t1"] = 9.0
     changed = replace(one, run=replace(one.run, metrics=tuple(rows)))
@@ -165,49 +166,37 @@ def test_lines_are_medians_over_the_runs_that_did_not_diverge(tmp_path: Path) ->
     assert whole.get_ydata()[-1] == pytest.approx(1.04)
     assert lost.get_xdata()[-1] == 25
     assert any("1 of 2 diverged" in text.get_text() for text in above.texts)
-    check_redraw(folder, figure.redraw_figure)
 
 
 def test_the_table_has_the_numbers_of_the_records(tmp_path: Path) -> None:
     folder = reproduce(trained(tmp_path, "table-5"), quiet)
     text = (folder / "table.md").read_text()
     assert text.startswith("| start | t1 | t1 at the end |")
-    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()[2:8]]
+    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()[2:10]]
     assert [line[:2] for line in cells] == [[s, m] for s in ("1", "0.05") for m in MODES]
     assert cells[0][2:7] == ["1.00", "51", "188 ms", "1.00", "1.00"]
     assert cells[0][7:] == ["90.5 (90.0 to 91.0)", "+0.0"]
+    first = read_table(folder / "data.csv", figure.ENTRY).iloc[0]
+    assert first["step_ms"] == pytest.approx(1e3 * 0.1 * 50 / 40)
+    assert first["last_quarter_step_ms"] == pytest.approx(1e3 * 0.1 * 2)
     # Seed 0 takes (40 + 10) · 0.2 s / 40, seed 1 twice that; fixed t1 takes half.
-    assert cells[2][2:7] == ["3.00", "51", "375 ms", "2.00", "2.00"]
-    assert cells[2][7:] == ["93.5 (93.0 to 94.0)", "+3.0"]
+    assert cells[3][2:7] == ["3.00", "51", "375 ms", "2.00", "2.00"]
+    assert cells[3][7:] == ["93.5 (93.0 to 94.0)", "+3.0"]
     tex = (folder / "table.tex").read_text()
     assert r"1 & feedback & 3.00 & 51 & 375 ms" in tex
     assert r"test accuracy (\%)" in tex
 
 
-def test_the_last_quarter_is_the_last_quarter(tmp_path: Path) -> None:
-    entry = figure.entry_of(runs_of(trained(tmp_path, "table-5"))[0])
-    assert entry["step_ms"] == pytest.approx(1e3 * 0.1 * 50 / 40)
-    assert entry["last_quarter_step_ms"] == pytest.approx(1e3 * 0.1 * 2)
-
-
 def test_the_table_counts_what_diverged_and_needs_its_reference(tmp_path: Path) -> None:
     folder = reproduce(trained(tmp_path, "table-5", ("feedback", 0.05, 1)), quiet)
     entries = read_table(folder / "data.csv", figure.ENTRY)
-    last = figure.as_table(entries).rows[5]
+    last = figure.as_table(entries).rows[7]
     assert last[1] == "feedback (1 of 2)"
     assert last[7:] == ["93.0", "+3.0"]
     with pytest.raises(RecordError, match=r"no run with t1 fixed at 1\.0"):
         figure.as_table(entries[entries["mode"] != "fixed"])
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("a,b\n", "the header is not"), (",".join(TRACE) + "\n", "there is no run")],
-    ids=["header", "empty"],
-)
-def test_a_damaged_table_is_named(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "data.csv").write_text(text)
-    with pytest.raises(RecordError, match=message):
-        figure.redraw_figure(tmp_path)
-    with pytest.raises(RecordError, match="the header is not"):
-        figure.redraw_table(tmp_path)
+def test_a_table_without_a_run_is_named() -> None:
+    with pytest.raises(RecordError, match="there is no run"):
+        figure.draw(pd.DataFrame(columns=list(TRACE)))

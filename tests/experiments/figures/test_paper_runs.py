@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from experiments.base.environment import REPOSITORY
 from experiments.base.errors import ConfigError, RecordError
-from experiments.figures import loss_curves, paper_runs
+from experiments.figures import paper_runs
 from experiments.publish.runs import each_run, read_runs, series
 from experiments.run.config import places
 from experiments.studies.execute import planned
-from tests.experiments.figures.asking import check_redraw, write_planned
-from tests.experiments.figures.synthetic import training_rows
+from tests.experiments.figures.asking import training_rows, write_planned
 
 
 def write_runs(output: Path, seeds: tuple[int, ...] = (0, 1)) -> None:
@@ -77,8 +73,6 @@ def test_figures_are_drawn_from_summaries_alone(collected: Collected, tmp_path: 
         origin = json.loads((folder / "provenance.json").read_text())
         assert origin["command"] == "python scripts/collect.py paper"
         assert origin["profile"] == "paper"
-        redraw = {"figure-1-paper": loss_curves.redraw_1, "figure-6-paper": loss_curves.redraw_6}
-        check_redraw(folder, redraw[folder.name])
     one = json.loads((made[0] / "provenance.json").read_text())
     assert {run["dataset"] for run in one["runs"]} == {"articulary_word_recognition"}
     # The running mean is not taken twice.
@@ -101,15 +95,6 @@ def test_wrong_input_and_damage_are_named(collected: Collected, tmp_path: Path) 
     (folder / "adam-seed-0.json").write_text("{")
     with pytest.raises(RecordError, match=r"adam-seed-0\.json is damaged"):
         paper_runs.load(tmp_path / "results")
-
-
-def test_the_command_line(tmp_path: Path) -> None:
-    command = ["scripts/collect.py", "paper", "--draw-only", "--results-dir", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: there are no summaries in")
 
 
 def test_runs_of_another_length_are_named(collected: Collected, tmp_path: Path) -> None:

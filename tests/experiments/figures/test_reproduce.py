@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,6 @@ from experiments.figures.request import Request, in_turn
 from experiments.studies.execute import PlannedRun, available
 from tests.experiments.figures.asking import asked, quiet
 
-FAKE = REPOSITORY / "tests" / "experiments" / "figures" / "fake_train.py"
-
 
 def request_in(tmp_path: Path, **changes: object) -> Request:
     return replace(asked(tmp_path, "figure-1", train=None), **changes)
@@ -31,23 +29,6 @@ def request_in(tmp_path: Path, **changes: object) -> Request:
 
 def plan(request: Request) -> list[PlannedRun]:
     return [run for own in loss_curves.plan(request).values() for _, run in in_turn(own)]
-
-
-def fake(tmp_path: Path, runs: Sequence[PlannedRun], **outcomes: str) -> list[str]:
-    """A training command that writes records at once, done unless an outcome names the run."""
-    table = {
-        " ".join(run.overrides): {
-            "folder": str(run.folder),
-            "do": outcomes.get(f"{run.dataset}_{run.optimizer}_{run.seed}", "done"),
-        }
-        for run in runs
-    }
-    (tmp_path / "fake.json").write_text(json.dumps(table))
-    return [sys.executable, str(FAKE), str(tmp_path / "fake.json")]
-
-
-def trained(tmp_path: Path) -> list[str]:
-    return (tmp_path / "fake.log").read_text().splitlines()
 
 
 def test_optimizers_alternate_and_take_turns_at_being_first() -> None:
@@ -125,14 +106,14 @@ def test_every_figure_refuses_what_it_cannot_do(tmp_path: Path, name: str) -> No
     assert not (tmp_path / "output").exists()
 
 
-def test_draws_and_a_second_call_trains_nothing(tmp_path: Path) -> None:
+def test_draws_and_a_second_call_trains_nothing(tmp_path: Path, training) -> None:
     request = request_in(tmp_path)
     runs = plan(request)
-    request = replace(request, train=fake(tmp_path, runs, digits_sgd_1="diverged"))
+    training.outcomes = {run.command: "diverged" for run in runs if run.optimizer == "sgd"}
     lines: list[str] = []
     folder = reproduce(request, lines.append)
     assert folder == tmp_path / "results" / "figure-1"
-    assert trained(tmp_path) == [" ".join(run.overrides) for run in runs]
+    assert training.trained == runs
     origin = json.loads((folder / "provenance.json").read_text())
     assert origin["command"] == "make reproduce-figure-1 PROFILE=embedded SEEDS=0,1,2"
     assert [run["command"] for run in origin["runs"]] == [run.command for run in runs]
@@ -140,34 +121,29 @@ def test_draws_and_a_second_call_trains_nothing(tmp_path: Path) -> None:
     (folder / "figure.png").unlink()
     lines.clear()
     reproduce(request, lines.append)
-    assert len(trained(tmp_path)) == 18
+    assert training.trained == runs
     assert lines == ["18 of 18 runs are done already"]
     assert (folder / "figure.png").is_file()
 
 
-def test_a_failure_stops_nothing_is_named_and_tried_again(tmp_path: Path) -> None:
-    request = request_in(tmp_path, seeds=(0,))
-    runs = plan(request)
-    train = fake(tmp_path, runs, digits_sgd_0="failed", japanese_vowels_adam_0="crash")
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_failure_stops_nothing_is_named_and_tried_again(tmp_path, training, jobs) -> None:
+    request = request_in(tmp_path, seeds=(0,), jobs=jobs)
+    _, sgd, *others = plan(request)
+    training.outcomes = {sgd.command: "failed", others[1].command: "crash"}
     with pytest.raises(RecordError) as caught:
-        reproduce(replace(request, train=train), quiet)
+        reproduce(request, quiet)
     message = str(caught.value)
     assert "2 of 6 runs failed" in message
-    assert "digits · sgd · seed 0: out of memory" in message
-    assert "japanese_vowels · adam · seed 0: it ended with exit status 1" in message
-    assert len(trained(tmp_path)) == 8
+    assert "digits · sgd · seed 0: no memory" in message
+    assert f"{others[1].name}: it ended with exit status 1" in message
+    assert len(training.trained) == 8
     assert not (tmp_path / "results").exists()
 
-    reproduce(replace(request, train=fake(tmp_path, runs)), quiet)
-    assert len(trained(tmp_path)) == 10
+    training.outcomes = {}
+    reproduce(request, quiet)
+    assert len(training.trained) == 10
     assert (tmp_path / "results" / "figure-1" / "figure.png").is_file()
-
-
-def test_several_jobs_run_at_once(tmp_path: Path) -> None:
-    request = request_in(tmp_path, seeds=(0,), jobs=3)
-    runs = plan(request)
-    reproduce(replace(request, train=fake(tmp_path, runs)), quiet)
-    assert sorted(trained(tmp_path)) == sorted(" ".join(run.overrides) for run in runs)
 
 
 def test_data_sets_that_are_not_there_are_left_out_and_named(tmp_path: Path) -> None:
@@ -226,11 +202,20 @@ def test_make_passes_places_on_as_one_word() -> None:
         assert [line[line.index(f"--{name}-dir") + 1] for name in ("data", "output")] == [odd, odd]
 
 
-def test_the_command_line_names_wrong_input_in_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "scripts/reproduce.py", "figure-99", "--output-dir", str(tmp_path)]
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("reproduce figure-99 --output-dir {0}", "unknown target 'figure-99'; valid: figure-1, f"),
+        ("collect paper --draw-only --results-dir {0}", "there are no summaries in"),
+        ("report --results-dir {0}/none", "there is no folder"),
+    ],
+)
+def test_the_command_line_names_wrong_input_in_one_line(tmp_path, script, message) -> None:
+    name, *arguments = script.format(tmp_path).split()
+    command = [sys.executable, f"scripts/{name}.py", *arguments]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: unknown target 'figure-99'; valid: figure-1, figure-")
+    assert done.stderr.startswith(f"error: {message}")
     assert done.stderr.count("\n") == 1
 
 

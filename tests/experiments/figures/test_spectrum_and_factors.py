@@ -9,14 +9,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from experiments.base.errors import RecordError
 from experiments.figures import factors, spectrum
 from experiments.figures.factors import COLUMNS, VARIANTS
 from experiments.figures.request import in_turn, obtain
 from experiments.measure import path_factors
 from experiments.measure import spectrum as measured
 from experiments.run.config import load_config, resolve
-from tests.experiments.figures.asking import asked, check_redraw, quiet, write_planned
+from tests.experiments.figures.asking import asked, quiet, write_planned
 
 TINY = ("model.width=2", "solver=rk4", "solver.options.step_size=0.5")
 
@@ -50,7 +49,6 @@ def test_the_spectrum_is_measured_drawn_and_redrawn(tmp_path):
     assert set(table[table["step"] == 0]["matrix"]) == {*exact, "hessian"}
     later = set(table[table["step"] == 1]["matrix"])
     assert later == {*exact, "hessian", "hessian-adjoint", "moment"}
-    check_redraw(folder, spectrum.redraw)
 
 
 def test_the_factors_are_measured_and_drawn_without_the_timed_panel(tmp_path):
@@ -104,12 +102,3 @@ def test_the_paper_rule_is_another_group_with_the_tuned_settings(tmp_path):
     assert own.pop("quadrature") == {"_target_": "snopt.gauss_legendre", "n": 1}
     assert theirs == own
     assert "trainer.stop_at=0.85" in uniform.command
-
-
-@pytest.mark.parametrize("redraw", [spectrum.redraw, factors.redraw])
-def test_damaged_tables_are_named(tmp_path, redraw):
-    with pytest.raises(RecordError, match="is missing"):
-        redraw(tmp_path)
-    (tmp_path / "data.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(RecordError, match="the header is not"):
-        redraw(tmp_path)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
@@ -17,7 +18,7 @@ from experiments.measure import step_cost as measure
 from experiments.measure.step_cost import Measurement, plan
 from experiments.publish.tables import read_table
 from experiments.run.config import description_of
-from tests.experiments.figures.asking import asked, check_redraw
+from tests.experiments.figures.asking import asked
 from tests.experiments.measure.synthetic import ORIGIN
 
 SEEDS = (0, 1)
@@ -69,7 +70,6 @@ def test_writes_picture_data_and_provenance(tmp_path: Path) -> None:
     # Nothing in it depends on where this machine keeps its data.
     assert origin["measurements"][0]["arguments"] == {"overrides": ["experiment=figure-7/digits"]}
     assert "Seeds 0, 1" in origin["caption"]
-    check_redraw(folder, step_cost.redraw)
 
 
 def test_rows_are_medians_of_pairs_over_all_seeds() -> None:
@@ -148,41 +148,26 @@ def test_requests_that_cannot_be_met(tmp_path: Path, monkeypatch: pytest.MonkeyP
     said: list[str] = []
     with pytest.raises(ConfigError, match=r"trainer\.batchsize"):
         reproduce(tmp_path, said, overrides=["trainer.batchsize=3"])
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise DataError("not here")
-
-    monkeypatch.setattr(measure, "call", refuse)
+    monkeypatch.setattr(measure, "call", Mock(side_effect=DataError("not here")))
     with pytest.raises(DataError, match=r"none of the data sets is available:\n  mnist: not here"):
         reproduce(tmp_path, said, profile="paper", output_dir=tmp_path / "o")
 
 
-def test_measurements_run_the_functions_they_name() -> None:
-    for one in plan("figure-7", "digits", [0], TINY, [], Path("outputs")):
-        module, _, name = one.target.partition(":")
-        assert module == measure.__name__
-        assert callable(getattr(measure, name))
-
-
-def test_a_tiny_timing_of_a_configured_run() -> None:
-    overrides = ["experiment=figure-7/digits", "model=conv_ode_small", *TINY, "seed=3"]
-    found = measure.time_steps(overrides, rounds=1)
+def test_tiny_measurements_of_a_configured_run_in_their_process(tmp_path: Path) -> None:
+    todo = plan("figure-7", "digits", [3], TINY, [], tmp_path, rounds=1)
+    one, _, memory = todo
+    found = one.run()
     counts = {name: len(values) for name, values in found["samples_s"].items()}
     assert counts == {"adam": 1, "snopt": 1, "snopt_refresh": 1}
     assert (found["update_freq"], found["batch_size"]) == (100, 4)
     assert found["origin"]["device"] == "cpu"
-
-
-def test_tiny_memory_of_a_configured_run_in_its_process(tmp_path: Path) -> None:
-    todo = plan("figure-7", "digits", [0], TINY, [], tmp_path)
-    (one,) = [item for item in todo if item.kind == "memory-snopt"]
-    assert one.result() is None
-    found = one.run()
+    assert memory.result() is None
+    found = memory.run()
     assert found["peak_mb"] > found["start_mb"] > 50.0
-    assert one.result() == found
-    one.file.write_text("{")
+    assert memory.result() == found
+    memory.file.write_text("{")
     with pytest.raises(RecordError, match="damaged"):
-        one.result()
+        memory.result()
 
 
 def test_every_experiment_file_belongs_to_a_panel() -> None:

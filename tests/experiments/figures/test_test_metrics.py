@@ -10,12 +10,7 @@ import pytest
 from experiments.base.errors import ConfigError, RecordError
 from experiments.figures.reproduce import reproduce
 from experiments.studies.comparison import session
-from experiments.studies.comparison.rows import (
-    fresh_of,
-    mean_and_deviation,
-    table_of,
-    write_rows,
-)
+from experiments.studies.comparison.rows import fresh_of, mean_and_deviation, table_of, write_rows
 from tests.experiments.figures.asking import asked, quiet
 from tests.experiments.studies.comparison.synthetic_runs import Row, fresh, row, search
 

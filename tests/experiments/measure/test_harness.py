@@ -118,18 +118,18 @@ def test_a_new_workload_leaves_the_others(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["engine.json"]  # nothing left over
 
 
+GOOD = {"benchmark": "engine", "schema": 1, "workloads": {}}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", "damaged"),
         ("[]", "benchmark 'engine'"),
-        ('{"benchmark": "memory", "schema": 1, "workloads": {}}', "benchmark 'engine'"),
-        ('{"benchmark": "engine", "schema": 0, "workloads": {}}', "layout 0"),
-        ('{"benchmark": "engine", "schema": 1}', "no table"),
-        (
-            '{"benchmark": "engine", "schema": 1, "workloads": {"conv": {"origin": {}}}}',
-            "'conv' does not say its device, processor",
-        ),
+        (json.dumps({**GOOD, "benchmark": "memory"}), "benchmark 'engine'"),
+        (json.dumps({**GOOD, "schema": 0}), "layout 0"),
+        (json.dumps({**GOOD, "workloads": 1}), "no table"),
+        (json.dumps({**GOOD, "workloads": {"conv": {}}}), "'conv' does not say its device, proc"),
     ],
 )
 def test_a_damaged_file_is_named_and_kept(tmp_path: Path, text: str, message: str) -> None:
@@ -156,8 +156,8 @@ def test_a_process_gets_arguments_threads_and_environment() -> None:
 
 def test_what_goes_wrong_in_a_process_is_named() -> None:
     with pytest.raises(DataError, match=r"^no such data: put it into data/$"):
-        call(f"{TINY}:refuse", {})
+        call(f"{TINY}:fail", {"kind": "data", "message": "no such data: put it into data/"})
     with pytest.raises(RecordError, match="RuntimeError: it broke"):
-        call(f"{TINY}:crash", {})
+        call(f"{TINY}:fail", {"kind": "bug", "message": "it broke"})
     with pytest.raises(RecordError, match=r"longer than 0\.05 s"):
         call(f"{TINY}:echo", {}, timeout=0.05)

@@ -46,9 +46,7 @@ def test_all_workloads_are_planned_and_only_selects() -> None:
     assert series == [("scaling", "japanese_vowels")]
 
 
-def run_raising(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, error: BaseException, at: str
-) -> list[str]:
+def run_raising(monkeypatch, folder: Path, error: BaseException, at: str) -> list[str]:
     """Run the benchmark ``engine``, which raises at one workload; return what was said."""
     said: list[str] = []
 
@@ -63,9 +61,7 @@ def run_raising(
     return [*said, str(raised.value)]
 
 
-def test_finished_workloads_are_kept_when_one_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_finished_workloads_are_kept_when_one_fails_or_a_person_stops(tmp_path, monkeypatch):
     harness.save(tmp_path, "deferral", "conv", engine_entry())
     *said, message = run_raising(monkeypatch, tmp_path, RuntimeError("out of memory"), "linear")
     assert message == "1 workloads failed:\n  engine linear: out of memory"
@@ -77,13 +73,8 @@ def test_finished_workloads_are_kept_when_one_fails(
     origins = json.loads((tmp_path / "provenance.json").read_text())["origins"]
     assert origins["engine"] == {name: entry["origin"] for name, entry in table.items()}
     assert list(origins["deferral"]) == ["conv"]  # an older benchmark's results keep theirs
-
-
-def test_finished_workloads_are_kept_when_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_raising(monkeypatch, tmp_path, KeyboardInterrupt(), "softplus")
-    assert list(harness.entries(tmp_path, "engine")) == ["conv", "linear"]
+    run_raising(monkeypatch, tmp_path / "stopped", KeyboardInterrupt(), "softplus")
+    assert list(harness.entries(tmp_path / "stopped", "engine")) == ["conv", "linear"]
 
 
 def test_headlines_quote_the_numbers_that_count() -> None:

@@ -88,12 +88,8 @@ def test_the_volumes_in_the_documentation(name):
     assert sent.largest_share(4) == pytest.approx({"digits": 0.50, "mnist": 0.42}[name], abs=0.005)
 
 
-@pytest.fixture
-def measured():
-    return entries(REPOSITORY / "results" / "benchmarks", "scaling")
-
-
-def test_the_documented_table_is_that_of_the_measurement(measured):
+def test_the_documented_numbers_are_those_of_the_measurement():
+    measured = entries(REPOSITORY / "results" / "benchmarks", "scaling")
     section = DOCS.partition("## Two processes, measured")[2].partition("\n## ")[0]
     rows = [[c.strip() for c in line.split("|")[1:-1]] for line in section.splitlines()]
     found = {row[0]: row[1:] for row in rows if row and row[0].endswith(" net")}
@@ -108,11 +104,7 @@ def test_the_documented_table_is_that_of_the_measurement(measured):
         expected += [f"{100 * one[kind] / weak[kind]:.0f} %" for kind in kinds]
         assert found.pop(workload["title"]) == expected
     assert not found
-
-
-def test_the_documented_statements_are_those_of_the_measurement(measured):
-    text = re.sub(r"\s+", " ", DOCS)
-    runs = measured["mnist"]["runs"]
+    text, runs = re.sub(r"\s+", " ", DOCS), measured["mnist"]["runs"]
     one, two = (1e3 * runs[name]["seconds"]["bases"]["median"] for name in ("one", "strong"))
     assert f"from {one:.0f} to {two:.0f} ms" in text
     mnist, digits = (

@@ -50,20 +50,12 @@ def tiny_net(samples: int = 2, **solver: object) -> Snapshot:
 
 def allocate(megabytes: int) -> dict[str, float]:
     """Hold ``megabytes`` for a moment."""
-
-    def work() -> None:
-        torch.ones(megabytes * 2**20, dtype=torch.uint8)
-
-    return peak_of(work, CPU)
+    return peak_of(lambda: torch.ones(megabytes * 2**20, dtype=torch.uint8), CPU)
 
 
 def echo(**arguments: object) -> dict[str, object]:
     return {"threads": torch.get_num_threads(), **arguments}
 
 
-def refuse() -> None:
-    raise DataError("no such data: put it into data/")
-
-
-def crash() -> None:
-    raise RuntimeError("it broke")
+def fail(kind: str, message: str) -> None:
+    raise {"data": DataError, "bug": RuntimeError}[kind](message)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from inspect_runs import assert_same_run
@@ -20,6 +18,7 @@ from experiments.run.records import Record
 from experiments.run.run import run
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
+ADAHESSIAN = {"_target_": "experiments.optimizers.adahessian.AdaHessian", "accepts": "model"}
 
 
 def model(gradient: str) -> TinyModel:
@@ -114,24 +113,16 @@ def test_between_estimates_a_step_costs_one_gradient():
 
 
 def test_double_backward_says_which_mode_it_needs():
-    config: dict[str, Any] = {"_target_": "experiments.optimizers.adahessian.AdaHessian"}
-    config |= {"accepts": "model", "hvp": "double_backward"}
+    config = {**ADAHESSIAN, "hvp": "double_backward"}
     with pytest.raises(ConfigError, match=r"needs solver.gradient=direct; with adjoint use hvp="):
         build_optimizer(config, model("adjoint"))
     assert isinstance(build_optimizer(config, model("direct")), AdaHessian)
 
 
 def test_killed_and_resumed_equals_unbroken_and_all_looks_are_counted(tmp_path):
-    configs = []
-    for name in ("unbroken", "killed"):
-        config = make_config(tmp_path / name)
-        config["optimizer"] = {
-            "name": "adahessian",
-            "_target_": "experiments.optimizers.adahessian.AdaHessian",
-            "accepts": "model",
-            "lr": 0.05,
-        }
-        configs.append(config)
+    configs = [make_config(tmp_path / name) for name in ("unbroken", "killed")]
+    for config in configs:
+        config["optimizer"] = {**ADAHESSIAN, "name": "adahessian", "lr": 0.05}
     run(configs[0])
     # Three losses a step: the 26th is in the ninth.
     assert run_elsewhere(configs[1], FAULT_KILL_AT="26").returncode < 0

@@ -11,7 +11,7 @@ from statistics import median
 import pytest
 import torch
 from hydra.utils import instantiate
-from tiny_runs import DATASETS, OPTIMIZERS, PAIRS, SPLIT, Run, has_two_parts, start
+from tiny_runs import OPTIMIZERS, PAIRS, SPLIT, Run, start
 from torch import nn
 
 from experiments.models.blocks import ode_parameters, other_parameters
@@ -54,10 +54,6 @@ def test_it_trains_with_falling_loss(optimizer, dataset):
 def test_it_trains_the_model_of_the_configuration(optimizer, dataset):
     losses = start(dataset, optimizer, small=False).train()
     assert median(losses[-5:]) < losses[0]
-
-
-def test_the_flow_alone_has_no_second_part():
-    assert [name for name in DATASETS if not has_two_parts(name)] == ["circle"]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

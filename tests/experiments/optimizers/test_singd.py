@@ -135,10 +135,7 @@ def test_other_parameters_get_sgd_and_are_listed_once():
     for p, q in zip(twin, [model.scale, *model.cell.parameters()], strict=True):
         assert torch.allclose(p, q)
     assert torch.equal(model.idle.weight, idle)
-
-
-def test_a_layer_with_a_frozen_part_is_not_preconditioned():
-    model = Mixed()
+    # Nor is a layer with a frozen part.
     model.used.bias.requires_grad_(False)
     with pytest.warns(UserWarning, match="used.weight"):
         optimizer = SINGD(model)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from experiments.data.splits import Splits
-from experiments.models.blocks import ode_parameters, other_parameters
 from experiments.optimizers.evaluation import Evaluation, may_repeat, protocol_of, take_step
 from experiments.run.build import build, build_optimizer
 from experiments.run.config import check_config, load_config, options, resolve
@@ -44,7 +42,7 @@ FIRST_OBSERVATIONS = 25
 """Of a series where the net is the configuration's: BasicMotions has 100."""
 
 ADJUSTED: dict[str, list[str]] = {
-    "lbfgs": ["optimizer.max_iter=2"],  # a step of 3 evaluations instead of 25
+    "lbfgs": ["optimizer.max_iter=2"]  # a step of 3 evaluations instead of 25
 }
 """What fits an optimizer to 30 steps without making it another one."""
 
@@ -112,10 +110,3 @@ def _first(data: Splits, size: int, observations: int) -> tuple[Tensor, ...]:
         x, lengths, y = first
         return x[:, :observations], lengths.clamp_max(observations), y
     return first
-
-
-@cache
-def has_two_parts(dataset: str) -> bool:
-    """Return whether a data set's model has parameters inside an ODE and outside of one."""
-    model = start(dataset, "sgd").model
-    return bool(ode_parameters(model)) and bool(other_parameters(model))

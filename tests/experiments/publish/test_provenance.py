@@ -14,7 +14,7 @@ from experiments.base.errors import RecordError
 from experiments.figures.request import Made, facts_of
 from experiments.publish.provenance import devices, processor, publish, read_provenance
 from experiments.run.records import summarise
-from tests.experiments.figures.synthetic import write_record
+from tests.experiments.figures.asking import write_record
 
 
 def git(root: Path, *arguments: str) -> None:

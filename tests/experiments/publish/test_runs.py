@@ -16,16 +16,16 @@ from experiments.publish.runs import (
     RUN,
     TYPES,
     band,
+    csv_of_runs,
     each_run,
     read_runs,
     running_mean,
     runs_table,
     series,
     thin,
-    write_runs,
 )
 from experiments.run.records import summarise
-from tests.experiments.figures.synthetic import write_record
+from tests.experiments.figures.asking import write_record
 
 ROWS = [
     {"step": 0, "epoch": 0, "time/train_s": 0.0, "val/loss": 2.0, "val/accuracy": 0.25},
@@ -97,7 +97,7 @@ def test_runs_without_end_or_measurements_are_refused_by_name(tmp_path: Path, st
 
 def test_data_csv_has_its_format_and_is_read_back(tmp_path: Path) -> None:
     table = pd.concat([table_of(tmp_path / "a"), table_of(tmp_path / "b", state="diverged")])
-    write_runs(tmp_path / "data.csv", table)
+    (tmp_path / "data.csv").write_text(csv_of_runs(table))
     assert (tmp_path / "data.csv").read_text().splitlines() == [
         "dataset,optimizer,seed,step,time_s,train_loss,val_loss,val_metric,nfe,cpu_s",
         *2 * [f"digits,adam,4,{row}" for row in ("0,0.0000,,2,0.25,0,", "1,0.5000,1.5,,,0,0.4",
@@ -105,7 +105,7 @@ def test_data_csv_has_its_format_and_is_read_back(tmp_path: Path) -> None:
         "digits,adam,4,3,1.0000,inf,,,0,",
     ]  # fmt: skip
     other = table.assign(optimizer=np.where(table.state == "diverged", "sgd", "adam"))
-    write_runs(tmp_path / "data.csv", other)
+    (tmp_path / "data.csv").write_text(csv_of_runs(other))
     back = read_runs(tmp_path / "data.csv")
     assert [key for key, _ in each_run(back)] == [("adam", 4), ("sgd", 4)]
     assert back.state.tolist() == ["done"] * 3 + ["diverged"] * 4
@@ -136,14 +136,11 @@ def test_band_by_hand_on_the_times_all_seeds_have() -> None:
     #   constant 3           -> 3, 3,   3
     #   1..5, 10 down to 2   -> 10, 7,  4
     seeds = [((0.0, 6.0), (0.0, 6.0)), ((0.0, 4.0), (3.0, 3.0)), ((1.0, 5.0), (10.0, 2.0))]
-    found = band([(np.array(times), np.array(values)) for times, values in seeds], points=3)
-    np.testing.assert_allclose(found.at, [1.0, 2.5, 4.0])
-    np.testing.assert_allclose(found.median, [3.0, 3.0, 4.0])
-    np.testing.assert_allclose(found.low, [1.0, 2.5, 3.0])
-    np.testing.assert_allclose(found.high, [10.0, 7.0, 4.0])
-
-
-def test_band_refuses_seeds_without_common_time() -> None:
+    at, median, low, high = band([tuple(map(np.array, pair)) for pair in seeds], points=3)
+    np.testing.assert_allclose(at, [1.0, 2.5, 4.0])
+    np.testing.assert_allclose(median, [3.0, 3.0, 4.0])
+    np.testing.assert_allclose(low, [1.0, 2.5, 3.0])
+    np.testing.assert_allclose(high, [10.0, 7.0, 4.0])
     early, late = np.array([0.0, 1.0]), np.array([2.0, 3.0])
     with pytest.raises(ValueError, match="no time in common"):
         band([(early, early), (late, late)])

@@ -60,16 +60,13 @@ def test_what_is_wrong_is_named(tmp_path: Path, content: str | None, message: st
     assert str(path) in str(caught.value)
 
 
-def test_cells_of_another_type_are_named(tmp_path: Path) -> None:
+def test_cells_of_another_type_and_a_folder_in_place_of_the_file_are_named(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     path.write_text("n\n1.5\n")
     with pytest.raises(RecordError, match="is damaged: invalid literal"):
         read_table(path, {"n": int})
     with pytest.raises(RecordError, match=r"neither True nor False: '1\.5'"):
         read_table(path, {"n": bool})
-
-
-def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=f"cannot read {tmp_path}"):
         read_table(tmp_path, TYPES)
 

@@ -15,7 +15,7 @@ from experiments.run.config import check_config, identity, load_config, options,
 from experiments.run.records import Record
 from experiments.run.run import run
 
-SETTINGS = {"lr": 0.05, "cost": 0.01, "every": 3, "minimum": 0.1, "decay": 0.75}
+SETTINGS = {"lr": 0.05, "cost": 1e-3, "per_sample": True, "every": 3, "minimum": 0.1, "decay": 0.75}
 
 
 class TrainableModel(stand_ins.TinyModel):
@@ -34,7 +34,7 @@ def config_of(folder, name="feedback", optimizer="snopt", **settings):
 
 
 def test_every_choice_composes_and_fits_the_library(tmp_path):
-    assert options("horizon") == ["baseline", "feedback", "none"]
+    assert options("horizon") == ["baseline", "baseline_released", "feedback", "none"]
     for name in options("horizon"):
         config = resolve(load_config([f"horizon={name}", "model=conv_ode_small"]))
         check_config(config)
@@ -93,12 +93,16 @@ def test_a_checkpoint_without_the_horizon_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "feedbak"}, "horizon.name must be one of none, baseline, feedback"),
-        ({"name": "none"}, "horizon=none does not know cost, decay, every, lr, minimum"),
-        ({"rate": 1}, "does not know rate; it has cost, decay, every, lr, minimum"),
+        ({"name": "feedbak"}, "horizon.name must be one of none, baseline, .*feedback"),
+        (
+            {"name": "none"},
+            "horizon=none does not know cost, decay, every, lr, minimum, per_sample",
+        ),
+        ({"rate": 1}, "does not know rate; it has cost, decay, every, lr, minimum, per_sample"),
         ({"lr": 0}, "horizon.lr"),
         ({"cost": 0}, "horizon.cost"),
         ({"cost": "much"}, "horizon.cost"),
+        ({"per_sample": 1}, "horizon.per_sample"),
         ({"every": 0}, "horizon.every"),
         ({"every": ...}, "lacks every"),
         ({"minimum": 0.0}, "horizon.minimum"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,9 +27,8 @@ from experiments.studies.search import (
     search,
 )
 from experiments.studies.study import sample
-from tests.experiments.figures.synthetic import write_record
+from tests.experiments.figures.asking import write_record
 
-FAKE = REPOSITORY / "tests" / "experiments" / "figures" / "fake_train.py"
 PROTOCOL = load_protocol(CONFIGS / "search" / "figure-1.yaml")
 
 
@@ -159,21 +157,15 @@ def own_request(tmp_path: Path) -> Request:
     )
 
 
-def fake(tmp_path: Path, request: Request, outcomes: dict[int, str]) -> Request:
-    """Return the request with runs that end as told, by place; the others are done."""
+def trials_of(request: Request) -> list[PlannedRun]:
     protocol = load_protocol(request.configs_dir / "search" / "figure-1.yaml")
-    runs = [run for trials in plan(request, protocol) for run in trials.runs]
-    table = {
-        " ".join(run.overrides): {"folder": str(run.folder), "do": outcomes.get(place, "done")}
-        for place, run in enumerate(runs)
-    }
-    (tmp_path / "fake.json").write_text(json.dumps(table))
-    return replace(request, train=[sys.executable, str(FAKE), str(tmp_path / "fake.json")])
+    return [run for trials in plan(request, protocol) for run in trials.runs]
 
 
-def test_a_search_records_all_trials_and_writes_the_winner(tmp_path: Path) -> None:
+def test_a_search_records_all_trials_and_writes_the_winner(tmp_path: Path, training) -> None:
     request = own_request(tmp_path)
-    written = search(fake(tmp_path, request, {0: "diverged"}), lambda line: None)
+    training.outcomes = {trials_of(request)[0].command: "diverged"}
+    written = search(request, lambda line: None)
     assert [path.relative_to(tmp_path / "results").as_posix() for path in written] == [
         "search/digits/adam.json",
         "search/digits/sgd.json",
@@ -187,29 +179,29 @@ def test_a_search_records_all_trials_and_writes_the_winner(tmp_path: Path) -> No
     tuned = description_of("tuned", "figure-1", request.configs_dir)["digits"]["optimizers"]
     assert tuned["adam"] == found["chosen"]["params"]
     # A second search finds its trials again, although the settings have changed.
-    log = (tmp_path / "fake.log").read_text()
-    lines: list[str] = []
-    search(fake(tmp_path, request, {}), lines.append)
-    assert (tmp_path / "fake.log").read_text() == log
+    trained, lines = len(training.trained), []
+    search(request, lines.append)
+    assert len(training.trained) == trained
     assert lines[0] == "4 of 4 trials are done already"
 
 
-def test_a_failed_trial_leaves_everything_as_it_was(tmp_path: Path) -> None:
+def test_a_failed_trial_leaves_everything_as_it_was(tmp_path: Path, training) -> None:
     request = own_request(tmp_path)
+    training.outcomes = {trials_of(request)[3].command: "failed"}
     file = request.configs_dir / "tuned/figure-1.yaml"
     before = file.read_text()
     with pytest.raises(RecordError, match=r"1 of \d+ runs failed:\n  digits · sgd"):
-        search(fake(tmp_path, request, {3: "failed"}), lambda line: None)
+        search(request, lambda line: None)
     assert file.read_text() == before
     assert not (tmp_path / "results").exists()
 
 
-def test_a_table_without_the_line_is_named_before_training(tmp_path: Path) -> None:
-    request = fake(tmp_path, own_request(tmp_path), {})
+def test_a_table_without_the_line_is_named_before_training(tmp_path: Path, training) -> None:
+    request = own_request(tmp_path)
     (request.configs_dir / "tuned/figure-1.yaml").write_text("digits:\n    adam: {lr: 0.1}\n")
     with pytest.raises(ConfigError, match=r"figure-1.yaml has no line for sgd on digits"):
         search(request, lambda line: None)
-    assert not (tmp_path / "fake.log").exists()
+    assert training.trained == []
 
 
 def test_trials_do_not_depend_on_what_was_chosen_before(tmp_path: Path) -> None:

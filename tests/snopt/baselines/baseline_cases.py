@@ -7,7 +7,8 @@ from curvlinops import EKFACLinearOperator, KFACLinearOperator
 from curvlinops.kfac import FisherType
 from torch import nn
 
-from snopt import ODEBlock
+from snopt import ODEBlock, SNOpt, evaluations
+from snopt.baselines import EKFAC, KBFGS, KBFGSL, KFAC, AdaGradNorm
 from snopt.curvature.layers import groups_of, to_matrix
 
 FISHER = {"empirical": FisherType.EMPIRICAL, "mc": FisherType.MC, "ggn": FisherType.TYPE2}
@@ -145,3 +146,25 @@ def train(model, optimizer, steps, seed=1, scheduler=None):
             optimizer.step()
         if scheduler is not None:
             scheduler.step()
+
+
+METHODS = {
+    "snopt": (SNOpt, {}),
+    "kfac": (KFAC, {}),
+    "ekfac": (EKFAC, {}),
+    "ekfac_ra": (EKFAC, {"moment": "running"}),
+}
+WITH_CLOSURE = {"kbfgs": (KBFGS, {}), "kbfgs_l": (KBFGSL, {"memory": 5})}
+SETTINGS = {"lr": 0.02, "damping": 0.01, "update_freq": 2, "quadrature": evaluations()}
+
+
+def make(name, model, **options):
+    if name == "adagrad_norm":
+        return AdaGradNorm(model.parameters(), lr=0.1)
+    kind, own = {**METHODS, **WITH_CLOSURE}[name]
+    options = {**SETTINGS, **own, **options}
+    if name == "snopt":
+        options["eps"] = options.pop("damping")
+    elif name in METHODS:
+        options = {"inverse_freq": 4, **options}
+    return kind(model, **options)

@@ -287,7 +287,7 @@ def test_training_passes_alone_make_factors_rows_and_steps(gradient, steps):
                     disturb.choice(passes)(model, batch(disturb.choice([3, 8]), seed=k))
                 loss.backward()
             optimizer.step()
-        states.append(optimizer.state_dict()["preconditioner"])
+        states.append(optimizer.preconditioner.state_dict())
         states.append({"weights": list(model.parameters())})
     torch.testing.assert_close(states[2:], states[:2], rtol=0, atol=0)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import re
+import warnings
 
 import pytest
 import torch
@@ -12,7 +14,9 @@ from snopt_cases import assert_close
 from torch import nn
 
 from snopt import DenseThenSparse, Preconditioner, SNOpt, TrustRegion
+from snopt.baselines import EKFAC, KBFGS, KFAC
 from snopt.curvature.likelihood import loss_vectors
+from snopt.precondition.kronecker import PARTS
 
 CE = nn.functional.cross_entropy
 
@@ -176,6 +180,41 @@ def test_damping_follows_any_function_of_the_step():
     assert seen == [0.1, 0.05, 0.025]
     with pytest.raises(ValueError, match=r"eps \(damping\) must be greater than 0"):
         train(model, optimizer, 1)
+
+
+@pytest.mark.parametrize("times", [1.0, 1e4])
+def test_a_loss_far_too_large_for_its_damping_is_told_of_once(times):
+    """Sums over outputs, as ELBOs are: the step goes as 1 / scale. The advice works."""
+
+    def train_with(scale, **options):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 40)).double()
+        x = torch.randn(64, 5).double()
+        y = torch.sin(x @ torch.randn(5, 40).double())
+        optimizer, losses = SNOpt(model, update_freq=20, **options), []
+        for _ in range(30):
+            optimizer.zero_grad()
+            loss = scale * (model(x) - y).square().mean()
+            loss.backward()
+            losses.append(loss.item())
+            optimizer.step()
+        return losses[-1] / losses[0]
+
+    if times == 1.0:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            train_with(times)
+            train_with(1e4, exponent=0.5)
+        return
+    with pytest.warns(RuntimeWarning, match="hardly move") as told:
+        before = train_with(times)
+    assert len(told) == 1
+    advised = float(re.search(r"Divide the loss by about (\S+),", str(told[0].message))[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        after = train_with(times / advised)
+    assert before > 0.99
+    assert after < 0.9
 
 
 # --- trust region ---------------------------------------------------------------------------------
@@ -412,3 +451,48 @@ def test_relative_damping_leaves_a_layer_without_gradient_where_it_is(exponent):
         optimizer.step()
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert all(map(torch.equal, start, model.dead.parameters()))
+
+
+def test_what_a_step_is_made_of_is_reported_where_asked_and_changes_nothing():
+    found = []
+    for report in (False, True):
+        model = make()
+        optimizer = SNOpt(model, lr=0.1, eps=1e6, report_steps=report)
+        found.append(train(model, optimizer, 3))
+        names = {key for key in optimizer.metrics() if "/" in key}
+    assert torch.equal(*found)
+    layers = optimizer.preconditioner.blocks
+    assert names == {f"{layer}/{part}" for layer in layers for part in PARTS}
+    for name in layers:  # S is far below ε: a step of gradient descent
+        parts = [optimizer.metrics()[f"{name}/{part}"] for part in PARTS]
+        assert parts == pytest.approx([0, 0, 1, 1], abs=1e-5)
+    plain = SNOpt(make(), lr=0.1)
+    assert not any("/" in key for key in plain.metrics())
+
+
+@pytest.mark.parametrize("options", [{"relative_damping": True, "alpha": 1.0}, {"eps": 0.5}, {}])
+@pytest.mark.parametrize("kind", [SNOpt, KFAC, EKFAC, KBFGS])
+@pytest.mark.parametrize(
+    ("out", "gates"), [(4, (0.0, 1.0)), (256, (0.0, 1.0)), (4, (1e-25, 1e-25))]
+)
+def test_damping_does_not_vanish_with_the_curvature(kind, options, out, gates):
+    """A gate at zero when factors are made, whole or as few columns, opens: the step is bounded."""
+    if kind is not SNOpt and options:
+        return
+    torch.manual_seed(0)
+    layer, x = nn.Linear(3, out), torch.randn(4, 3)
+    optimizer = kind(layer, lr=1.0, **{"update_freq": 10} | options)
+    least = optimizer.param_groups[0]["damping"] if "relative_damping" not in options else 1.0
+    for gate in gates:
+
+        def closure(gate=gate):
+            optimizer.zero_grad()
+            loss = (gate * layer(x) - 1).square().mean()
+            loss.backward()
+            closure.gradient = layer.weight.grad.norm().item() + 1e-30
+            return loss
+
+        before = layer.weight.detach().clone()
+        optimizer.step(closure)
+        step = (layer.weight.detach() - before).norm().item()
+        assert step <= 1.5 * closure.gradient / least

@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+import torchdiffeq
 from torch import nn
 
-from snopt import ODEBlock, odeint, odeint_adjoint, odeint_checkpoint
+from snopt import NFE, ODEBlock, odeint, odeint_adjoint, odeint_checkpoint
 
 DOORS = (odeint, odeint_adjoint, odeint_checkpoint)
 ONCE = (odeint_adjoint, odeint_checkpoint)
@@ -166,3 +167,80 @@ def test_an_answer_of_another_shape_is_refused_on_both_engines(solve, method, an
     own = {} if solve is odeint else {"adjoint_params": ()}
     with pytest.raises(ValueError, match=r"shape of the state: expected \(2,\), \(3,\), got"):
         solve(answer, y0, T, method=method, options=options, **own)
+
+
+# A parameter gradient on steps that the state chose.
+
+
+class Fast(nn.Module):
+    """F = Σ W · (0, …, sin(2π 4.25 t)), W = 0: neither z nor a shows how fast the products are."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.W = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
+        self.late = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, t, y):
+        x = torch.zeros(self.W.shape[-1], dtype=torch.float64)
+        x[-1] = torch.sin(2 * math.pi * 4.25 * t)
+        slope = (self.W * x).sum() + (self.late if t > 0.3 else 0)
+        return slope * torch.ones_like(y)
+
+
+@pytest.mark.parametrize(
+    ("method", "tol", "shape", "error"),
+    [
+        ("dopri5", 1e-7, (1,), 1e-7),
+        ("dopri5", 1e-3, (1,), 6e-3),
+        ("dopri5", 1e-7, (1000, 21), 1e-6),  # too many to keep the products of all
+        ("bosh3", 1e-5, (1000, 21), 2e-5),
+        ("adaptive_heun", 1e-3, (1,), 1e-3),
+    ],
+)
+@pytest.mark.parametrize("times", [(0.0, 1.0), (1.0, 0.6, 0.0)], ids=str)
+def test_steps_are_short_enough_for_the_parameters(method, tol, shape, error, times):
+    field, nfe = Fast(shape), NFE()
+    t, y0 = torch.tensor(times, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    kwargs = {"method": method, "rtol": tol, "atol": tol}
+    odeint_adjoint(field, y0, t, **kwargs)[-1].sum().backward()
+    exact = math.copysign(1 / (2 * math.pi * 4.25), times[-1] - times[0])
+    found = field.W.grad[..., -1]
+    torch.testing.assert_close(found, torch.full_like(found, exact), rtol=0, atol=error)
+    options = {"adjoint_options": {"norm": "seminorm"}}
+    odeint_adjoint(field, y0, t, nfe=nfe, **kwargs, **options)[-1].sum().backward()
+    assert nfe.backward <= nfe.forward + 8  # the steps of z and a, a start for each output time
+
+
+class Octave(nn.Module):
+    """Two layers behind eight-hertz features of the time, the last one zero or torch's own."""
+
+    def __init__(self, *, zero: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+        if zero:
+            nn.init.zeros_(self.net[2].weight)
+            nn.init.zeros_(self.net[2].bias)
+
+    def forward(self, t, y):
+        angle = 2 * math.pi * 8 * t
+        features = torch.stack([angle.sin(), angle.cos()]).expand(len(y), 2)
+        return self.net(torch.cat([y, features], dim=1))
+
+
+@pytest.mark.parametrize(("zero", "tol"), [(True, 1e-7), (False, 1e-3)])
+def test_fast_features_of_the_time_are_as_right_as_with_torchdiffeq(zero, tol):
+    y0 = torch.randn(64, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def gradient(solve, **kwargs):
+        field = Octave(zero=zero)
+        loss = nn.functional.cross_entropy(solve(field, y0, T, **kwargs)[-1], torch.arange(64) % 3)
+        found = torch.autograd.grad(loss, list(field.parameters()))
+        return torch.cat([g.reshape(-1) for g in found])
+
+    exact = gradient(torchdiffeq.odeint, method="rk4", options={"step_size": 2e-3})
+    ours, theirs = (
+        (gradient(solve, rtol=tol, atol=tol) - exact).norm() / exact.norm()
+        for solve in (odeint_adjoint, torchdiffeq.odeint_adjoint)
+    )
+    assert ours <= 1.5 * theirs

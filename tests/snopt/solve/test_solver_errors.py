@@ -9,6 +9,7 @@ import textwrap
 
 import pytest
 import torch
+import torchdiffeq
 from snopt_cases import make_field
 from torch import nn
 
@@ -50,7 +51,9 @@ def test_blow_up_is_a_step_underflow(odeint, engine):
     assert error.dt < 1e-6
     assert (error.rtol, error.atol) == (1e-6, 1e-8)
     assert error.nfe > 10
-    assert "underflow" in error.reason or "not finite" in error.reason
+    assert "underflow in dt" in error.reason  # torchdiffeq's words, which users look for
+    assert isinstance(error, AssertionError)
+    assert isinstance(error, RuntimeError)
     for fact in ("forward", "t = 1", "rtol = 1e-06", f"{error.nfe} evaluations"):
         assert fact in str(error)
 
@@ -65,22 +68,31 @@ def test_nan_field_is_named_soon(odeint, engine, start):
     assert caught.value.nfe < 1000
 
 
-@pytest.mark.parametrize("method", ["dopri5", "rk4"])
-def test_non_finite_initial_state(method):
-    with pytest.raises(snopt.SolverError, match="non-finite state"):
-        snopt.odeint(make_field("tensor"), torch.full((2, 3), torch.inf).double(), T, method=method)
+@pytest.mark.parametrize("engine", ["auto", "torchdiffeq"])
+def test_non_finite_initial_state(engine):
+    with pytest.raises(AssertionError, match="non-finite values in state `y`"):
+        snopt.odeint(make_field("tensor"), torch.full((2, 3), torch.inf).double(), T, engine=engine)
+
+
+@pytest.mark.parametrize("solve", [*SOLVERS, snopt.odeint_checkpoint])
+@pytest.mark.parametrize("method", ["euler", "rk4", "heun3"])
+def test_a_grid_returns_what_it_finds(solve, method):
+    if solve is snopt.odeint_checkpoint and method == "heun3":
+        return  # not the engine's
+    found = []
+    for run in (solve, torchdiffeq.odeint_adjoint):
+        y0 = torch.full((1,), 3.0, dtype=torch.float64, requires_grad=True)
+        y = run(Explosive(), y0, T, method=method, options={"step_size": 0.1})
+        found += [y.detach(), torch.autograd.grad(y[-1].sum(), y0)[0]]
+    assert not torch.isfinite(found[0][-1]).all()
+    assert torch.equal(found[0][0], found[2][0])
+    assert torch.equal(torch.isfinite(found[0]), torch.isfinite(found[2]))
+    assert not torch.isfinite(found[1]).any()
+    assert not torch.isfinite(found[3]).any()
 
 
 @pytest.mark.parametrize("engine", ["auto", "torchdiffeq"])
-def test_fixed_grid_that_overflows(engine):
-    with pytest.raises(snopt.SolverError, match="non-finite state"):
-        snopt.odeint(
-            Explosive(), 10 * ONE, T, method="euler", options={"step_size": 0.1}, engine=engine
-        )
-
-
-@pytest.mark.parametrize("engine", ["auto", "torchdiffeq"])
-def test_too_many_steps_by_option_and_by_default(engine):
+def test_too_many_steps_by_option_and_by_default(engine, monkeypatch):
     class Stiff(nn.Module):
         def forward(self, t, z):
             return -1e6 * (z - torch.cos(t))
@@ -89,7 +101,8 @@ def test_too_many_steps_by_option_and_by_default(engine):
         snopt.odeint(Stiff(), ONE, T, options={"max_num_steps": 50}, engine=engine)
     assert 0 < caught.value.t < 2
     assert "stiff" in str(caught.value)
-    with pytest.raises(snopt.SolverError, match="max_num_steps = 10000"):
+    monkeypatch.setattr("snopt.solve.solver.DEFAULT_MAX_NUM_STEPS", 300)
+    with pytest.raises(AssertionError, match=r"max_num_steps exceeded.*= 300 steps"):
         snopt.odeint(Stiff(), ONE, T, rtol=1e-3, atol=1e-5, engine=engine)
 
 
@@ -160,15 +173,12 @@ def test_solver_error_survives_pickling():
         (ONE, torch.tensor([0.0, 1.0, 0.5]), {}, ValueError, r"t\[1\] = 1 is followed by"),
         (ONE, torch.tensor([0.0, 0.0]), {}, ValueError, "strictly increasing"),
         (ONE, torch.tensor([0.0, torch.nan]), {}, ValueError, r"t\[1\] = nan"),
-        (torch.ones(0, 3), T, {}, ValueError, r"the state is empty \(shape \(0, 3\)\)"),
         (ONE, T, {"rtol": 0.0, "atol": 0.0}, ValueError, "tolerances must be above 0"),
         (ONE, T, {"rtol": "fine"}, ValueError, "tolerances must be above 0, got rtol='fine'"),
-        (ONE, T, {"options": {"stepsize": 0.1}}, ValueError, "unknown solver option 'stepsize'"),
         (ONE, T, {**RK4, "options": {"step_size": -0.1}}, ValueError, "above 0, got -0.1"),
         (ONE, T, {**RK4, "options": {"step_size": "small"}}, ValueError, "step_size in options"),
         (ONE, T, {**RK4, "options": {"interp": "spline"}}, ValueError, "'linear' or 'cubic'"),
         (ONE, T, {"method": "rk5"}, ValueError, "unknown method 'rk5'.*dopri5"),
-        (ONE, T, {"event_fn": lambda t, y: y}, ValueError, "event_fn is not supported"),
     ],
 )
 def test_bad_arguments(odeint, y0, t, kwargs, error, message):
@@ -197,7 +207,7 @@ def test_a_field_of_the_wrong_shape_is_named(odeint):
     ("kwargs", "message"),
     [
         ({**RK4, "options": {"step_size": 0.1}, "adjoint_method": "dopri5"}, "adjoint_options"),
-        ({"rtol": (1e-3,)}, "must be a scalar"),
+        ({"adjoint_rtol": (1e-3,)}, "must be a scalar"),
         ({"adjoint_options": {"norm": "semi"}}, 'function or "seminorm"'),
         ({"engine": "fast"}, "engine must be one of auto, torchdiffeq"),
     ],

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 from experiments.figures import loss_curves
-from tests.experiments.figures.asking import asked, quiet, write_planned
-from tests.experiments.figures.synthetic import training_rows
+from tests.experiments.figures.asking import asked, quiet, training_rows, write_planned
 
 HOSTILE = 'A <b>bold</b> "caption" & </script><script>window.hacked = true</script>'
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from experiments.base.environment import REPOSITORY
 from experiments.base.errors import RecordError
 from experiments.figures.report.contents import chart, listings, sections, title_of
 from experiments.figures.report.page import build, html, readme
@@ -22,10 +19,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_results(tmp_path_factory.mktemp("report"))
 
 
-def test_sections_come_in_order_with_their_facts(results: Path) -> None:
+def test_sections_come_in_order_with_their_facts(results):
     found = {section.name: section for section in sections(results)}
     assert list(found) == ["figure-1", "figure-8-paper", "table-3"]
     assert found["figure-8-paper"].title == "Figure 8, published settings"
+    assert title_of("benchmarks") == "Benchmarks"
     one = found["figure-1"]
     assert one.pictures == ("figure-1/figure.png",)
     facts = dict(one.facts)
@@ -37,13 +35,7 @@ def test_sections_come_in_order_with_their_facts(results: Path) -> None:
     assert dict(found["table-3"].facts) == {"Commit": "aaaaaaaa"}
 
 
-def test_titles() -> None:
-    assert title_of("figure-6") == "Figure 6"
-    assert title_of("figure-6-paper") == "Figure 6, published settings"
-    assert title_of("benchmarks") == "Benchmarks"
-
-
-def test_curves_by_hand(tmp_path: Path) -> None:
+def test_curves_by_hand(tmp_path):
     path = tmp_path / "data.csv"
     path.write_text(
         "dataset,optimizer,mode,seed,step,time_s,train_loss,nfe\n"
@@ -65,7 +57,7 @@ def test_curves_by_hand(tmp_path: Path) -> None:
     assert found["panels"]["circle"][0]["name"] == "new, slow, seed 1"
 
 
-def test_long_runs_are_thinned_but_keep_rare_columns_and_their_end(tmp_path: Path) -> None:
+def test_long_runs_are_thinned_but_keep_rare_columns_and_their_end(tmp_path):
     path = tmp_path / "data.csv"
     rows = (f"sgd,0,{i},{i},{i if i % 100 == 0 else ''}" for i in range(1, 2001))
     path.write_text("\n".join(["optimizer,seed,step,train_loss,val_loss", *rows]) + "\n")
@@ -77,11 +69,11 @@ def test_long_runs_are_thinned_but_keep_rare_columns_and_their_end(tmp_path: Pat
     assert 50 <= len(run["step"]) <= 72
 
 
-def test_a_table_without_steps_has_no_curves(results: Path) -> None:
+def test_a_table_without_steps_has_no_curves(results):
     assert chart(results / "figure-8-paper" / "data.csv") is None
 
 
-def test_markdown() -> None:
+def test_markdown():
     text = html(f"| a | b |\n|---|---|\n| **x** | 1 \\| 2 |\n| {'w' * 33} | |\n\nSee `<b>`. <b>\n")
     assert "<th>a</th>\n<th>b</th>" in text
     assert "<td><strong>x</strong></td>\n<td>1 | 2</td>" in text
@@ -91,7 +83,7 @@ def test_markdown() -> None:
     assert html("![A](a.png)") == link
 
 
-def test_the_readme_has_pictures_captions_tables_and_links(results: Path) -> None:
+def test_the_readme_has_pictures_captions_tables_and_links(results):
     text = readme([*sections(results), *listings(results)])
     titles = [line[3:] for line in text.splitlines() if line.startswith("## ")]
     assert titles == ["Figure 1", "Figure 8, published settings", "Table 3", "Searches"]
@@ -106,12 +98,12 @@ def test_the_readme_has_pictures_captions_tables_and_links(results: Path) -> Non
         assert (results / link).is_file(), link
 
 
-def test_listings(results: Path) -> None:
+def test_listings(results):
     (searches,) = listings(results)
     assert "| digits | SNOpt | 2 | lr 0.02, eps 0.05 | 0.75 | bbbbbbbb |" in searches.table
 
 
-def test_nothing_to_show_and_damage_are_named(tmp_path: Path) -> None:
+def test_nothing_to_show_and_damage_are_named(tmp_path):
     with pytest.raises(RecordError, match="there is no folder"):
         build(tmp_path / "none")
     with pytest.raises(RecordError, match="there is nothing to report"):
@@ -125,9 +117,3 @@ def test_nothing_to_show_and_damage_are_named(tmp_path: Path) -> None:
     (folder / "data.csv").write_text("step,loss\n1\n")
     with pytest.raises(RecordError, match=r"data\.csv is damaged: row 2 has 1 cells"):
         build(tmp_path)
-
-
-def test_the_command_line(tmp_path: Path) -> None:
-    command = [sys.executable, "scripts/report.py", "--results-dir", str(tmp_path / "none")]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert (done.returncode, done.stderr[:7]) == (2, "error: ")

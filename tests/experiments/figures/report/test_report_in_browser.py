@@ -68,7 +68,7 @@ def visit(
     context.close()
 
 
-def test_no_error_no_network_and_every_picture(opened: Opened) -> None:
+def test_no_error_no_network_and_every_picture(opened):
     page, problems = opened
     for section in page.query_selector_all("section"):
         section.scroll_into_view_if_needed()
@@ -85,7 +85,7 @@ def test_no_error_no_network_and_every_picture(opened: Opened) -> None:
         assert page.query_selector(name) is not None
 
 
-def test_series_are_switched_off_and_on_and_choices_redraw(opened: Opened) -> None:
+def test_series_are_switched_off_and_on_and_choices_redraw(opened):
     page, problems = opened
     page.wait_for_function(DRAWN)
     assert page.evaluate(SHOWN) == 9
@@ -115,7 +115,7 @@ def background(page: sync_api.Page) -> str:
     return found
 
 
-def test_colour_schemes(browser: sync_api.Browser, report: Path) -> None:
+def test_colour_schemes(browser, report):
     for page, problems in visit(browser, report, width=1200, scheme="dark"):
         page.wait_for_function(DRAWN)
         dark = background(page)
@@ -136,9 +136,7 @@ def test_colour_schemes(browser: sync_api.Browser, report: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [390, 320])
-def test_a_phone_needs_no_sideways_scrolling(
-    browser: sync_api.Browser, report: Path, width: int
-) -> None:
+def test_a_phone_needs_no_sideways_scrolling(browser, report, width):
     for page, problems in visit(browser, report, width=width):
         page.wait_for_function(DRAWN)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -149,7 +147,7 @@ def test_a_phone_needs_no_sideways_scrolling(
         assert problems == []
 
 
-def test_the_committed_results(browser: sync_api.Browser, tmp_path: Path) -> None:
+def test_the_committed_results(browser, tmp_path):
     results = tmp_path / "results"
     shutil.copytree(REPOSITORY / "results", results)
     for page, problems in visit(browser, build(results), width=390):

@@ -15,7 +15,7 @@ from experiments.studies.comparison.planning import Trial
 from experiments.studies.comparison.rows import TYPES, read_rows, row_of, table_of, write_rows
 from experiments.studies.comparison.settings import load
 from experiments.studies.execute import PlannedRun
-from tests.experiments.figures.synthetic import write_record
+from tests.experiments.figures.asking import write_record
 
 WORKLOAD = load("small").workloads["digits"]
 
@@ -38,17 +38,14 @@ def scored(tmp_path: Path, rows: list[dict], state: str = "done"):
     return SimpleNamespace(**row_of(trial, WORKLOAD, 0.9, jobs=2))
 
 
-def test_a_run_that_reached_the_target(tmp_path):
+def test_a_run_that_reached_the_target_and_one_that_missed(tmp_path):
     found = scored(tmp_path, lines(0.1, 0.5, 0.9, 0.8))
     assert (found.seconds, found.steps, found.nfe) == (4.0, 20.0, 20 * 34.0)
     assert (found.best, found.last, found.test) == (0.9, 0.8, 0.88)
     assert (found.total_seconds, found.total_steps, found.total_nfe) == (6.0, 30.0, 30 * 34.0)
     assert (found.study, found.trial, found.seed, found.hash) == (1, 2, 301, "abc123")
     assert (found.target, found.budget, found.jobs, found.threads) == (0.9, 35.0, 2, 2)
-
-
-def test_a_run_that_missed(tmp_path):
-    found = scored(tmp_path, lines(0.1, 0.5, 0.89))
+    found = scored(tmp_path / "missed", lines(0.1, 0.5, 0.89))
     assert found.seconds == found.steps == found.nfe == math.inf
     assert found.total_seconds == 4.0
 
@@ -92,21 +89,16 @@ HEADER = ",".join(TYPES) + "\n"
         ("", "the header is not"),
         (HEADER, "has no runs"),
         ("dataset,optimizer\ndigits,adam\n", "the header is not dataset,optimizer,role"),
+        ((",accuracy,0.9,", ",accuracy,often,"), "damaged"),
+        (("{", "("), "damaged"),
     ],
-    ids=["missing", "empty", "no runs", "columns"],
 )
 def test_a_damaged_file_is_named(tmp_path, content, message):
     path = tmp_path / "runs.csv"
+    if isinstance(content, tuple):
+        write_rows(path, table_of([row()]))
+        content = path.read_text().replace(*content)
     if content is not None:
         path.write_text(content)
     with pytest.raises(RecordError, match=message):
-        read_rows(path)
-
-
-@pytest.mark.parametrize(("good", "bad"), [(",accuracy,0.9,", ",accuracy,often,"), ("{", "(")])
-def test_what_cannot_be_read_is_named(tmp_path, good, bad):
-    path = tmp_path / "runs.csv"
-    write_rows(path, table_of([row()]))
-    path.write_text(path.read_text().replace(good, bad))
-    with pytest.raises(RecordError, match="damaged"):
         read_rows(path)

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from synthetic_protocol import SMALL, FakeTraining, tiny
+from synthetic_protocol import SMALL, rows_of, tiny
 from synthetic_runs import whole_comparison
 
 from experiments.base.environment import REPOSITORY
@@ -22,20 +22,12 @@ from experiments.base.errors import ConfigError, RecordError
 from experiments.studies.comparison.report import FILES, draw
 from experiments.studies.comparison.rows import read_rows, table_of, write_rows
 from experiments.studies.comparison.session import Request, compare, set_targets
-from experiments.studies.execute import Training
 
 SCRIPT = [sys.executable, str(REPOSITORY / "scripts" / "compare.py")]
 
 
 def quiet(line: str) -> None:
     pass
-
-
-@pytest.fixture
-def training(monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
-    fake = FakeTraining()
-    monkeypatch.setattr(Training, "launch", lambda self, run: fake.launch(self, run))
-    return fake
 
 
 def tiny_request(tmp_path: Path) -> Request:
@@ -49,6 +41,7 @@ def tiny_request(tmp_path: Path) -> Request:
 
 def test_a_comparison_is_trained_once_and_summarised(tmp_path, training):
     request = tiny_request(tmp_path)
+    training.rows = rows_of
     set_targets(request, quiet)
     assert len(training.trained) == 4
     assert compare(request, quiet).folder == request.folder == tmp_path / "results" / "protocol"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from synthetic_protocol import FakeTraining, tiny
+from synthetic_protocol import rows_of, tiny
 
 from experiments.base.errors import ConfigError
 from experiments.studies.comparison.planning import target_runs
@@ -19,13 +19,11 @@ from experiments.studies.comparison.session import (
     set_targets,
 )
 from experiments.studies.comparison.settings import load
-from experiments.studies.execute import Training
 
 
 @pytest.fixture
-def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
-    fake = FakeTraining()
-    monkeypatch.setattr(Training, "launch", lambda self, run: fake.launch(self, run))
+def request_(tmp_path: Path, training) -> Request:
+    training.rows = rows_of
     configs = tiny(tmp_path / "configs")
     return Request(
         data_dir=tmp_path, output_dir=tmp_path / "outputs", results_dir=tmp_path, configs=configs
@@ -57,12 +55,17 @@ def test_a_target_is_the_median_of_the_bests_and_says_where_it_comes_from(reques
     assert len(entry["commit"]) == 40
 
 
-def test_other_data_sets_keep_their_targets(request_):
+def test_other_data_sets_keep_their_targets_and_a_target_is_a_number(request_):
     path = set_targets(request_, lambda line: None)
     other = {"moons": {"target": 1.0}}
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **other}))
     set_targets(request_, lambda line: None)
-    assert yaml.safe_load(path.read_text())["moons"] == {"target": 1.0}
+    content = yaml.safe_load(path.read_text())
+    assert content["moons"] == {"target": 1.0}
+    content["circle"]["target"] = "high"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match="circle has no numbers target and stop_at"):
+        check(request_)
 
 
 def test_without_targets_nothing_is_compared(request_):
@@ -88,13 +91,4 @@ def test_targets_of_other_settings_are_refused(request_, key):
     spec[key] = ["trainer.batch_size=31"] if key == "overrides" else 2 * spec[key]
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigError, match=r"target of circle came from other settings .* again"):
-        check(request_)
-
-
-def test_a_target_that_is_no_number_is_refused(request_):
-    path = set_targets(request_, lambda line: None)
-    content = yaml.safe_load(path.read_text())
-    content["circle"]["target"] = "high"
-    path.write_text(yaml.safe_dump(content))
-    with pytest.raises(ConfigError, match="circle has no numbers target and stop_at"):
         check(request_)
