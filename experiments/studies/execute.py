@@ -285,7 +285,7 @@ class Training:
 
 def estimate(runs: Sequence[PlannedRun], jobs: int) -> str:
     """Return in words how long runs will take: as their other seeds did, or their limit."""
-    known = []
+    known: list[float] = []
     for run in runs:
         walls = []
         for folder in run.folder.parent.glob("seed-*"):

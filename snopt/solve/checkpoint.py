@@ -167,7 +167,7 @@ class _Checkpoint(torch.autograd.Function):
             found = armed_collectors(func, nested=ctx.problem.nested)
             discrete = [c for c in found if c.discrete]
             replay = _Replay(ctx.problem, ctx.times, params, discrete, ctx.random)
-            end = torch.cat([part[-1].reshape(-1) for part in solution])
+            end: Tensor | None = torch.cat([part[-1].reshape(-1) for part in solution])
             y_bar, k_bar = torch.zeros_like(rows[0]), None
             with ctx.autocast(), ctx.random.kept() if ctx.random else nullcontext():
                 for record in reversed(ctx.records):

@@ -56,8 +56,8 @@ class Layout:
             return [p.view(shape) for p, shape in zip(pieces, self.shapes, strict=True)]
         # One by one: autograd refuses to write into one of several views made at once.
         ends = itertools.accumulate(self.sizes)
-        pieces = [y.narrow(-1, end - n, n) for end, n in zip(ends, self.sizes, strict=True)]
-        return [p.view(len(y), *shape) for p, shape in zip(pieces, self.shapes, strict=True)]
+        parts = [y.narrow(-1, end - n, n) for end, n in zip(ends, self.sizes, strict=True)]
+        return [p.view(len(y), *shape) for p, shape in zip(parts, self.shapes, strict=True)]
 
     def twice(self) -> Layout:
         """Return the layout of two such states, one after the other."""
