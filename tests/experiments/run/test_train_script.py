@@ -80,8 +80,8 @@ def states(tmp_path: Path) -> dict[str, str | None]:
         ("output_dir=/home/josé/x", """quote it: 'output_dir="/home/josé/x"'"""),
         ("output_dir=~/x", """quote it: 'output_dir="~/x"'"""),
         (
-            "output_dir=a,b",
-            """add -m to run them all; if it is one, quote it: \'output_dir="a""",
+            "output_dir=./a,b",
+            """add -m to run them all; if it is one, quote it: 'output_dir="./a""",
         ),
         ("optimizer.lr=[0.1", "close its bracket, or quote it"),
         (
