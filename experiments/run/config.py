@@ -60,7 +60,7 @@ Space = dict[str, dict[str, Any]]
 
 # Keys that say what an optimizer or a data set is called, and what others do with it.
 _DESCRIPTIONS: Final = {
-    "optimizer": ("label", "search"),
+    "optimizer": ("label", "search", "tuned"),
     "dataset": ("title", "published", "budget"),
 }
 
@@ -171,6 +171,8 @@ def tuned_experiments() -> tuple[str, ...]:
                     full = key if key.startswith("trainer.") else f"optimizer.{key}"
                     OmegaConf.update(node, full, value)
                 name = f"{dataset}-{suffix}" if suffix else dataset
+                if suffix:
+                    OmegaConf.update(node, "optimizer.tuned", f"{table}/{name}")
                 store.store(name, node, group=f"experiment/{table}", package="_global_")
                 names.append(f"{table}/{name}")
     return tuple(names)
@@ -486,7 +488,8 @@ def resolve(config: DictConfig | Mapping[str, Any]) -> Config:
     depends on it, and no record holds it.
 
     Raises:
-        ConfigError: a value is missing or refers to a key that does not exist.
+        ConfigError: a value is missing or refers to a key that does not exist, or an optimizer has
+            the values that were tuned for another one.
     """
     if not isinstance(config, DictConfig):
         config = OmegaConf.create(dict(config))
@@ -506,6 +509,9 @@ def resolve(config: DictConfig | Mapping[str, Any]) -> Config:
     except OmegaConfBaseException as error:
         where = f"{error.full_key}: " if error.full_key else ""
         raise ConfigError(f"{where}{str(error).partition(chr(10))[0]}") from error
+    optimizer = plain.get("optimizer")
+    if isinstance(optimizer, dict) and (tuned := optimizer.get("tuned")):
+        _check_tuned(tuned, str(optimizer.get("name")))
     return _with_profile(_without_descriptions(plain))
 
 
@@ -524,6 +530,19 @@ def _with_profile(config: Config) -> Config:
             if part["_target_"] == "snopt.SNOpt":
                 part["_target_"] = "experiments.optimizers.release.SNOptAsReleased"
     return config
+
+
+def _check_tuned(experiment: str, optimizer: str) -> None:
+    """Refuse ``experiment=figure-1/digits-sgd optimizer=adam``, which would train Adam as SGD."""
+    base, _, own = experiment.rpartition("-")
+    if own == optimizer:
+        return
+    other = f"{base}-{optimizer}"
+    known = f"experiment={other}, or " if other in tuned_experiments() else ""
+    raise ConfigError(
+        f"experiment={experiment} has what was tuned for {own}, not for {optimizer}: take {known}"
+        f"experiment={base.partition('/')[2]} with optimizer=…"
+    )
 
 
 def _without_descriptions(config: Config) -> Config:
@@ -681,7 +700,7 @@ def _canonical(node: Any) -> Any:
         return {
             key: str(value).rpartition(".")[2] if key == "_target_" else _canonical(value)
             for key, value in node.items()
-        }
+        } or None  # an empty group says what none says
     if isinstance(node, list | tuple):
         return [_canonical(value) for value in node]
     return int(node) if isinstance(node, float) and node.is_integer() else node
