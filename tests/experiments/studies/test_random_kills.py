@@ -119,7 +119,7 @@ def test_a_killed_study_loses_doubles_and_disturbs_nothing(tmp_path: Path, work)
             done = ended(begin(lambda stub=stub: work(stub)))
         assert done
         assert [stub.record(number).state for number in stub.numbers] == ["done"] * RUNS  # 0 lost
-        assert stub.completed() == [1] * RUNS  # 0 doubled
+        assert max(stub.completed()) == 1  # 0 doubled; a kill may come before the mark of one
         at_work: dict[tuple[str, str], list[int]] = {}
         for path in (stub.folder / "orders").glob("*.beats"):
             for when, process in (line.split() for line in path.read_text().splitlines()):
