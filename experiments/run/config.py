@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -253,10 +254,26 @@ def load_config(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: an override names something unknown; the message lists what is known.
     """
+    _tell_of_other_data(overrides)
     try:
         return compose(overrides)
     except Exception as error:
         raise explain(error, overrides) from error
+
+
+def _tell_of_other_data(overrides: Sequence[str]) -> None:
+    """Warn, once, of published settings with another batch or data set than they were made for."""
+    keys = [override.partition("=")[0].lstrip("+") for override in overrides]
+    others = [k for k in keys if k == "trainer.batch_size" or k.partition(".")[0] == "dataset"]
+    others = [k for k in others if k.removeprefix("dataset.") not in _NOT_IDENTITY_DATASET]
+    chosen = [override for override in overrides if override.startswith("experiment=paper/")]
+    if chosen and others:
+        warnings.warn(
+            f"{chosen[0]} has published settings for a batch size and a data set of its own; with"
+            f" {', '.join(others)} they are no longer the published ones (said once)",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def explain(error: Exception, overrides: Sequence[str], lists: str = "") -> ConfigError:

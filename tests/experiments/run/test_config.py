@@ -66,7 +66,8 @@ def test_every_experiment_is_the_committed_one():
 
 
 def test_an_override_wins_over_an_experiment():
-    plain = resolve(load_config(["experiment=paper/mnist-snopt", "trainer.batch_size=17"]))
+    with pytest.warns(UserWarning, match=r"with trainer\.batch_size they are no longer the publ"):
+        plain = resolve(load_config(["experiment=paper/mnist-snopt", "trainer.batch_size=17"]))
     assert plain["trainer"]["batch_size"] == 17
 
 
