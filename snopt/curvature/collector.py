@@ -257,6 +257,8 @@ class Collector:
 
     def disarm(self) -> None:
         """Stop recording; what was gathered stays until the next :meth:`arm` or :meth:`clear`."""
+        if not self.armed:  # at every ordinary step
+            return
         self.armed = False
         armed.discard(self)
         self._release()
@@ -355,7 +357,8 @@ class Collector:
         if not (torch.is_grad_enabled() and output.requires_grad):
             return
         key, rows = self.layers[layer], batch_of(layer, x)  # type: ignore[arg-type]
-        if not self._needs_hook({key: rows}):
+        self._last[key] = rows
+        if not self._is_told_apart(key, rows, task):
             return
         waiting = _Waiting(self, {key: rows}, layer, x.detach() if self.armed else None)
         if self.armed:
@@ -416,22 +419,22 @@ class Collector:
         """Wait for the passes through a solve that has been counted, at its result."""
         if self._passes and backward_pass() == -1:
             self._passes = {}
-        if not self._needs_hook(rows):
+        self._last.update(rows)
+        task = backward_pass()
+        told_apart = [self._is_told_apart(key, count, task) for key, count in rows.items()]
+        if not any(told_apart):
             return
         waiting = _Waiting(self, rows, None, None)
         for output in outputs:
             if output.requires_grad:
                 output.register_hook(waiting)
 
-    def _needs_hook(self, rows: Mapping[str, int]) -> bool:
-        """Note rows of a forward pass; return whether it takes a hook to know its passes."""
+    def _is_told_apart(self, key: str, rows: int, task: int) -> bool:
+        """Note the rows of a use; return whether it takes a hook to know the passes through it."""
         self._forwards += 1
-        self._last.update(rows)
-        varied = self._varied
-        for key, count in rows.items():
-            if self._first.setdefault(key, count) != count:
-                varied.add(key)
-        return self.armed or backward_pass() != -1 or not varied.isdisjoint(rows)
+        if self._first.setdefault(key, rows) != rows:
+            self._varied.add(key)
+        return self.armed or task != -1 or key in self._varied
 
     def on_gradient(self, waiting: _Waiting, g: Tensor) -> None:
         """Handle the gradient at the output of a layer or a solve (called by its hook)."""
@@ -460,8 +463,11 @@ class Collector:
 
     def on_accumulated(self, key: str) -> None:
         """Take in what a pass has gathered, now that it has added to the weight's gradient."""
-        current = self._pass(backward_pass())
-        owner, rows = current.owner, current.rows.get(key)
+        task = backward_pass()
+        current = self._passes.get(task)
+        owner, rows = task, None
+        if current is not None:
+            owner, rows = current.owner, current.rows.get(key)
         if rows is None:
             rows = self._first.get(key) or self._last.get(key)
             forwards, before = self._kept.get(key, (-1, -1))
@@ -476,9 +482,11 @@ class Collector:
         grad = self._weights[key].grad
         if grad is not None:
             self._versions[key] = grad._version
-            sketch = current.sketches.pop(key, None)
-            if sketch is not None:
-                self.checked[key] = sketch.agrees(self._layer(key), grad)
+        if current is None:
+            return
+        sketch = current.sketches.pop(key, None)
+        if sketch is not None and grad is not None:
+            self.checked[key] = sketch.agrees(self._layer(key), grad)
         self._take(key, current)
 
     def wants_check(self, key: str) -> bool:
