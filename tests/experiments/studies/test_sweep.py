@@ -63,8 +63,8 @@ def test_the_data_set_brings_its_task(tmp_path: Path) -> None:
         return point.runs(point.params or {})[0].overrides
 
     assert "task=time_series" in overrides("dataset=basic_motions")
-    found = overrides("experiment=figure-1/digits-snopt", "trainer.max_steps=3")
-    assert found[:2] == ("experiment=figure-1/digits-snopt", "seed=0")
+    found = overrides("experiment=figure-1/digits-adam", "trainer.max_steps=3")
+    assert found[:2] == ("experiment=figure-1/digits-adam", "seed=0")
     assert not any(one.startswith("task=") for one in found)
     # A setting that the configuration leaves out is added.
     found = overrides("dataset=japanese_vowels", search="snopt_ode")
