@@ -198,7 +198,8 @@ class Sketch:
 
 def _size(use: tuple[Tensor, Tensor]) -> Tensor:
     rows, products = use
-    return torch.linalg.vector_norm(rows) * torch.linalg.vector_norm(products)
+    size: Tensor = torch.linalg.vector_norm(rows) * torch.linalg.vector_norm(products)
+    return size
 
 
 @functools.lru_cache(maxsize=64)
