@@ -21,6 +21,7 @@ from experiments.models.blocks import ode_blocks, ode_parameters
 from snopt import Preconditioner, SNOpt
 from snopt.curvature.collector import WeakHook
 from snopt.curvature.factors import Accumulator, Factors
+from snopt.curvature.layers import Layer
 from snopt.solve.field import parts_of
 
 STEP = 0.01
@@ -34,11 +35,19 @@ class _LastSolve(Accumulator):
         super().__init__()
         self.owner, self.solve = owner, -1
 
-    def add(self, layer: Any, *use: Any) -> None:
+    def add(
+        self,
+        layer: Layer,
+        x: Tensor,
+        g: Tensor,
+        weight: float,
+        task: int,
+        max_rows: int | None = None,
+    ) -> None:
         if id(layer.weight) in self.owner.inside and self.solve != self.owner.solves:
             self.A = self.B = None
             self.weight, self.rows, self.solve = 0.0, {}, self.owner.solves
-        super().add(layer, *use)
+        super().add(layer, x, g, weight, task, max_rows)
 
 
 class _AsReleased(Preconditioner):
@@ -47,8 +56,7 @@ class _AsReleased(Preconditioner):
     def __init__(self, model: nn.Module, **settings: Any) -> None:
         super().__init__(model, **settings)
         self.inside = {id(p) for p in ode_parameters(model)}
-        self.solves = 0
-        """Backward solves that have begun."""
+        self.solves = 0  # backward solves that have begun
         self.collector.accumulator = partial(_LastSolve, self)
         self._step = float(getattr(self.collector.quadrature, "step", STEP))
         for block in ode_blocks(model):

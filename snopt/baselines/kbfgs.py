@@ -38,9 +38,9 @@ from snopt.curvature.factors import thinned
 from snopt.curvature.layers import Layer
 from snopt.curvature.quadrature import Quadrature
 from snopt.linalg import at_least_float32, inverse
-from snopt.precondition.base import Layerwise, members
+from snopt.precondition.base import Layerwise
 from snopt.precondition.optimizer import PreconditionedOptimizer, as_groups, base_step
-from snopt.precondition.weights import Block
+from snopt.precondition.weights import Block, members
 from snopt.validate import check_count, check_number
 
 MU_1 = 0.2  # μ₁ of the first damping, as in the authors' code

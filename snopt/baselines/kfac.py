@@ -29,15 +29,14 @@ from snopt.curvature.factors import Accumulator, Factors, thinned
 from snopt.curvature.layers import Layer, batch_of, input_rows, output_rows
 from snopt.curvature.quadrature import Quadrature, evaluations
 from snopt.linalg import eigenbases, inverses
-from snopt.precondition.base import Layerwise, State, members
+from snopt.precondition.base import Layerwise, State, split_options
 from snopt.precondition.kronecker import KroneckerPair
 from snopt.precondition.optimizer import (
     PreconditionedOptimizer,
     as_groups,
     base_step,
-    split_options,
 )
-from snopt.precondition.weights import Block
+from snopt.precondition.weights import Block, members
 from snopt.validate import check_choice, check_count, check_number
 
 MOMENTS = ("per_sample", "running")

@@ -28,177 +28,36 @@ Nothing here touches a gradient.
 from __future__ import annotations
 
 import sys
-import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 
 from snopt.curvature.layers import Sketch, batch_of
+from snopt.curvature.recording import (
+    Differentiated,
+    Use,
+    armed,
+    backward_pass,
+    current_task,
+    watching,
+    where,
+)
 
 if TYPE_CHECKING:
     from snopt.curvature.factors import Sums
     from snopt.curvature.quadrature import Quadrature
 
 
-@dataclass
-class _Use:
-    """One use of a layer in the evaluation at a node, as one collector's hook saw it."""
-
-    collector: Collector
-    layer: nn.Module
-    x: Tensor
-    output: GradientEdge
-    differentiated: _Differentiated | None = None
-
-
-class _Differentiated:
-    """Hook at an output that learns whether the field itself takes a gradient through it."""
-
-    # Apart from the use, which refers to the graph: the two would keep each other alive.
-    yes = False
-
-    def __call__(self, _: object) -> None:
-        self.yes |= torch.is_grad_enabled()
-
-
-class Recording:
-    """Uses of layers seen in one evaluation of a field, for the collectors that want them.
-
-    The code that differentiates the field fills in ``gradients``, one at each use's output.
-    """
-
-    def __init__(self, collectors: Sequence[Collector]) -> None:
-        """Record for these collectors only; for none, nothing is recorded."""
-        self.collectors = frozenset(collectors)
-        self.uses: list[_Use] = []
-        self.gradients: Sequence[Tensor | None] = []
-        self._checked: dict[tuple[Collector, str], list[_Use]] = {}
-        self._inner: list[Any] = []
-
-    def pass_through(self, func: object) -> None:
-        """Have autograd go through a solve of ``func`` within the evaluation: a weight needs it."""
-        for layer in func.modules() if isinstance(func, nn.Module) else ():
-            watched = any(layer in collector.layers for collector in self.collectors)
-            if watched and layer.weight.requires_grad:
-                self._inner.append(layer.weight)
-                return
-
-    @property
-    def edges(self) -> list[Any]:
-        """Where autograd finds the gradients wanted: at each use's output, of weights to check."""
-        self._checked = {}
-        for use in self.uses:
-            key = use.collector.layers[use.layer]
-            if use.collector.wants_check(key):
-                self._checked.setdefault((use.collector, key), []).append(use)
-        weights = [use[0].layer.weight for use in self._checked.values()]
-        return [*(use.output for use in self.uses), *weights, *self._inner]
-
-    def give(self, weights: Mapping[Collector, float], scale: float = 1.0) -> None:
-        """Hand every use, its gradient times ``scale``, to its collector if that has a weight."""
-        with torch.no_grad():
-            self._check(weights)
-            for use, g in zip(self.uses, self.gradients, strict=False):
-                if g is not None and use.collector in weights:
-                    g = g if scale == 1 else g * scale
-                    use.collector.add(use.layer, use.x, g, weights[use.collector])
-
-    def _check(self, weights: Mapping[Collector, float]) -> None:
-        gradients = {id(use): g for use, g in zip(self.uses, self.gradients, strict=False)}
-        found = zip(self._checked.items(), self.gradients[len(self.uses) :], strict=False)
-        for ((collector, key), uses), gradient in found:
-            if collector in weights and collector.wants_check(key):
-                seen = [(use, gradients[id(use)]) for use in uses]
-                collector.check(key, seen, gradient)
-
-
-@dataclass(frozen=True)
-class _Node:
-    """A point of the path of a solve, for what is gathered in solves within its evaluation."""
-
-    task: int  # the backward pass of the outermost solve
-    weights: Mapping[Collector, float]
-
-
-class _Where(threading.local):
-    """What this thread is doing. Backward passes on a GPU run in another thread."""
-
-    solve_depth: int = 0
-    recording: Recording | None = None
-    node: _Node | None = None  # the one whose evaluation is being differentiated
-    collects: bool = False  # whether solves within that evaluation are at that node
-
-
-_where = _Where()
-
 SOLVERS = ("torchdiffeq", "torchdyn", "torchode", "torchsde")
 """Packages whose solvers, where they are not ours, take the stages for uses of a layer."""
-
-_armed: weakref.WeakSet[Collector] = weakref.WeakSet()
-
-_watching: weakref.WeakSet[Collector] = weakref.WeakSet()  # armed ones and those that count
-
-
-class inside_solve:  # noqa: N801 - used as a function
-    """Mark evaluations of the field as the solver's: uses of a layer only for a recording."""
-
-    # A class, not a generator: it is entered at every evaluation of a small field.
-    __slots__ = ("before", "collects", "recording")
-
-    def __init__(self, recording: Recording | None = None) -> None:
-        """Take effect on entering."""
-        self.recording = recording
-
-    def __enter__(self) -> None:
-        """Mark this thread; without a recording, one outside is masked too."""
-        self.before, self.collects = _where.recording, _where.collects
-        _where.recording, _where.collects = self.recording, False
-        _where.solve_depth += 1
-
-    def __exit__(self, *_: object) -> None:
-        """Restore what was before."""
-        _where.recording, _where.collects = self.before, self.collects
-        _where.solve_depth -= 1
-
-
-def inside_a_solve() -> bool:
-    """Return whether this is an evaluation of a solver's."""
-    return _where.solve_depth > 0
-
-
-@contextmanager
-def at_node(weights: Mapping[Collector, float]) -> Iterator[None]:
-    """Differentiate the evaluation at a node inside, with the collectors' weights there.
-
-    What is gathered in solves within the evaluation is an integral over both paths (eq. 8).
-    """
-    node, collects = _where.node, _where.collects
-    if node is not None:
-        weights = {c: weight * node.weights[c] for c, weight in weights.items()}
-    _where.node, _where.collects = _Node(_task(), weights), True
-    try:
-        yield
-    finally:
-        _where.node, _where.collects = node, collects
-
-
-def _task() -> int:
-    """Return the pass that what is gathered now belongs to."""
-    return backward_pass() if _where.node is None else _where.node.task
-
-
-def backward_pass() -> int:
-    """Return a number that identifies the backward pass now running, -1 outside one."""
-    # torch has no public name for it; torch.utils.checkpoint relies on the same function.
-    return int(torch._C._current_graph_task_id())
 
 
 class WeakHook:
@@ -393,13 +252,15 @@ class Collector:
         self._release()
         self.checked, self.only_differentiated, self._times = {}, set(), {}
         self.armed = True
-        _armed.add(self)
+        armed.add(self)
         self._hook()
 
     def disarm(self) -> None:
         """Stop recording; what was gathered stays until the next :meth:`arm` or :meth:`clear`."""
+        if not self.armed:  # at every ordinary step
+            return
         self.armed = False
-        _armed.discard(self)
+        armed.discard(self)
         self._release()
         self._hook()
 
@@ -418,7 +279,7 @@ class Collector:
                 _remove(self._handles, key)
             elif key not in self._handles and weight.requires_grad and weight.is_leaf:
                 self._handles[key] = on_accumulation(weight, self.on_accumulated, key)
-        (_watching.add if awake else _watching.discard)(self)
+        (watching.add if awake else watching.discard)(self)
 
     def _release(self) -> None:
         """Let go of layer inputs: autograd keeps a hook, and what it holds, as long as the loss."""
@@ -446,10 +307,10 @@ class Collector:
         """
         if g.numel() == 0:  # an empty batch is no data
             return
-        task, key = _task(), self.layers[layer]
+        task, key = current_task(), self.layers[layer]
         current = self._pass(task)
-        if _where.node is not None:
-            weight *= _where.node.weights[self]
+        if where.node is not None:
+            weight *= where.node.weights[self]
         if key not in current.sums:
             current.sums[key] = self.accumulator()
         if seen is None:  # a node of an integral, which is no part of a sum
@@ -473,16 +334,16 @@ class Collector:
         if torch._C._functorch.is_functorch_wrapped_tensor(output):  # its gradient is no tensor's
             return
         x = args[0] if args else kwargs["input"]
-        recording = _where.recording
+        recording = where.recording
         if recording is not None and self in recording.collectors:
             if output.requires_grad:
-                use = _Use(self, layer, x, get_gradient_edge(output))
+                use = Use(self, layer, x, get_gradient_edge(output))
                 recording.uses.append(use)
                 if self.wants_check(self.layers[layer]):
-                    use.differentiated = _Differentiated()
+                    use.differentiated = Differentiated()
                     output.register_hook(use.differentiated)
             return
-        task, inside = backward_pass(), _where.solve_depth > 0
+        task, inside = backward_pass(), where.solve_depth > 0
         if task == -1 and self._passes:
             self._passes = {}  # they are over
         if inside and not (self.discrete and self.armed):
@@ -496,7 +357,8 @@ class Collector:
         if not (torch.is_grad_enabled() and output.requires_grad):
             return
         key, rows = self.layers[layer], batch_of(layer, x)  # type: ignore[arg-type]
-        if not self._needs_hook({key: rows}):
+        self._last[key] = rows
+        if not self._is_told_apart(key, rows, task):
             return
         waiting = _Waiting(self, {key: rows}, layer, x.detach() if self.armed else None)
         if self.armed:
@@ -557,22 +419,22 @@ class Collector:
         """Wait for the passes through a solve that has been counted, at its result."""
         if self._passes and backward_pass() == -1:
             self._passes = {}
-        if not self._needs_hook(rows):
+        self._last.update(rows)
+        task = backward_pass()
+        told_apart = [self._is_told_apart(key, count, task) for key, count in rows.items()]
+        if not any(told_apart):
             return
         waiting = _Waiting(self, rows, None, None)
         for output in outputs:
             if output.requires_grad:
                 output.register_hook(waiting)
 
-    def _needs_hook(self, rows: Mapping[str, int]) -> bool:
-        """Note rows of a forward pass; return whether it takes a hook to know its passes."""
+    def _is_told_apart(self, key: str, rows: int, task: int) -> bool:
+        """Note the rows of a use; return whether it takes a hook to know the passes through it."""
         self._forwards += 1
-        self._last.update(rows)
-        varied = self._varied
-        for key, count in rows.items():
-            if self._first.setdefault(key, count) != count:
-                varied.add(key)
-        return self.armed or backward_pass() != -1 or not varied.isdisjoint(rows)
+        if self._first.setdefault(key, rows) != rows:
+            self._varied.add(key)
+        return self.armed or task != -1 or key in self._varied
 
     def on_gradient(self, waiting: _Waiting, g: Tensor) -> None:
         """Handle the gradient at the output of a layer or a solve (called by its hook)."""
@@ -601,8 +463,11 @@ class Collector:
 
     def on_accumulated(self, key: str) -> None:
         """Take in what a pass has gathered, now that it has added to the weight's gradient."""
-        current = self._pass(backward_pass())
-        owner, rows = current.owner, current.rows.get(key)
+        task = backward_pass()
+        current = self._passes.get(task)
+        owner, rows = task, None
+        if current is not None:
+            owner, rows = current.owner, current.rows.get(key)
         if rows is None:
             rows = self._first.get(key) or self._last.get(key)
             forwards, before = self._kept.get(key, (-1, -1))
@@ -617,9 +482,11 @@ class Collector:
         grad = self._weights[key].grad
         if grad is not None:
             self._versions[key] = grad._version
-            sketch = current.sketches.pop(key, None)
-            if sketch is not None:
-                self.checked[key] = sketch.agrees(self._layer(key), grad)
+        if current is None:
+            return
+        sketch = current.sketches.pop(key, None)
+        if sketch is not None and grad is not None:
+            self.checked[key] = sketch.agrees(self._layer(key), grad)
         self._take(key, current)
 
     def wants_check(self, key: str) -> bool:
@@ -627,7 +494,7 @@ class Collector:
         return self.armed and key not in self.checked and self._weights[key].requires_grad
 
     def check(
-        self, key: str, seen: Sequence[tuple[_Use, Tensor | None]], gradient: Tensor | None
+        self, key: str, seen: Sequence[tuple[Use, Tensor | None]], gradient: Tensor | None
     ) -> None:
         """Compare the uses in one evaluation of a field with the gradient of the weight in it.
 
@@ -716,84 +583,3 @@ def _remove(handles: dict[Any, torch.utils.hooks.RemovableHandle], key: Any = No
 def _keeps_its_graph() -> bool:
     """Return whether another pass may follow the present one through the same graph."""
     return bool(torch._C._autograd._get_current_graph_task_keep_graph())
-
-
-@contextmanager
-def counted_solve(func: object, shapes: object) -> Iterator[Callable[[Sequence[Tensor]], None]]:
-    """Count the rows that layers see along the solve of ``func`` made inside.
-
-    Args:
-        func: the vector field.
-        shapes: those of its state.
-
-    Yields:
-        A function to be called with the solve's result, where the passes through it are seen.
-    """
-    if _where.recording is not None:
-        _where.recording.pass_through(func)
-    if not (_watching and torch.is_grad_enabled() and _where.solve_depth == 0):
-        yield lambda _: None
-        return
-    with ExitStack() as stack:
-        found = [(c, stack.enter_context(c.counting(func, shapes))) for c in list(_watching)]
-
-        def wait(outputs: Sequence[Tensor]) -> None:
-            for collector, rows in found:
-                if rows:
-                    collector.wait(rows, outputs)
-
-        yield wait
-
-
-@contextmanager
-def all_or_nothing(collectors: Sequence[Collector]) -> Iterator[None]:
-    """Keep what is gathered inside only if nothing fails: half a path is no integral."""
-    passes = [collector._pass(_task()) for collector in collectors]
-    before = [one.sums for one in passes]
-    for one in passes:
-        one.sums = {}
-    try:
-        yield
-    except BaseException:
-        for one, sums in zip(passes, before, strict=True):
-            one.sums = sums
-        raise
-    for one, sums in zip(passes, before, strict=True):
-        for key, gathered in one.sums.items():
-            if key in sums:
-                sums[key].merge(gathered)
-            else:
-                sums[key] = gathered
-        one.sums = sums
-
-
-def armed_collectors(
-    func: object, *, nested: bool = False, paused: bool = False
-) -> list[Collector]:
-    """Return the armed collectors that watch a layer of ``func`` (any layer if it is no module).
-
-    ``nested``: for a solve within another's evaluations. It is at a node of the outer path, which
-    the collectors have a weight for, or it belongs to a stage and there are none.
-
-    ``paused``: those that are paused as well, since a forward pass does not know yet which backward
-    passes they will want to see.
-    """
-    if _where.collects and _where.node is not None:
-        found: Iterable[Collector] = _where.node.weights
-    elif paused and _where.recording is not None:  # an evaluation that may be at a node
-        found = _where.recording.collectors
-    elif nested or _where.solve_depth > 0:
-        return []
-    else:
-        found = _armed
-    awake = [collector for collector in found if paused or not collector.paused]
-    if not awake or not isinstance(func, nn.Module):
-        return awake
-    modules = list(func.modules())
-    return [c for c in awake if any(m in c.layers for m in modules)]
-
-
-def node_collectors(func: object, *, nested: bool = False, paused: bool = False) -> list[Collector]:
-    """Return those of :func:`armed_collectors` that want nodes placed on the path."""
-    found = armed_collectors(func, nested=nested, paused=paused)
-    return [collector for collector in found if not collector.discrete]

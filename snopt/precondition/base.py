@@ -6,6 +6,7 @@ hands out what was gathered; each method derives from it and has its own ``step`
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -23,10 +24,12 @@ from snopt.curvature.layers import groups_of, has_bias, weight_columns
 from snopt.curvature.quadrature import Quadrature, gauss_legendre
 from snopt.precondition.ranks import Ranks
 from snopt.precondition.weights import (
+    INCOMPLETE,
     Block,
     check_model,
     find_blocks,
     layers_of,
+    members,
     trained_weight,
     untreated,
     warn_of_failed,
@@ -468,14 +471,11 @@ def _state_of(
     return found
 
 
-INCOMPLETE = (
-    "the state is incomplete: torch.distributed.checkpoint fills in what an optimizer has already,"
-    " and a new one has no factors yet; turn the checkpoint into a file with"
-    " torch.distributed.checkpoint.format_utils.dcp_to_torch_save and load that"
-)
-
-
-def members(groups: Iterable[Mapping[str, Any]]) -> list[Tensor]:
-    """Return all parameters of parameter groups, which may come with names."""
-    entries = (p for group in groups for p in group["params"])
-    return [p[1] if isinstance(p, tuple) else p for p in entries]
+def split_options(
+    method: type[Layerwise[Any]], options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options that a method or a base of it takes, and all others."""
+    kinds = [one for one in method.__mro__ if issubclass(one, Layerwise)]
+    known = {name for one in kinds for name in inspect.signature(one).parameters}
+    own = {name: value for name, value in options.items() if name in known}
+    return own, {name: value for name, value in options.items() if name not in known}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,15 +13,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from snopt.curvature.likelihood import CURVATURES, loss_vectors
-from snopt.precondition.base import INCOMPLETE, Layerwise, members
-from snopt.precondition.weights import check_model
+from snopt.precondition.weights import INCOMPLETE, check_model, members
 from snopt.validate import check_choice, check_count, check_number
+
+if TYPE_CHECKING:
+    from snopt.precondition.base import Layerwise
 
 OWN_STATE = ("preconditioner", "counts", "gradient_momentum", "average")
 """What an optimizer here keeps for a parameter; all other entries are its base optimizer's."""
 
 
-Method = TypeVar("Method", bound=Layerwise[Any])
+Method = TypeVar("Method", bound="Layerwise[Any]")
 
 
 class PreconditionedOptimizer(Optimizer, Generic[Method]):
@@ -339,16 +341,6 @@ class PreconditionedOptimizer(Optimizer, Generic[Method]):
 def _present(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state without entries that are None, at any depth."""
     return {k: _present(v) if isinstance(v, dict) else v for k, v in state.items() if v is not None}
-
-
-def split_options(
-    method: type[Layerwise[Any]], options: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the options that a method or a base of it takes, and all others."""
-    kinds = [one for one in method.__mro__ if issubclass(one, Layerwise)]
-    known = {name for one in kinds for name in inspect.signature(one).parameters}
-    own = {name: value for name, value in options.items() if name in known}
-    return own, {name: value for name, value in options.items() if name not in known}
 
 
 def base_step(

@@ -14,16 +14,15 @@ from torch.optim import Optimizer
 
 from snopt.curvature.factors import Accumulator, Bases, Factors, ThinSums, bases_of
 from snopt.linalg import eigenbases
-from snopt.precondition.base import Layerwise, count, members
+from snopt.precondition.base import Layerwise, count, split_options
 from snopt.precondition.kronecker import PARTS, KroneckerPair, Workspace
 from snopt.precondition.optimizer import (
     PreconditionedOptimizer,
     as_groups,
     base_step,
-    split_options,
 )
 from snopt.precondition.schedules import Comparison, DenseThenSparse, TrustRegion
-from snopt.precondition.weights import Block
+from snopt.precondition.weights import Block, members
 from snopt.validate import check_choice, check_flag, check_number
 
 MOMENTUM_ON = ("step", "gradient")

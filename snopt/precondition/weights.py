@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -257,3 +257,16 @@ def warn_of_failed(blocks: Iterable[Block[State]]) -> None:
     if failed:
         names = ", ".join(block.name for block in failed)
         warnings.warn(_FAILED.format(names), RuntimeWarning, stacklevel=5)
+
+
+INCOMPLETE = (
+    "the state is incomplete: torch.distributed.checkpoint fills in what an optimizer has already,"
+    " and a new one has no factors yet; turn the checkpoint into a file with"
+    " torch.distributed.checkpoint.format_utils.dcp_to_torch_save and load that"
+)
+
+
+def members(groups: Iterable[Mapping[str, Any]]) -> list[Tensor]:
+    """Return all parameters of parameter groups, which may come with names."""
+    entries = (p for group in groups for p in group["params"])
+    return [p[1] if isinstance(p, tuple) else p for p in entries]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snopt.curvature.collector import armed_collectors, counted_solve, inside_a_solve
+from snopt.curvature.recording import armed_collectors, counted_solve, inside_a_solve
 from snopt.solve.backward import integrate_backward
 from snopt.solve.field import (
     Field,
@@ -20,6 +20,7 @@ from snopt.solve.field import (
 )
 from snopt.solve.forward import solve_forward
 from snopt.solve.inputs import inputs_of, with_weights
+from snopt.solve.runge_kutta import takes
 from snopt.solve.solver import NFE, Problem, Solver, StepMemory
 from snopt.solve.torchdiffeq import solve_to_event
 
@@ -123,7 +124,8 @@ def solve_with_adjoint(
         parts = tuple(part + 0j for part in parts)
     with counted_solve(problem.field.func, problem.field.layout.shapes) as passes_through:
         # Up to an event the solve is torchdiffeq's, which has no use for an evaluation ahead.
-        params = inputs_of(problem, t if event_fn is None else t[:1], parts, adjoint_params)
+        on_engine = event_fn is None and takes(problem.forward, problem.field)
+        params = inputs_of(problem, t, parts, adjoint_params, on_engine=on_engine)
         found = _Adjoint.apply(problem, event_fn, len(parts), t, *parts, *params)
         solution, end = (found, None) if event_fn is None else (found[:-1], found[-1])
         passes_through(solution)

@@ -34,27 +34,24 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from snopt.curvature.collector import (
-    Collector,
-    Recording,
-    all_or_nothing,
-    inside_solve,
-    node_collectors,
-)
+from snopt.curvature.recording import Recording, all_or_nothing, inside_solve, node_collectors
 from snopt.errors import NON_FINITE, failure
 from snopt.linalg import at_least_float32
-from snopt.solve.field import adjoint_norm, products, rms_norm
-from snopt.solve.inputs import check_same, thinned
-from snopt.solve.observers import leaves_no_trace, observer_on_torchdiffeq, observers_on_engine
+from snopt.solve.field import adjoint_norm, leaves_no_trace, products, rms_norm, thinned
+from snopt.solve.inputs import check_same
+from snopt.solve.observers import observer_on_torchdiffeq, observers_on_engine
 from snopt.solve.runge_kutta import Negated, Part, Stepper, takes
 from snopt.solve.solver import NFE, Problem, Solver, smallest
 from snopt.solve.tableau import TABLEAUX, Tableau
 from snopt.solve.torchdiffeq import backward_on_torchdiffeq
+
+if TYPE_CHECKING:
+    from snopt.curvature.collector import Collector
 
 
 def integrate_backward(

@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from snopt.curvature.collector import (
-    Collector,
+from snopt.curvature.recording import (
     Recording,
     armed_collectors,
     counted_solve,
@@ -34,18 +33,21 @@ from snopt.solve.field import (
     differentiable_once,
     parts_of,
     products,
+    thinned,
 )
 from snopt.solve.forward import forward_steps
 from snopt.solve.inputs import (
     RandomStates,
     check_same,
     inputs_of,
-    thinned,
     with_weights,
 )
 from snopt.solve.runge_kutta import Step, stages_like, takes
 from snopt.solve.solver import NFE, Problem, Solver
 from snopt.solve.tableau import TABLEAUX
+
+if TYPE_CHECKING:
+    from snopt.curvature.collector import Collector
 
 
 def odeint_checkpoint(
@@ -97,7 +99,7 @@ def solve_with_checkpoints(
     parts = parts_of(y0)
     random = RandomStates(parts[0].device)
     with counted_solve(problem.field.func, problem.field.layout.shapes) as passes_through:
-        params = inputs_of(problem, t, parts, adjoint_params)
+        params = inputs_of(problem, t, parts, adjoint_params, on_engine=True)
         solution = _Checkpoint.apply(problem, random, len(parts), t, *parts, *params)
         passes_through(solution)
     return problem.field.pack(solution)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snopt.curvature.collector import counted_solve, inside_a_solve, node_collectors
+from snopt.curvature.recording import counted_solve, inside_a_solve, node_collectors
 from snopt.solve.backward import collect_without_gradient
 from snopt.solve.field import Field, State, check_times, parts_of
 from snopt.solve.forward import solve_forward

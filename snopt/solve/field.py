@@ -8,13 +8,13 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 State: TypeAlias = Tensor | tuple[Tensor, ...]
 
@@ -189,6 +189,25 @@ def products(
         return [None] * len(inputs)
     # retain_graph: a field may hold a graph made before the solve.
     return torch.autograd.grad(outputs, inputs, adjoints, allow_unused=True, retain_graph=True)
+
+
+@contextmanager
+def leaves_no_trace(func: Callable[..., Any], device: torch.device) -> Iterator[None]:
+    """Undo what one more evaluation of a field changes: random generators, running statistics."""
+    buffers = list(func.buffers()) if isinstance(func, nn.Module) else []
+    before = [(buffer, buffer.clone()) for buffer in buffers]
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+    with torch.no_grad():
+        for buffer, value in before:
+            # Past autograd, which may have saved the buffer: it gets the value that it had then.
+            buffer.data.copy_(value)
+
+
+def thinned(y: Tensor) -> Tensor:
+    """Return some 1000 entries of a vector, a view."""
+    return y.detach()[:: 1 + y.numel() // 1024]
 
 
 def autocast_state(device_type: str) -> Callable[[], AbstractContextManager[Any]]:

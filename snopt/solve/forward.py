@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snopt.curvature.collector import inside_solve
-from snopt.solve.field import parts_of, rms_norm
-from snopt.solve.inputs import thinned
+from snopt.curvature.recording import inside_solve
+from snopt.solve.field import parts_of, rms_norm, thinned
 from snopt.solve.runge_kutta import Step, Stepper, takes
 from snopt.solve.solver import Problem
 from snopt.solve.torchdiffeq import solve
@@ -54,7 +53,7 @@ def forward_steps(
     """Yield every accepted step of a solve on the engine with the output times that lie in it.
 
     ``step.stages.kept`` has what ``keep`` returned before the evaluation of each stage.
-    To be run to its end inside :class:`snopt.curvature.collector.inside_solve`.
+    To be run to its end inside :class:`snopt.curvature.recording.inside_solve`.
     """
     field, solver, layout = problem.field, problem.forward, problem.field.layout
     y = layout.flatten(parts)

@@ -17,17 +17,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from snopt.curvature.collector import inside_solve
-from snopt.solve.field import Field
-from snopt.solve.observers import leaves_no_trace
-from snopt.solve.runge_kutta import takes
+from snopt.curvature.recording import inside_solve
+from snopt.solve.field import Field, leaves_no_trace
 from snopt.solve.solver import Problem
 
 _R = TypeVar("_R")
 
 
 def inputs_of(
-    problem: Problem, t: Tensor, parts: Sequence[Tensor], given: Iterable[Tensor] | None
+    problem: Problem,
+    t: Tensor,
+    parts: Sequence[Tensor],
+    given: Iterable[Tensor] | None,
+    *,
+    on_engine: bool,
 ) -> list[Tensor]:
     """Return the tensors to differentiate with respect to, beside state and times.
 
@@ -45,7 +48,7 @@ def inputs_of(
             " tuple if there are none)"
         )
     params = [p for p in field.weights.values() if p.requires_grad]
-    if not torch.is_grad_enabled() or t.numel() < 2 or not takes(problem.forward, field):
+    if not (on_engine and torch.is_grad_enabled() and t.numel() > 1):
         # As torchdiffeq has it: a replica of DataParallel has its weights as attributes.
         replicas = _attributes(func).values() if getattr(func, "_is_replica", False) else ()
         return [*params, *replicas]
@@ -185,11 +188,6 @@ class RandomStates:
         """Leave the generators as they are."""
         with torch.random.fork_rng(devices=[] if self._device is None else [self._device]):
             yield
-
-
-def thinned(y: Tensor) -> Tensor:
-    """Return some 1000 entries of a vector, a view."""
-    return y.detach()[:: 1 + y.numel() // 1024]
 
 
 def check_same(

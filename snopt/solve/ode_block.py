@@ -8,13 +8,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from snopt.curvature.collector import inside_a_solve, inside_solve
+from snopt.curvature.recording import inside_a_solve, inside_solve
 from snopt.linalg import at_least_float32
 from snopt.solve.adjoint import solve_with_adjoint
 from snopt.solve.checkpoint import needs_engine, solve_with_checkpoints
 from snopt.solve.direct import solve_through
-from snopt.solve.field import Field, State, check_monotonic, parts_of
-from snopt.solve.observers import leaves_no_trace
+from snopt.solve.field import Field, State, check_monotonic, leaves_no_trace, parts_of
 from snopt.solve.runge_kutta import knows
 from snopt.solve.solver import NFE, Problem, Solver, StepMemory
 

@@ -25,7 +25,7 @@ from torch import nn
 
 import snopt
 from snopt import NFE, gauss_legendre, uniform
-from snopt.curvature.collector import armed_collectors
+from snopt.curvature.recording import armed_collectors
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-10}
 
