@@ -101,6 +101,7 @@ def test_a_part_of_the_data_sets_does_not_replace_the_whole(tmp_path, training):
     absent = {"mnist": {"overrides": ["dataset.download=false"]}}
     changed = {"datasets": ["circle", "mnist"], "workloads": {**SMALL["workloads"], **absent}}
     (request.configs / "small.yaml").write_text(yaml.safe_dump({**SMALL, **changed}))
+    training.rows = rows_of
     set_targets(request, quiet)
     assert compare(request, quiet).folder == request.results_dir / "parts" / "protocol-circle"
     assert not request.folder.exists()
