@@ -1,9 +1,9 @@
 """Train one model, or a sweep of them with -m; see configs/train.yaml.
 
-Exit status: 0 done (or skipped), 2 wrong input, 3 diverged, 130/143 interrupted by Ctrl-C/SIGTERM,
-1 anything else. In a sweep a run that diverged is a result like any other: the sweep goes on and
-ends with 0. Several processes train one run under torchrun --nproc-per-node=N, whose own exit
-status is 0 or 1.
+Exit status: 0 done (or skipped), 2 wrong input, 3 diverged, 128 and the number of a signal that
+stopped it (130: Ctrl-C, 143: SIGTERM), 1 anything else. In a sweep a run that diverged is a result
+like any other: the sweep goes on and ends with 0. Several processes train one run under torchrun
+--nproc-per-node=N, whose own exit status is 0 or 1.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import nullcontext
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -19,7 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.base.errors import ConfigError, UserError
-from experiments.base.interrupts import Interrupted
+from experiments.base.interrupts import Interrupted, as_worker, in_worker, passing_on
 from experiments.base.say import keep_talking
 from experiments.run.config import CONFIGS, ROOT, explain, tuned_experiments
 from experiments.run.multirun import Jobs, Refused
@@ -37,6 +38,13 @@ _jobs: Jobs | None = None  # of a multirun
 def _job(config: DictConfig) -> None:
     """Train one configuration; Hydra calls this, once for every point of a sweep."""
     keep_talking()  # a launcher may have started this process
+    if in_worker():
+        as_worker(lambda: _train(config))
+    else:
+        _train(config)
+
+
+def _train(config: DictConfig) -> None:
     started = HydraConfig.get()
     title = _jobs.title(started.job.num) if _jobs else ""
     if title:
@@ -79,13 +87,17 @@ def _main() -> int:
                 raise ConfigError("torchrun trains one run on its ranks: leave out -m")
             _jobs = Jobs(overrides)
             _jobs.check()
-        _job()
+        several = any(one.startswith("hydra/launcher=joblib") for one in sys.argv)
+        with passing_on() if several else nullcontext():
+            _job()
     except Refused:
         return WRONG_INPUT
     except UserError as error:
         return _refuse(error)
     except Interrupted as error:
-        _tell(f"stopped by {error}; the same command goes on from here")
+        restart = next((one for one in sys.argv if one.startswith("trainer.restart=")), "")
+        but = f" without {restart}" if restart.lower().endswith("true") else ""
+        _tell(f"stopped by {error}; the same command{but} goes on from here")
         return 128 + error.signal
     except KeyboardInterrupt:
         return 130

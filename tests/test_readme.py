@@ -182,11 +182,11 @@ def test_the_ablations_numbers_are_those_of_its_data():
 
 
 def test_the_published_settings_are_those_of_the_runs():
-    names = {"MNIST": "mnist", "Artic": "articulary_word_recognition", "Circle": "circle"}
+    names = {dataset_name(path.name): path.name for path in (ROOT / "results" / "paper").iterdir()}
     rows = cells("paper")
-    assert len(rows) == 9
-    for title, optimizer, value, seconds, seeds in rows:
-        (dataset,) = [name for start, name in names.items() if title.startswith(start)]
+    assert len(rows) == 3 * len(names)
+    for title, optimizer, value, seconds, cpu, seeds in rows:
+        dataset = names[title.partition(",")[0]]
         pattern = f"{optimizer.split(',')[0].lower()}-seed-*.json"
         folder = ROOT / "results" / "paper" / dataset
         runs = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(pattern)]
@@ -197,6 +197,22 @@ def test_the_published_settings_are_those_of_the_runs():
         assert value == shown, (dataset, optimizer)
         trained = statistics.median(run["seconds"]["train"] for run in runs)
         assert seconds == f"{trained:.0f} s"
+        booked = [run["train_cpu_s"] for run in runs if run.get("train_cpu_s")]
+        assert cpu == (f"{statistics.median(booked):.0f} s" if booked else "–")
+
+
+def test_steps_to_an_accuracy_on_spoken_arabic_digits_are_those_of_the_curves():
+    steps = {}
+    for name in ("snopt", "sgd", "adam"):
+        curve = pd.read_csv(ROOT / "results/paper/spoken_arabic_digits" / f"{name}-seed-0.csv")
+        for goal in (0.95, 0.97):
+            reached = curve[curve.val_metric >= goal].step.min()
+            steps[name, goal] = "never" if math.isnan(reached) else f"{reached:.0f}"
+    first = f"after {steps['snopt', 0.95]} steps, SGD after {steps['sgd', 0.95]}, Adam after"
+    second = ", ".join(steps[name, 0.97] for name in ("snopt", "sgd"))
+    text = re.sub(r"\s+", " ", TEXT)
+    assert f"{first} {steps['adam', 0.95]}," in text
+    assert f"97 % after {second} and {steps['adam', 0.97]} (480 steps, one seed)" in text
 
 
 def test_on_circle_snopt_is_ahead_with_each_seed():

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Final
 
 from experiments.base.errors import UserError
+from experiments.base.interrupts import Interrupted, stopping
 
 PATIENCE_S: Final = 5.0
 """Seconds for which a terminal that takes nothing is waited for (a connection that hangs)."""
@@ -134,21 +135,27 @@ def resumable(
     Nothing that is said on the way stops it.
 
     Returns:
-        The exit status: 0 done, 2 wrong input or failed runs, 130 interrupted.
+        The exit status: 0 done, 2 wrong input or failed runs, 128 and the number of the signal
+        where it was stopped: 130 after Ctrl-C, 143 after SIGTERM.
     """
     keep_talking()
-    signal.signal(signal.SIGTERM, _interrupt)
+    for signum in stopping():
+        if signum != signal.SIGINT:
+            signal.signal(signum, _interrupt)
     try:
         closing = work()
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         sys.stderr.write(f"interrupted; {interrupted}\n")
-        return 130
+        return 128 + getattr(error, "signal", signal.SIGINT)
     sys.stdout.write(f"{closing}\n")
     return 0
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    for one in signal.valid_signals():  # a second one, as of a CPU limit, must not cut off the end
+        if signal.getsignal(one) is _interrupt:
+            signal.signal(one, signal.SIG_IGN)
+    raise Interrupted(signum)

@@ -35,7 +35,8 @@ class PublishedGRU(nn.Module):
         both = torch.cat([x, h], dim=1)
         r, u = self.reset(both).sigmoid(), self.update(both).sigmoid()
         n = torch.tanh(self.from_input(x) + r * self.from_state(h))
-        return (1 - u) * n + u * h
+        new: Tensor = (1 - u) * n + u * h
+        return new
 
 
 CELLS: Final = {"gru": nn.GRUCell, "published": PublishedGRU}

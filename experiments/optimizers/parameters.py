@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from snopt.precondition.base import as_groups
+from snopt.precondition.optimizer import as_groups
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,17 @@ Neither changes a basis. Not taken over: the gradient of refresh steps (``docs/d
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from experiments.models.blocks import ode_parameters
+from experiments.models.blocks import ode_blocks, ode_parameters
 from snopt import Preconditioner, SNOpt
+from snopt.curvature.collector import WeakHook
 from snopt.curvature.factors import Accumulator, Factors
+from snopt.curvature.layers import Layer
+from snopt.solve.field import parts_of
 
 STEP = 0.01
 """Δt where the quadrature has none: the release's default."""
@@ -27,8 +31,23 @@ STEP = 0.01
 class _LastSolve(Accumulator):
     """Sums of one solve: those of the next one in the backward pass replace them."""
 
-    def merge(self, other: Accumulator) -> None:
-        self.A, self.B, self.weight, self.rows = other.A, other.B, other.weight, other.rows
+    def __init__(self, owner: _AsReleased) -> None:
+        super().__init__()
+        self.owner, self.solve = owner, -1
+
+    def add(
+        self,
+        layer: Layer,
+        x: Tensor,
+        g: Tensor,
+        weight: float,
+        task: int,
+        max_rows: int | None = None,
+    ) -> None:
+        if id(layer.weight) in self.owner.inside and self.solve != self.owner.solves:
+            self.A = self.B = None
+            self.weight, self.rows, self.solve = 0.0, {}, self.owner.solves
+        super().add(layer, x, g, weight, task, max_rows)
 
 
 class _AsReleased(Preconditioner):
@@ -36,20 +55,33 @@ class _AsReleased(Preconditioner):
 
     def __init__(self, model: nn.Module, **settings: Any) -> None:
         super().__init__(model, **settings)
-        self.collector.accumulator = _LastSolve
-        inside = {id(p) for p in ode_parameters(model)}
-        self._inside = {n for n, block in self.blocks.items() if id(block.layer.weight) in inside}
+        self.inside = {id(p) for p in ode_parameters(model)}
+        self.solves = 0  # backward solves that have begun
+        self.collector.accumulator = partial(_LastSolve, self)
         self._step = float(getattr(self.collector.quadrature, "step", STEP))
+        for block in ode_blocks(model):
+            block.register_forward_hook(WeakHook(self), with_kwargs=True)
+
+    def on_forward(
+        self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """Notice where the solve's backward pass begins: with a gradient at its output."""
+        for part in parts_of(output):
+            if part.requires_grad:
+                part.register_hook(self._on_gradient)
+
+    def _on_gradient(self, _: Tensor) -> None:
+        self.solves += 1
 
     def gathered(self, loss_scale: Any) -> dict[str, Any]:
         found = super().gathered(loss_scale)
-        return {n: self._scaled(own) if n in self._inside else own for n, own in found.items()}
+        inside = {n for n, block in self.blocks.items() if id(block.layer.weight) in self.inside}
+        return {n: self._scaled(own) if n in inside else own for n, own in found.items()}
 
     def _scaled(self, own: Factors) -> Factors:
         samples = max(1, round(own.weight / self._step))
-        return Factors(
-            own.A, own.B * (samples * (self._step / own.weight) ** 2), own.weight, own.batch
-        )
+        ratio = samples * (self._step / own.weight) ** 2
+        return Factors(own.A, own.B * ratio, own.weight, own.batch)
 
 
 class SNOptAsReleased(SNOpt):

@@ -53,7 +53,7 @@ def run_entry(run: Summary, command: str) -> dict[str, Any]:
     """
     own = {"dataset": run.dataset, "optimizer": run.optimizer, "seed": run.seed}
     own |= {"hash": run.digest, "state": run.state, "command": command}
-    found = {key: run.status.get(key) for key in _STATUS}
+    found: dict[str, Any] = {key: run.status.get(key) for key in _STATUS}
     if found["train_cpu_s"]:
         found["wall_per_cpu"] = round(found["seconds"]["train"] / found["train_cpu_s"], 3)
     return own | found

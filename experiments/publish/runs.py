@@ -83,7 +83,7 @@ def _close_diverged(table: pd.DataFrame) -> pd.DataFrame:
     """End a diverged run with an infinite training loss, whatever its last line said."""
     last = table.iloc[-1]
     if math.isfinite(last["train_loss"]):
-        closing = {"step": int(last["step"]) + 1, **last[["time_s", "nfe", "cpu_s"]]}
+        closing = {"step": int(last["step"]) + 1, **last[["time_s", "nfe", "cpu_s"]].to_dict()}
         table = pd.concat([table, pd.DataFrame([closing])], ignore_index=True)
     table.loc[table.index[-1], "train_loss"] = math.inf
     return table

@@ -7,6 +7,7 @@ Every group names its class in ``_target_``. Keys that are no argument of the cl
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,13 +21,15 @@ from hydra.utils import instantiate
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.overrides import TorchFunctionMode
 
 from experiments.base.checks import call_named, check_kinds
 from experiments.base.errors import ConfigError, DataError, one_line
 from experiments.base.seeds import seed_everything
 from experiments.data.files import noting
-from experiments.data.splits import Splits
+from experiments.data.splits import DataInfo, Splits
 from experiments.models.fields import MLPField
+from experiments.models.solver import SolverSettings
 from experiments.optimizers.evaluation import check_task, is_plain
 from experiments.run.averaging import Averaging, build_averaging
 from experiments.run.config import NESTED, NONE, Config, TrainerSettings
@@ -89,7 +92,7 @@ def build(config: Config, device: torch.device) -> Parts:
     solver = _call("solver", _factory("solver", config["solver"]))
     make_model = _factory("model", config["model"])
     seed_everything(config["seed"])
-    model: nn.Module = _call("model", make_model, loaded.info, solver).to(device)
+    model = _build_model(make_model, loaded.info, solver).to(device)
     # Before the optimizer: a copy of the model must not carry its hooks.
     steps_per_epoch, last_step = settings.length(size)
     averaging = build_averaging(
@@ -120,6 +123,49 @@ def check_parts(config: Config) -> None:
         optimizer = build_optimizer(config["optimizer"], model)
     check_task(task, optimizer)
     build_scheduler(config["optimizer"].get("scheduler"), optimizer)
+
+
+class _Sizes(TorchFunctionMode):
+    """Adds up what a model's constructor allocates; beyond ``most`` bytes it gets shapes alone."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.total = most, 0
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
+    ) -> Any:
+        keywords = keywords or {}
+        if function is torch.empty:  # of which all layers make their parameters
+            try:
+                shapes = torch.empty(*arguments, **{**keywords, "device": "meta"})
+            except RuntimeError:  # more entries than can be counted
+                self.total = max(self.total, self.most + 1)
+                raise
+            self.total += shapes.numel() * shapes.element_size()
+            if self.total > self.most:
+                return shapes
+        return function(*arguments, **keywords)
+
+
+def _build_model(make: partial[Any], info: DataInfo, solver: SolverSettings) -> nn.Module:
+    """Build a model, unless its parameters and their gradients are larger than the memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    sizes, at_least = _Sizes(memory // 2), ""
+    try:
+        with sizes:
+            model: nn.Module = _call("model", make, info, solver)
+    except Exception:
+        if sizes.total <= sizes.most:
+            raise
+        at_least = "more than "  # shapes alone did not do for the rest
+    if sizes.total > sizes.most:
+        settings = ", ".join(f"model.{key}={value}" for key, value in make.keywords.items())
+        raise ConfigError(
+            f"the model and its gradient need {at_least}{2 * sizes.total / 2**30:,.0f} GiB, this"
+            f" machine has {memory / 2**30:,.0f}: make it smaller ({settings})"
+        )
+    return model
 
 
 def build_optimizer(config: Mapping[str, Any], model: nn.Module) -> Optimizer:

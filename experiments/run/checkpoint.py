@@ -3,8 +3,9 @@
 A file is what ``torch.save`` makes of a dict with ``model``, ``optimizer``, ``scheduler``, ``rng``,
 ``step``, ``clock``, ``meter`` (training losses since the last logged line), ``run`` (identity of
 configuration and seed) and, in runs that have them, ``averaging`` and ``horizon``, ``reached`` (the
-goal) and ``pending`` (before a long validation). Its SHA-256 follows, because torch's reader takes
-a flipped bit in a weight for a weight. Loading (``weights_only=True``) never runs code from it.
+goal), ``pending`` (before a long validation) and ``lines`` (of ``metrics.jsonl`` so far). Its
+SHA-256 follows, because torch's reader takes a flipped bit in a weight for a weight. Loading
+(``weights_only=True``) never runs code from it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,13 @@ _TYPES: Final[dict[str, type | tuple[type, ...]]] = {
 }
 
 # Parts that only some runs have.
-_OPTIONAL: Final = {"averaging": dict, "horizon": dict, "reached": bool, "pending": bool}
+_OPTIONAL: Final = {
+    "averaging": dict,
+    "horizon": dict,
+    "reached": bool,
+    "pending": bool,
+    "lines": int,
+}
 
 # What snopt's optimizers once had beside their state, and still read.
 _FORMER: Final = ("preconditioner", "rejected")

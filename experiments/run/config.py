@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -60,7 +61,7 @@ Space = dict[str, dict[str, Any]]
 
 # Keys that say what an optimizer or a data set is called, and what others do with it.
 _DESCRIPTIONS: Final = {
-    "optimizer": ("label", "search"),
+    "optimizer": ("label", "search", "tuned"),
     "dataset": ("title", "published", "budget"),
 }
 
@@ -171,6 +172,8 @@ def tuned_experiments() -> tuple[str, ...]:
                     full = key if key.startswith("trainer.") else f"optimizer.{key}"
                     OmegaConf.update(node, full, value)
                 name = f"{dataset}-{suffix}" if suffix else dataset
+                if suffix:
+                    OmegaConf.update(node, "optimizer.tuned", f"{table}/{name}")
                 store.store(name, node, group=f"experiment/{table}", package="_global_")
                 names.append(f"{table}/{name}")
     return tuple(names)
@@ -251,10 +254,26 @@ def load_config(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: an override names something unknown; the message lists what is known.
     """
+    _tell_of_other_data(overrides)
     try:
         return compose(overrides)
     except Exception as error:
         raise explain(error, overrides) from error
+
+
+def _tell_of_other_data(overrides: Sequence[str]) -> None:
+    """Warn, once, of published settings with another batch or data set than they were made for."""
+    keys = [override.partition("=")[0].lstrip("+") for override in overrides]
+    others = [k for k in keys if k == "trainer.batch_size" or k.partition(".")[0] == "dataset"]
+    others = [k for k in others if k.removeprefix("dataset.") not in _NOT_IDENTITY_DATASET]
+    chosen = [override for override in overrides if override.startswith("experiment=paper/")]
+    if chosen and others:
+        warnings.warn(
+            f"{chosen[0]} has published settings for a batch size and a data set of its own; with"
+            f" {', '.join(others)} they are no longer the published ones (said once)",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def explain(error: Exception, overrides: Sequence[str], lists: str = "") -> ConfigError:
@@ -486,7 +505,8 @@ def resolve(config: DictConfig | Mapping[str, Any]) -> Config:
     depends on it, and no record holds it.
 
     Raises:
-        ConfigError: a value is missing or refers to a key that does not exist.
+        ConfigError: a value is missing or refers to a key that does not exist, or an optimizer has
+            the values that were tuned for another one.
     """
     if not isinstance(config, DictConfig):
         config = OmegaConf.create(dict(config))
@@ -506,6 +526,9 @@ def resolve(config: DictConfig | Mapping[str, Any]) -> Config:
     except OmegaConfBaseException as error:
         where = f"{error.full_key}: " if error.full_key else ""
         raise ConfigError(f"{where}{str(error).partition(chr(10))[0]}") from error
+    optimizer = plain.get("optimizer")
+    if isinstance(optimizer, dict) and (tuned := optimizer.get("tuned")):
+        _check_tuned(tuned, str(optimizer.get("name")))
     return _with_profile(_without_descriptions(plain))
 
 
@@ -524,6 +547,19 @@ def _with_profile(config: Config) -> Config:
             if part["_target_"] == "snopt.SNOpt":
                 part["_target_"] = "experiments.optimizers.release.SNOptAsReleased"
     return config
+
+
+def _check_tuned(experiment: str, optimizer: str) -> None:
+    """Refuse ``experiment=figure-1/digits-sgd optimizer=adam``, which would train Adam as SGD."""
+    base, _, own = experiment.rpartition("-")
+    if own == optimizer:
+        return
+    other = f"{base}-{optimizer}"
+    known = f"experiment={other}, or " if other in tuned_experiments() else ""
+    raise ConfigError(
+        f"experiment={experiment} has what was tuned for {own}, not for {optimizer}: take {known}"
+        f"experiment={base.partition('/')[2]} with optimizer=…"
+    )
 
 
 def _without_descriptions(config: Config) -> Config:
@@ -681,7 +717,7 @@ def _canonical(node: Any) -> Any:
         return {
             key: str(value).rpartition(".")[2] if key == "_target_" else _canonical(value)
             for key, value in node.items()
-        }
+        } or None  # an empty group says what none says
     if isinstance(node, list | tuple):
         return [_canonical(value) for value in node]
     return int(node) if isinstance(node, float) and node.is_integer() else node

@@ -36,7 +36,7 @@ from experiments.optimizers.split import SplitOptimizer, takes_model
 from experiments.run.build import Parts
 from experiments.run.config import TrainerSettings
 from snopt import SolverError, average_gradients
-from snopt.precondition.base import PreconditionedOptimizer
+from snopt.precondition.optimizer import PreconditionedOptimizer
 
 TIMEOUT: Final = timedelta(minutes=10)
 

@@ -40,7 +40,13 @@ LOCK: Final = "SNOPT_RUN_LOCK"
 """Environment variable: number of the open lock file that a parent process hands over."""
 
 _RESTART = "add trainer.restart=true to run it from the beginning"
-_STATUS_TYPES: Final = {"starts": int, "history": list, "versions": dict, "data": dict}
+_STATUS_TYPES: Final = {
+    "starts": int,
+    "history": list,
+    "versions": dict,
+    "data": dict,
+    "lines": int,
+}
 
 Row = dict[str, Any]
 
@@ -60,6 +66,7 @@ class Record:
         self.metrics_path = folder / "metrics.jsonl"
         self.checkpoint_path = folder / "checkpoint.pt"
         self.lock_path = folder / "run.lock"
+        self.lines = 0  # of metrics.jsonl, as far as this object keeps it
 
     @property
     def state(self) -> str | None:
@@ -149,6 +156,7 @@ class Record:
             raise ValueError(f"not finite: {', '.join(bad)}")
         with self._writing(), self.metrics_path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        self.lines += 1
 
     def sync(self) -> None:
         """Make ``metrics.jsonl`` survive a power cut; before the checkpoint that goes on from it.
@@ -167,7 +175,16 @@ class Record:
             reason = error.strerror or error
             raise RecordError(f"cannot write {self.metrics_path}: {reason}") from error
 
-    def truncate(self, step: int | None, last: int | None = None) -> list[Row]:
+    def count(self) -> int:
+        """Return how many lines ``metrics.jsonl`` has, whatever they hold."""
+        try:
+            return self.metrics_path.read_bytes().count(b"\n")
+        except OSError:
+            return 0
+
+    def truncate(
+        self, step: int | None, last: int | None = None, lines: int | None = None
+    ) -> list[Row]:
         """Cut ``metrics.jsonl`` back to a checkpoint at ``step`` and return what is kept.
 
         The resumed run writes lines past the checkpoint, test results and a damaged last line
@@ -176,6 +193,7 @@ class Record:
         Args:
             step: step of the checkpoint, None without one.
             last: step of the last line that was written before it; None if it is not known.
+            lines: how many lines were written before it; None if it is not known.
 
         Raises:
             RecordError: lines that the checkpoint goes on from are not there.
@@ -193,8 +211,30 @@ class Record:
                 f"{self.metrics_path} lacks lines that {self.checkpoint_path.name} goes on from "
                 f"(they end with step {last}, {found}); put the file back, or {_RESTART}"
             )
+        if lines is not None and len(kept) != lines:
+            raise RecordError(
+                f"{self.metrics_path} has {len(kept)} lines up to step {step},"
+                f" {self.checkpoint_path.name} goes on from {lines}; put the file back, or"
+                f" {_RESTART}"
+            )
         write_whole(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
+        self.lines = len(kept)
         return kept
+
+    def complete_rows(self) -> list[Row]:
+        """Return the lines of ``metrics.jsonl``: those of a complete record all that it wrote.
+
+        Raises:
+            RecordError: a line is damaged, or lines are missing.
+        """
+        status, rows = self.status() or {}, self.rows()
+        lines = status.get("lines", len(rows))
+        if status.get("state") in FINAL_STATES and len(rows) != lines:
+            raise RecordError(
+                f"{self.metrics_path} has {len(rows)} lines, the run wrote {lines}; put the file"
+                f" back, or {_RESTART}"
+            )
+        return rows
 
     def results(self) -> dict[str, float]:
         """Return the test results of a complete record; nothing where the run diverged.
@@ -202,10 +242,10 @@ class Record:
         Raises:
             RecordError: the record is complete by its status, but not by its metrics.
         """
-        state, rows = self.state, self.rows()
+        state, lost = self.state, not self.metrics_path.exists()
+        rows = [] if lost else self.complete_rows()
         last = rows[-1] if rows else {}
         results = {key: v for key, v in last.items() if key.startswith(("test/", "test_avg/"))}
-        lost = not self.metrics_path.exists()
         if lost or (state == DONE and not results):
             what = "is gone" if lost else "does not end in test results"
             raise RecordError(
@@ -394,5 +434,5 @@ def summarise(folder: Path) -> Summary:
     if status is None:
         raise RecordError(f"there is no run record in {folder}")
     task, dataset, optimizer, digest, _ = parts
-    rows = tuple(record.rows())
+    rows = tuple(record.complete_rows())
     return Summary(folder, task, dataset, optimizer, digest, int(seed), status, rows)

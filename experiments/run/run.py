@@ -237,6 +237,7 @@ class _Session:
         self.record.write_status(
             state,
             error=reason,
+            lines=self.record.lines,
             peak_memory_mb=round(peak_memory_mb(self.device), 1),
             seconds=seconds,
             train_cpu_s=self.clock.train_cpu(),

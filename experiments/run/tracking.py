@@ -152,7 +152,7 @@ def make_tracker(config: Config, folder: Path) -> Tracker:
     if mode == "disabled":
         return Tracker()
     if mode == "online":
-        check_online("use tracking.mode=offline and `make sync` later")
+        check_online("or use tracking.mode=offline and `make sync` later")
     return WandbTracker(config, folder, mode)
 
 
@@ -190,7 +190,7 @@ def check_online(hint: str) -> None:
     except wandb.Error as error:
         raise TrackingError(f"W&B refuses the key ({_first_line(error)}); {hint}") from error
     if not has_key:
-        raise TrackingError(f"W&B has no key: run `wandb login` or set WANDB_API_KEY, or {hint}")
+        raise TrackingError(f"W&B has no key: run `wandb login` or set WANDB_API_KEY; {hint}")
     try:
         requests.head(host, timeout=_NETWORK_TIMEOUT)
     except requests.RequestException as error:

@@ -112,6 +112,8 @@ class Trainer:
             RecordError: the record cannot be written, or lacks what the checkpoint goes on from.
         """
         history = self._restore()
+        if self.step:
+            self.progress.say(f"going on from step {self.step}")
         self.tracker.start(history)
         if not history:
             self._log(self._evaluate("val"))
@@ -270,6 +272,7 @@ class Trainer:
             "clock": self.clock.state_dict(),
             "meter": vars(self.meter),
             "pending": pending,
+            "lines": self.record.lines,
         }
         if self.settings.stop_at is not None:
             state["reached"] = self.reached
@@ -280,6 +283,11 @@ class Trainer:
         path, team = self.record.checkpoint_path, self.team
         state = team.from_first(lambda: load_checkpoint(path, self.run))
         if state is None:
+            if team.first and (lines := self.record.count()):
+                self.progress.say(
+                    f"there is no {path.name}: from the beginning;"
+                    f" the {lines} lines of metrics.jsonl are written again"
+                )
             return team.from_first(lambda: self.record.truncate(None))
         load_parts(self.parts, state, path)
         with restoring(path, "meter"):
@@ -293,7 +301,7 @@ class Trainer:
         self._pending = state.get("pending", False)
         self.grid.resume(self._trained())
         logged = self.step - self.meter.steps  # a pending step is logged once more
-        return team.from_first(lambda: self.record.truncate(logged, logged))
+        return team.from_first(lambda: self.record.truncate(logged, logged, state.get("lines")))
 
 
 @dataclass

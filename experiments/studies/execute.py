@@ -179,13 +179,17 @@ class Training:
         """Start nothing."""
         return self
 
-    def __exit__(self, *error: object) -> None:
-        """Interrupt runs and wait for their checkpoints; Ctrl-C again, or two minutes, end them."""
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """Interrupt runs and wait for their checkpoints; Ctrl-C again, or two minutes, end them.
+
+        What has to be quick for us, as after SIGTERM, has to be so for them.
+        """
         processes = [job.process for job in self.live if job.process is not None]
         if processes:
             self._say("stopping after the current step; Ctrl-C again ends it at once")
+        hurried = getattr(error, "signal", signal.SIGINT) != signal.SIGINT
         for process in processes:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM if hurried else signal.SIGINT)
         try:
             for process in processes:
                 process.wait(timeout=GRACE_S)
@@ -285,7 +289,7 @@ class Training:
 
 def estimate(runs: Sequence[PlannedRun], jobs: int) -> str:
     """Return in words how long runs will take: as their other seeds did, or their limit."""
-    known = []
+    known: list[float] = []
     for run in runs:
         walls = []
         for folder in run.folder.parent.glob("seed-*"):

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from omegaconf import DictConfig
 from experiments.base.environment import REPOSITORY
 from experiments.base.errors import ConfigError, RecordError, quoted, suggestion
 from experiments.base.files import is_held, place, write_whole
+from experiments.base.interrupts import Interrupted
 from experiments.base.say import duration, keep_talking
 from experiments.publish.tables import csv_of
 from experiments.run.build import check_same_data
@@ -352,8 +354,8 @@ def _launch(plan: Plan, study: Study, arguments: Sequence[str]) -> None:
         )
         try:
             process.wait()
-        except KeyboardInterrupt:
-            orders.write_text("stop")
+        except KeyboardInterrupt as error:
+            orders.write_text(str(int(getattr(error, "signal", signal.SIGINT))))
             process.wait()
             raise
     if process.returncode:
@@ -370,8 +372,8 @@ def worker(config: DictConfig) -> None:
     orders = Path(config.orders)
 
     def going() -> bool:
-        if orders.is_file() and orders.read_text() == "stop":
-            raise KeyboardInterrupt
+        if orders.is_file() and (signum := orders.read_text()):
+            raise Interrupted(int(signum))
         # On this machine nothing more is begun after the command has been killed.
         return not config.local or is_held(orders)
 

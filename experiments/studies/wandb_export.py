@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from experiments.base.errors import RecordError
+from experiments.base.errors import ConfigError, RecordError
 from experiments.base.files import write_whole
 from experiments.run.config import (
     Space,
@@ -58,6 +58,11 @@ def export(folder: Path, *, method: str = "random", overrides: Sequence[str] = (
 def exported(name: str, space: Space, method: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Return the sweep file of an optimizer's space; see :func:`export`."""
     check_known("method", method, METHODS)
+    keys = {one.partition("=")[0].lstrip("+") for one in overrides}
+    if set_by_file := keys & {"optimizer", *(f"optimizer.{key}" for key in space)}:
+        raise ConfigError(
+            f"{min(set_by_file)} is what the file of the space {name} sets: leave it out"
+        )
     task = task_of(overrides)
     if not any(one.startswith(("task=", "experiment=", "dataset=")) for one in overrides):
         two = any(key.startswith("ode.") for key in space)  # a space of two optimizers

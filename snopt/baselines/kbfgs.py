@@ -38,14 +38,9 @@ from snopt.curvature.factors import thinned
 from snopt.curvature.layers import Layer
 from snopt.curvature.quadrature import Quadrature
 from snopt.linalg import at_least_float32, inverse
-from snopt.precondition.base import (
-    Layerwise,
-    PreconditionedOptimizer,
-    as_groups,
-    base_step,
-    members,
-)
-from snopt.precondition.weights import Block
+from snopt.precondition.base import Layerwise
+from snopt.precondition.optimizer import PreconditionedOptimizer, as_groups, base_step
+from snopt.precondition.weights import Block, members
 from snopt.validate import check_count, check_number
 
 MU_1 = 0.2  # μ₁ of the first damping, as in the authors' code
@@ -350,7 +345,7 @@ class KBFGSPreconditioner(Layerwise[KBFGSState]):
         self, param_groups: Sequence[Mapping[str, Any]] = (), *, loss_scale: float | Tensor = 1.0
     ) -> None:
         """Take in the first evaluation if it is time, then replace the gradients in place."""
-        if self.due:
+        if self.takes_in:
             if self.waiting:
                 raise RuntimeError(
                     "the step before has not been ended: call observe() after the second backward"
@@ -396,8 +391,9 @@ class KBFGSPreconditioner(Layerwise[KBFGSState]):
 def _weights(block: Block[KBFGSState]) -> Tensor:
     """Return weight and bias as a matrix with the columns of the layer's input rows."""
     layer = block.layer
-    bias = layer.bias.detach() if block.own_bias and layers.has_bias(layer) else None
-    return layers.to_matrix(layer, layer.weight.detach(), bias)
+    bias = layer.bias if block.own_bias and layers.has_bias(layer) else None
+    own = None if bias is None else bias.detach()
+    return layers.to_matrix(layer, layer.weight.detach(), own)
 
 
 class _Descent(Optimizer):

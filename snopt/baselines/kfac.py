@@ -29,17 +29,14 @@ from snopt.curvature.factors import Accumulator, Factors, thinned
 from snopt.curvature.layers import Layer, batch_of, input_rows, output_rows
 from snopt.curvature.quadrature import Quadrature, evaluations
 from snopt.linalg import eigenbases, inverses
-from snopt.precondition.base import (
-    Layerwise,
+from snopt.precondition.base import Layerwise, State, split_options
+from snopt.precondition.kronecker import KroneckerPair
+from snopt.precondition.optimizer import (
     PreconditionedOptimizer,
-    State,
     as_groups,
     base_step,
-    members,
-    split_options,
 )
-from snopt.precondition.kronecker import KroneckerPair
-from snopt.precondition.weights import Block
+from snopt.precondition.weights import Block, members
 from snopt.validate import check_choice, check_count, check_number
 
 MOMENTS = ("per_sample", "running")
@@ -208,7 +205,7 @@ class KFACPreconditioner(Factored[FactoredInverse]):
         self, param_groups: Sequence[Mapping[str, Any]] = (), *, loss_scale: float | Tensor = 1.0
     ) -> None:
         """Average factors and invert them if it is time, then replace the gradients in place."""
-        if self.due:
+        if self.takes_in:
             for name, factors in self.gathered(loss_scale).items():
                 state = self.blocks[name].state
                 state.failures += not state.average.update(factors, self.decay)
@@ -502,7 +499,7 @@ class EKFACPreconditioner(Factored[CorrectedEigenbasis]):
     ) -> None:
         """Take in factors and moments if it is time, then replace the gradients in place."""
         rows = self.rows()
-        if self.due:
+        if self.takes_in:
             self._refresh(loss_scale)
         steps = []
         for block, group in self.with_gradient(param_groups):

@@ -27,101 +27,37 @@ Nothing here touches a gradient.
 
 from __future__ import annotations
 
-import threading
+import sys
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 
-from snopt.curvature.layers import batch_of
+from snopt.curvature.layers import Sketch, batch_of
+from snopt.curvature.recording import (
+    Differentiated,
+    Use,
+    armed,
+    backward_pass,
+    current_task,
+    watching,
+    where,
+)
 
 if TYPE_CHECKING:
     from snopt.curvature.factors import Sums
     from snopt.curvature.quadrature import Quadrature
 
 
-@dataclass(frozen=True)
-class _Use:
-    """One use of a layer in the evaluation at a node, as one collector's hook saw it."""
-
-    collector: Collector
-    layer: nn.Module
-    x: Tensor
-    output: GradientEdge
-
-
-class Recording:
-    """Uses of layers seen in one evaluation of a field, for the collectors that want them.
-
-    The code that differentiates the field fills in ``gradients``, one at each use's output.
-    """
-
-    def __init__(self, collectors: Sequence[Collector]) -> None:
-        """Record for these collectors only; for none, nothing is recorded."""
-        self.collectors = frozenset(collectors)
-        self.uses: list[_Use] = []
-        self.gradients: Sequence[Tensor | None] = []
-
-    @property
-    def edges(self) -> list[GradientEdge]:
-        """Where autograd finds the gradient at each use's output."""
-        return [use.output for use in self.uses]
-
-    def give(self, weights: Mapping[Collector, float], scale: float = 1.0) -> None:
-        """Hand every use, its gradient times ``scale``, to its collector if that has a weight."""
-        with torch.no_grad():
-            for use, g in zip(self.uses, self.gradients, strict=True):
-                if g is not None and use.collector in weights:
-                    g = g if scale == 1 else g * scale
-                    use.collector.add(use.layer, use.x, g, weights[use.collector])
-
-
-class _Where(threading.local):
-    """What this thread is doing. Backward passes on a GPU run in another thread."""
-
-    solve_depth: int = 0
-    recording: Recording | None = None
-
-
-_where = _Where()
-
-_armed: weakref.WeakSet[Collector] = weakref.WeakSet()
-
-_watching: weakref.WeakSet[Collector] = weakref.WeakSet()  # armed ones and those that count
-
-
-class inside_solve:  # noqa: N801 - used as a function
-    """Mark evaluations of the field as the solver's: uses of a layer only for a recording."""
-
-    # A class, not a generator: it is entered at every evaluation of a small field.
-    __slots__ = ("before", "recording")
-
-    def __init__(self, recording: Recording | None = None) -> None:
-        """Take effect on entering."""
-        self.recording = recording
-
-    def __enter__(self) -> None:
-        """Mark this thread; without a recording, one outside is masked too."""
-        self.before = _where.recording
-        _where.recording = self.recording
-        _where.solve_depth += 1
-
-    def __exit__(self, *_: object) -> None:
-        """Restore what was before."""
-        _where.recording = self.before
-        _where.solve_depth -= 1
-
-
-def backward_pass() -> int:
-    """Return a number that identifies the backward pass now running, -1 outside one."""
-    # torch has no public name for it; torch.utils.checkpoint relies on the same function.
-    return int(torch._C._current_graph_task_id())
+SOLVERS = ("torchdiffeq", "torchdyn", "torchode", "torchsde")
+"""Packages whose solvers, where they are not ours, take the stages for uses of a layer."""
 
 
 class WeakHook:
@@ -176,6 +112,7 @@ class _Waiting:
         "__weakref__",
         "_collector",
         "before",
+        "differentiated",
         "gathered",
         "latest",
         "layer",
@@ -197,6 +134,7 @@ class _Waiting:
         self.layer, self.x = layer, x
         # The pass that this is a recomputation in, as reentrant checkpoints make them.
         self.pass_ = backward_pass()
+        self.differentiated = False  # whether a penalty or the like takes a gradient through it
         self.owner: int | None = None  # the first pass that it was committed in
         self.gathered: Sums | None = None  # what it was added to then
         # Gradients where more may come: of passes that have been taken in, of the present one.
@@ -218,6 +156,7 @@ class _Pass:
     again: bool = False  # whether it goes through a solve that an earlier one has gathered
     rows: dict[str, int] = field(default_factory=dict)
     sums: dict[str, Sums] = field(default_factory=dict)
+    sketches: dict[str, Sketch | None] = field(default_factory=dict)
     uses: dict[str, list[_Waiting]] = field(default_factory=dict)
 
 
@@ -266,12 +205,22 @@ class Collector:
         self.counts = counts
         self.paused = False  # an armed collector that is paused lets backward passes go by
         self.armed = False  # whether uses are being recorded
+        # Keys of layers whose uses have been compared with the gradient: whether they make it.
+        self.checked: dict[str, bool] = {}
+        self.only_differentiated: set[str] = set()  # keys of layers that a field's value passes by
         self.sums: dict[str, Sums] = {}
         self.rows: dict[str, dict[int, int]] = {}
         self._passes: dict[int, _Pass] = {}
         self._versions: dict[str, int]  # of the gradient when a pass was committed
         self._last: dict[str, int]  # rows that a layer saw last, by key
-        self._waiting: dict[nn.Module, int] = {}  # rows that a hook waits with already
+        # Without a hook, a use has the rows of the first since the step: one of other rows gets a
+        # hook that tells the two, and so do all uses of such a layer from then on.
+        self._first: dict[str, int] = {}
+        self._varied: set[str] = set()
+        self._forwards = 0
+        self._times: dict[nn.Module, int] = {}  # uses outside our solves since it was armed
+        self._told = False  # whether the user knows of another library's solver
+        self._kept: dict[str, tuple[int, int]] = {}  # forward passes before one that kept its graph
         self._inside: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # layers seen in a solve
         self._along: weakref.WeakKeyDictionary[Any, dict[Any, dict[str, int]]]
         self._held: weakref.WeakSet[_Waiting] = weakref.WeakSet()
@@ -287,9 +236,10 @@ class Collector:
     def watch(self, layers: Mapping[nn.Module, str]) -> None:
         """Watch these layers in place of the present ones, of which everything is forgotten."""
         _remove(self._handles)
-        self.layers, self._weights = dict(layers), {}
+        self.layers = dict(layers)
+        self._weights: dict[str, Any] = {}
         for layer, key in layers.items():
-            self._weights.setdefault(key, layer.weight)  # type: ignore[arg-type]
+            self._weights.setdefault(key, layer.weight)
         self._versions, self._last = {}, {}
         self._along = weakref.WeakKeyDictionary()
         self._release()
@@ -300,14 +250,17 @@ class Collector:
         """Forget what was gathered and record the forward passes made from now on."""
         self.clear()
         self._release()
+        self.checked, self.only_differentiated, self._times = {}, set(), {}
         self.armed = True
-        _armed.add(self)
+        armed.add(self)
         self._hook()
 
     def disarm(self) -> None:
         """Stop recording; what was gathered stays until the next :meth:`arm` or :meth:`clear`."""
+        if not self.armed:  # at every ordinary step
+            return
         self.armed = False
-        _armed.discard(self)
+        armed.discard(self)
         self._release()
         self._hook()
 
@@ -326,7 +279,7 @@ class Collector:
                 _remove(self._handles, key)
             elif key not in self._handles and weight.requires_grad and weight.is_leaf:
                 self._handles[key] = on_accumulation(weight, self.on_accumulated, key)
-        (_watching.add if awake else _watching.discard)(self)
+        (watching.add if awake else watching.discard)(self)
 
     def _release(self) -> None:
         """Let go of layer inputs: autograd keeps a hook, and what it holds, as long as the loss."""
@@ -337,7 +290,7 @@ class Collector:
     def clear(self) -> None:
         """Forget what was gathered and counted."""
         self.sums, self.rows, self._passes = {}, {}, {}
-        self._waiting.clear()
+        self._first, self._kept = {}, {}
 
     def add(
         self,
@@ -354,10 +307,14 @@ class Collector:
         """
         if g.numel() == 0:  # an empty batch is no data
             return
-        task, key = backward_pass(), self.layers[layer]
+        task, key = current_task(), self.layers[layer]
         current = self._pass(task)
+        if where.node is not None:
+            weight *= where.node.weights[self]
         if key not in current.sums:
             current.sums[key] = self.accumulator()
+        if seen is None:  # a node of an integral, which is no part of a sum
+            current.sketches[key] = None
         again = current.again if seen is None else self._has_gathered(seen)
         # Factors are summed in full precision even where backward() runs under autocast.
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
@@ -374,13 +331,19 @@ class Collector:
         """Handle one forward pass of ``layer`` (called by its hook)."""
         if layer not in self.layers:  # a copy of the model
             return
+        if torch._C._functorch.is_functorch_wrapped_tensor(output):  # its gradient is no tensor's
+            return
         x = args[0] if args else kwargs["input"]
-        recording = _where.recording
+        recording = where.recording
         if recording is not None and self in recording.collectors:
             if output.requires_grad:
-                recording.uses.append(_Use(self, layer, x, get_gradient_edge(output)))
+                use = Use(self, layer, x, get_gradient_edge(output))
+                recording.uses.append(use)
+                if self.wants_check(self.layers[layer]):
+                    use.differentiated = Differentiated()
+                    output.register_hook(use.differentiated)
             return
-        task, inside = backward_pass(), _where.solve_depth > 0
+        task, inside = backward_pass(), where.solve_depth > 0
         if task == -1 and self._passes:
             self._passes = {}  # they are over
         if inside and not (self.discrete and self.armed):
@@ -395,14 +358,36 @@ class Collector:
             return
         key, rows = self.layers[layer], batch_of(layer, x)  # type: ignore[arg-type]
         self._last[key] = rows
-        if not self.armed:
-            if self._waiting.get(layer) == rows:  # one hook a pass is enough to count
-                return
-            self._waiting[layer] = rows
+        if not self._is_told_apart(key, rows, task):
+            return
         waiting = _Waiting(self, {key: rows}, layer, x.detach() if self.armed else None)
         if self.armed:
             self._held.add(waiting)
+            if task == -1 and not self.discrete:
+                self._look_for_a_solver(layer)
         output.register_hook(waiting)
+
+    def _look_for_a_solver(self, layer: nn.Module) -> None:
+        """Say, once, that another library's solver is using a layer: its second use shows it."""
+        times = self._times[layer] = self._times.get(layer, 0) + 1
+        if times != 2 or self._told:
+            return
+        frame = sys._getframe()
+        while frame.f_back is not None:
+            frame = frame.f_back
+            package = frame.f_globals.get("__name__", "").partition(".")[0]
+            if package in SOLVERS:
+                self._told = True
+                warnings.warn(
+                    f"the layers of a vector field, {self.layers[layer]} among them, are used by"
+                    f" {package}'s solver, so that each stage, probe and rejected step counts as a"
+                    " use of weight 1, and the factors grow with the solver's steps. Solve with"
+                    " snopt.odeint, snopt.odeint_adjoint or snopt.ODEBlock; if you want the uses,"
+                    " say so with quadrature=snopt.evaluations()",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+                return
 
     @contextmanager
     def counting(self, func: object, shapes: object) -> Iterator[Mapping[str, int]]:
@@ -419,7 +404,7 @@ class Collector:
         def count(layer: nn.Module, _: object, output: Tensor) -> None:
             key = self.layers[layer]
             seen = batch_of(layer, output)  # type: ignore[arg-type]
-            self._last[key] = rows[key] = max(seen, rows.get(key, 0))
+            rows[key] = max(seen, rows.get(key, 0))
 
         modules = func.modules() if isinstance(func, nn.Module) else self.layers
         handles = [m.register_forward_hook(count) for m in modules if m in self.layers]
@@ -435,41 +420,109 @@ class Collector:
         if self._passes and backward_pass() == -1:
             self._passes = {}
         self._last.update(rows)
+        task = backward_pass()
+        told_apart = [self._is_told_apart(key, count, task) for key, count in rows.items()]
+        if not any(told_apart):
+            return
         waiting = _Waiting(self, rows, None, None)
         for output in outputs:
             if output.requires_grad:
                 output.register_hook(waiting)
 
+    def _is_told_apart(self, key: str, rows: int, task: int) -> bool:
+        """Note the rows of a use; return whether it takes a hook to know the passes through it."""
+        self._forwards += 1
+        if self._first.setdefault(key, rows) != rows:
+            self._varied.add(key)
+        return self.armed or task != -1 or key in self._varied
+
     def on_gradient(self, waiting: _Waiting, g: Tensor) -> None:
         """Handle the gradient at the output of a layer or a solve (called by its hook)."""
         current = self._pass(backward_pass())
-        self._waiting.clear()
         if waiting.pass_ not in (-1, current.task):
             current.owner = self._pass(waiting.pass_).owner
         if waiting.owner is not None:
             current.owner = waiting.owner
         for key, rows in waiting.rows.items():
-            if key not in current.rows and key in self.rows:
-                self._drop_if_thrown_away(key)
+            if key not in current.rows:
+                if key in self.rows:
+                    self._drop_if_thrown_away(key)
+                elif self.wants_check(key) and self._weights[key].grad is None:
+                    current.sketches[key] = Sketch(self._layer(key))
             current.rows[key] = max(rows, current.rows.get(key, 0))
             current.uses.setdefault(key, []).append(waiting)
         if waiting.layer is None:
             current.again |= self._has_gathered(waiting)
-        elif waiting.x is not None and self.armed and not self.paused:
-            self.add(waiting.layer, waiting.x, g, 1.0, waiting)
-            if _keeps_its_graph():  # for the cross terms of two losses
+        elif waiting.x is not None and self.armed:
+            if not self.paused:
+                self.add(waiting.layer, waiting.x, g, 1.0, waiting)
+            waiting.differentiated |= torch.is_grad_enabled()
+            self._sketch(current, waiting, g)
+            if _keeps_its_graph() and not self.paused:  # for the cross terms of two losses
                 waiting.latest = g
 
     def on_accumulated(self, key: str) -> None:
         """Take in what a pass has gathered, now that it has added to the weight's gradient."""
-        current = self._pass(backward_pass())
-        rows = current.rows.get(key) or self._last.get(key)
+        task = backward_pass()
+        current = self._passes.get(task)
+        owner, rows = task, None
+        if current is not None:
+            owner, rows = current.owner, current.rows.get(key)
+        if rows is None:
+            rows = self._first.get(key) or self._last.get(key)
+            forwards, before = self._kept.get(key, (-1, -1))
+            if forwards == self._forwards:  # another loss of the same forward pass
+                owner = before
+        if _keeps_its_graph():
+            self._kept[key] = (self._forwards, owner)
+            self._varied.add(key)
         if rows:
             counted = self.rows.setdefault(key, {})
-            counted[current.owner] = max(rows, counted.get(current.owner, 0))
+            counted[owner] = max(rows, counted.get(owner, 0))
         grad = self._weights[key].grad
-        self._versions[key] = -1 if grad is None else grad._version
+        if grad is not None:
+            self._versions[key] = grad._version
+        if current is None:
+            return
+        sketch = current.sketches.pop(key, None)
+        if sketch is not None and grad is not None:
+            self.checked[key] = sketch.agrees(self._layer(key), grad)
         self._take(key, current)
+
+    def wants_check(self, key: str) -> bool:
+        """Return whether to compare a layer's uses with its gradient: once a time it is armed."""
+        return self.armed and key not in self.checked and self._weights[key].requires_grad
+
+    def check(
+        self, key: str, seen: Sequence[tuple[Use, Tensor | None]], gradient: Tensor | None
+    ) -> None:
+        """Compare the uses in one evaluation of a field with the gradient of the weight in it.
+
+        Uses that the field differentiates are known in part: those of the derivative are none.
+        """
+        if gradient is None:
+            return
+        if any(use.differentiated is not None and use.differentiated.yes for use, _ in seen):
+            if all(g is None for _, g in seen):
+                self.only_differentiated.add(key)
+            return
+        sketch = Sketch(self._layer(key))
+        for use, g in seen:
+            if g is not None:
+                sketch.add(use.layer, use.x, g)  # type: ignore[arg-type]
+        self.checked[key] = sketch.agrees(self._layer(key), gradient)
+
+    def _sketch(self, current: _Pass, waiting: _Waiting, g: Tensor) -> None:
+        key = self.layers[waiting.layer]  # type: ignore[index]
+        sketch = current.sketches.get(key)
+        if waiting.differentiated:
+            current.sketches[key] = None
+        elif sketch is not None:
+            with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
+                sketch.add(waiting.layer, waiting.x, g)  # type: ignore[arg-type]
+
+    def _layer(self, key: str) -> Any:
+        return next(layer for layer, own in self.layers.items() if own == key)
 
     def take_in(self) -> None:
         """Take in what passes of vectors have gathered, which add to no gradient."""
@@ -530,72 +583,3 @@ def _remove(handles: dict[Any, torch.utils.hooks.RemovableHandle], key: Any = No
 def _keeps_its_graph() -> bool:
     """Return whether another pass may follow the present one through the same graph."""
     return bool(torch._C._autograd._get_current_graph_task_keep_graph())
-
-
-@contextmanager
-def counted_solve(func: object, shapes: object) -> Iterator[Callable[[Sequence[Tensor]], None]]:
-    """Count the rows that layers see along the solve of ``func`` made inside.
-
-    Args:
-        func: the vector field.
-        shapes: those of its state.
-
-    Yields:
-        A function to be called with the solve's result, where the passes through it are seen.
-    """
-    if not (_watching and torch.is_grad_enabled() and _where.solve_depth == 0):
-        yield lambda _: None
-        return
-    with ExitStack() as stack:
-        found = [(c, stack.enter_context(c.counting(func, shapes))) for c in list(_watching)]
-
-        def wait(outputs: Sequence[Tensor]) -> None:
-            for collector, rows in found:
-                if rows:
-                    collector.wait(rows, outputs)
-
-        yield wait
-
-
-@contextmanager
-def all_or_nothing(collectors: Sequence[Collector]) -> Iterator[None]:
-    """Keep what is gathered inside only if nothing fails: half a path is no integral."""
-    passes = [collector._pass(backward_pass()) for collector in collectors]
-    before = [one.sums for one in passes]
-    for one in passes:
-        one.sums = {}
-    try:
-        yield
-    except BaseException:
-        for one, sums in zip(passes, before, strict=True):
-            one.sums = sums
-        raise
-    for one, sums in zip(passes, before, strict=True):
-        for key, gathered in one.sums.items():
-            if key in sums:
-                sums[key].merge(gathered)
-            else:
-                sums[key] = gathered
-        one.sums = sums
-
-
-def armed_collectors(func: object, *, paused: bool = False) -> list[Collector]:
-    """Return the armed collectors that watch a layer of ``func`` (any layer if it is no module).
-
-    None within another solve: the backward pass of an ODE inside a vector field belongs to a stage.
-
-    ``paused``: those that are paused as well, since a forward pass does not know yet which backward
-    passes they will want to see.
-    """
-    if not _armed or _where.solve_depth > 0:
-        return []
-    awake = [collector for collector in _armed if paused or not collector.paused]
-    if not isinstance(func, nn.Module):
-        return awake
-    modules = list(func.modules())
-    return [c for c in awake if any(m in c.layers for m in modules)]
-
-
-def node_collectors(func: object, *, paused: bool = False) -> list[Collector]:
-    """Return those of :func:`armed_collectors` that want nodes placed on the path."""
-    return [c for c in armed_collectors(func, paused=paused) if not c.discrete]

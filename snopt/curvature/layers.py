@@ -15,6 +15,7 @@ last column, so that a layer's gradient is ``sum over batch and shared of g xᵀ
 
 from __future__ import annotations
 
+import functools
 from typing import TypeAlias
 
 import torch
@@ -144,6 +145,57 @@ def _add_square(into: Tensor, columns: Tensor, weight: float) -> None:
         into[0].addmm_(columns[0], columns[0].mT, alpha=weight)
     else:
         into.baddbmm_(columns, columns.mT, alpha=weight)
+
+
+class Sketch:
+    """The product of Σ g xᵀ over uses of a layer with one random vector, against its gradient's.
+
+    It costs two products of a matrix with a vector a use, where Σ g xᵀ is one of two matrices.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        """Draw the vector, the same for the same shape."""
+        self._v = _random((groups_of(layer), *layer.weight.shape[1:]))
+        self._sum: Tensor | float = 0.0
+        self._size: Tensor | float = 0.0  # what rounding is small to
+        self._rounding = 0.0
+
+    def add(self, layer: Layer, x: Tensor, g: Tensor) -> None:
+        """Add a use: input and gradient at the output, all rows."""
+        self._rounding = max(self._rounding, _rounding(x), _rounding(g))
+        x, rows = at_least_float32(x.detach()), output_rows(layer, g)
+        v = self._v.to(x)
+        if isinstance(layer, nn.Conv2d):
+            products = nn.Conv2d._conv_forward(layer, x if x.dim() == 4 else x[None], v, None)
+            products = products.transpose(0, 1)
+        else:
+            products = x @ v[0]
+        products, rows = products.reshape(len(v), -1, 1).to(rows), rows.flatten(1, 2)
+        self._sum = self._sum + rows.mT @ products
+        self._size = self._size + torch.linalg.vector_norm(rows) * torch.linalg.vector_norm(
+            products
+        )
+
+    def agrees(self, layer: Layer, gradient: Tensor) -> bool:
+        """Return whether the uses make this gradient of the weight, up to rounding.
+
+        Without a use, or if something is not finite, it agrees.
+        """
+        gradient = at_least_float32(gradient.detach()).reshape(len(self._v), -1, self._v[0].numel())
+        error = gradient @ self._v.to(gradient).reshape(len(self._v), -1, 1) - self._sum
+        bound = max(self._rounding, _rounding(gradient)) * self._size
+        return isinstance(self._sum, float) or not bool(torch.linalg.vector_norm(error) > bound)
+
+
+@functools.lru_cache(maxsize=64)
+def _random(shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def _rounding(x: Tensor) -> float:
+    """Return the share of a sum of products of such entries that may be rounding, generously."""
+    eps = torch.finfo(x.dtype).eps
+    return 16 * eps if x.element_size() <= 2 else 10 * eps**0.5
 
 
 def batch_of(layer: Layer, x: Tensor) -> int:

@@ -61,7 +61,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from snopt.curvature.collector import WeakHook, backward_pass, on_accumulation
+from snopt.curvature.collector import WeakHook, on_accumulation
+from snopt.curvature.recording import backward_pass
 from snopt.linalg import at_least_float32
 from snopt.solve.field import parts_of
 from snopt.solve.ode_block import ODEBlock

@@ -1,8 +1,7 @@
-"""What layer-wise second-order optimizers share.
+"""What layer-wise preconditioners share.
 
 A :class:`Layerwise` preconditioner watches a model's layers, knows when to gather curvature, and
 hands out what was gathered; each method derives from it and has its own ``step``.
-:class:`PreconditionedOptimizer` puts it before a base optimizer.
 """
 
 from __future__ import annotations
@@ -11,37 +10,34 @@ import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from snopt.curvature.collector import Collector
 from snopt.curvature.factors import Accumulator, Sums, ThinSums
 from snopt.curvature.layers import groups_of, has_bias, weight_columns
-from snopt.curvature.likelihood import CURVATURES, loss_vectors
 from snopt.curvature.quadrature import Quadrature, gauss_legendre
 from snopt.precondition.ranks import Ranks
 from snopt.precondition.weights import (
+    INCOMPLETE,
     Block,
     check_model,
     find_blocks,
     layers_of,
+    members,
     trained_weight,
     untreated,
+    warn_of_failed,
     warn_of_missing,
 )
-from snopt.validate import check_choice, check_count, check_number
+from snopt.validate import check_choice, check_count
 
 SCOPES = ("all", "ode")
-
-OWN_STATE = ("preconditioner", "counts", "gradient_momentum", "average")
-"""What an optimizer here keeps for a parameter; all other entries are its base optimizer's."""
 
 
 class BlockState(Protocol):
@@ -139,10 +135,12 @@ class Layerwise(ABC, Generic[State]):
         self.blocks: dict[str, Block[State]] = {}
         self._make_state = make_state
         # Groups of what may be preconditioned; None: all of the model.
+        self._groups: list[Mapping[str, Any]] | None
         self._groups = None if params is None else [{"params": list(params)}]
         self._layers, self._seen = layers_of(model), list[object]()
         self._told: set[str] = set()  # what has been said: parameters, and (facts)
-        self._incomplete = False  # whether a layer has joined since curvature was gathered
+        # Whether a layer has joined, or a refresh that was due could not be made.
+        self._incomplete = False
         rule = gauss_legendre(4) if quadrature is None else quadrature
         self.collector = Collector(
             {}, rule, accumulator, scope, curvature_batch, counts=self.counts_rows
@@ -156,6 +154,8 @@ class Layerwise(ABC, Generic[State]):
                 " base optimizer alone"
             )
         self.collector.arm()
+        self._given: set[str] = set()  # blocks that got data at the last refresh
+        self.plain: set[str] = set()  # blocks whose gradient is not that of the uses seen
 
     @abstractmethod
     def step(
@@ -175,6 +175,12 @@ class Layerwise(ABC, Generic[State]):
         """Whether the coming step takes in new curvature."""
         return self.collector.armed
 
+    @property
+    def takes_in(self) -> bool:
+        """Whether the present step takes in new curvature: it is due, and there is a gradient."""
+        blocks = self.blocks.values()
+        return self.due and any(block.weight.grad is not None for block in blocks)
+
     def gathered(self, loss_scale: float | Tensor) -> dict[str, Any]:
         """Return what was gathered since the last step that was due, and forget it.
 
@@ -191,10 +197,12 @@ class Layerwise(ABC, Generic[State]):
                 "no curvature was gathered for this step: call optimizer.backward(loss, output) in"
                 " place of loss.backward(); only curvature='empirical' comes with the gradient"
             )
+        unlike = [name for name, agrees in self.collector.checked.items() if not agrees]
+        self.plain = set(unlike if self.ranks is None else self.ranks.union(unlike))
         found = {
             name: self.own_part(block, sums.pop(name).factors())
             for name, block in self.blocks.items()
-            if name in sums
+            if name in sums and name not in self.plain
         }
         self._incomplete = False
         for factors in found.values():
@@ -203,7 +211,10 @@ class Layerwise(ABC, Generic[State]):
             weights = {name: block.weight for name, block in self.blocks.items()}
             found = self.ranks.factors(found, weights)
         if self.scope == "all" or not found:  # else those outside have none by choice
-            warn_of_missing(self.blocks.values(), found)
+            warn_of_missing(
+                self.blocks.values(), found, self.plain, self.collector.only_differentiated
+            )
+        self._given = set(found)
         return found
 
     def own_part(self, block: Block[State], factors: Any) -> Any:
@@ -229,13 +240,16 @@ class Layerwise(ABC, Generic[State]):
         return [
             (block, own.get(id(block.weight), self.settings))
             for block in self.blocks.values()
-            if block.weight.grad is not None and block.state.ready
+            if block.weight.grad is not None and block.state.ready and block.name not in self.plain
         ]
 
     def advance(self) -> None:
         """End a step: count it, and gather curvature for the next one if that takes it in."""
         self._warn_of_replicas()
         self.steps += 1
+        failed = [b for b in self.blocks.values() if b.name in self._given and not b.state.ready]
+        self._incomplete |= self.due and (bool(failed) or not self.takes_in)
+        warn_of_failed(failed)
         self.collector.clear()
         self.resume()
 
@@ -318,7 +332,7 @@ class Layerwise(ABC, Generic[State]):
         return self.state[first].setdefault("counts", dict(self.COUNTS))  # type: ignore[no-any-return]
 
     def _wants_curvature(self) -> bool:  # for the step with number self.steps
-        return self.steps % self.update_freq == 0
+        return bool(self.steps % self.update_freq == 0)
 
     def resume(self) -> None:
         """Gather curvature from now on if the coming step takes it in."""
@@ -457,334 +471,6 @@ def _state_of(
     return found
 
 
-INCOMPLETE = (
-    "the state is incomplete: torch.distributed.checkpoint fills in what an optimizer has already,"
-    " and a new one has no factors yet; turn the checkpoint into a file with"
-    " torch.distributed.checkpoint.format_utils.dcp_to_torch_save and load that"
-)
-
-
-Method = TypeVar("Method", bound=Layerwise[Any])
-
-
-class PreconditionedOptimizer(Optimizer, Generic[Method]):
-    """Preconditions the gradients, then lets a base optimizer take the step.
-
-    ``param_groups`` and ``state`` hold everything. The base optimizer is given both for its step
-    alone, and only what is its own: a name that it shares with the preconditioner's settings (SGD's
-    ``momentum``, RMSprop's ``alpha``) is the preconditioner's in the groups, and the base's goes
-    there by ``momentum_of_base``, ``alpha_of_base``.
-
-    Args:
-        preconditioner: the layer-wise method, on the same parameters.
-        groups: the parameter groups; changed in place.
-        make_base: makes the optimizer of the step itself from the groups.
-        curvature: ``"empirical"``, ``"mc"`` or ``"ggn"``, as for :class:`snopt.SNOpt`.
-        samples: labels drawn for each row, with ``mc``.
-
-    Raises:
-        ValueError: if the base optimizer evaluates the loss more than once in a step, or an
-            argument is out of range.
-    """
-
-    def __init__(
-        self,
-        preconditioner: Method,
-        groups: list[dict[str, Any]],
-        make_base: Callable[[list[dict[str, Any]]], Optimizer],
-        *,
-        curvature: str = "empirical",
-        samples: int = 1,
-    ) -> None:
-        """Make the base optimizer and take over its parameter groups and state."""
-        check_choice("curvature", curvature, CURVATURES)
-        check_count("samples", samples)
-        self.curvature_type, self.samples = curvature, samples
-        preconditioner.collector.paused = curvature != "empirical"  # until gather() is called
-        self.preconditioner = preconditioner
-        self.loss_scale: float | None = None
-        own = [self._put_aside(group) for group in groups]
-        self.base = make_base(groups)
-        closure = inspect.signature(self.base.step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
-            raise ValueError(
-                f"{type(self.base).__name__} evaluates the loss more than once in a step and"
-                " cannot be the base optimizer"
-            )
-        groups, state = self.base.param_groups, self.base.state
-        for group, values in zip(groups, own, strict=True):
-            self._put_back(group, values)
-        super().__init__(groups, {**self.base.defaults, **preconditioner.settings})
-        for p, entries in state.items():
-            self.state[p].update(entries)
-        preconditioner.follow(self.param_groups, self.state)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group; its layers are preconditioned from the next refresh on.
-
-        Raises:
-            ValueError: if a setting is out of range, or the base optimizer refuses the group.
-        """
-        self.preconditioner.check({**self.preconditioner.settings, **param_group})
-        values = self._put_aside(param_group)
-        self.base.param_groups = self.param_groups
-        self.base.add_param_group(param_group)
-        self._put_back(param_group, {**self.preconditioner.settings, **values})
-        for p in param_group["params"]:
-            self.state.setdefault(p, {})  # tools that save or load look for every parameter's
-
-    def _put_aside(self, group: dict[str, Any]) -> dict[str, Any]:
-        """Leave a group with the base's settings alone; return the preconditioner's."""
-        names = self.preconditioner.settings
-        own = {name: group.pop(name) for name in names if name in group}
-        for name in names:
-            if f"{name}_of_base" in group:
-                group[name] = group.pop(f"{name}_of_base")
-        return own
-
-    def _put_back(self, group: dict[str, Any], own: Mapping[str, Any]) -> None:
-        """Undo :meth:`_put_aside`."""
-        for name in self.preconditioner.settings:
-            if name in group:
-                group[f"{name}_of_base"] = group.pop(name)
-        group.update(own)
-
-    @contextmanager
-    def _base_alone(self) -> Iterator[None]:
-        """Let the base optimizer work on groups and state, without what is not its own."""
-        groups, state = self.param_groups, self.state
-        self.base.param_groups, self.base.state = groups, state
-        own = [self._put_aside(group) for group in groups]
-        # Bases set up the state of a parameter where they find none.
-        kept = [(s, {k: s.pop(k) for k in OWN_STATE if k in s}) for s in state.values()]
-        try:
-            yield
-        finally:
-            for group, values in zip(groups, own, strict=True):
-                self._put_back(group, values)
-            for entries, values in kept:
-                entries.update(values)
-
-    def _precondition(self, loss_scale: float | Tensor = 1.0) -> None:
-        self.preconditioner.follow(self.param_groups, self.state)
-        self.preconditioner.step(self.param_groups, loss_scale=loss_scale)
-
-    def _step_base(self) -> None:
-        step = type(self.base).step
-        with self._base_alone():
-            # Past torch's wrapper: hooks for all optimizers have run for this one already.
-            getattr(step, "__wrapped__", step)(self.base)
-
-    def distribute(self, process_group: dist.ProcessGroup | None = None) -> None:
-        """Train data-parallel from now on; see ``Layerwise.distribute``.
-
-        The gradients must be averages over the ranks when :meth:`step` is called: wrap the model in
-        ``DistributedDataParallel``, or call :func:`snopt.average_gradients` before.
-        """
-        self.preconditioner.distribute(process_group)
-
-    @property
-    def curvature(self) -> Mapping[nn.Module, Any]:
-        """Layer → the method's state of it, for the layers that have some."""
-        return self.preconditioner.curvature
-
-    @property
-    def failures(self) -> int:
-        """Decompositions that failed so far; the layer kept its previous one each time."""
-        return self.preconditioner.failures
-
-    def metrics(self) -> dict[str, float]:
-        """Return numbers about the optimizer itself, for a log."""
-        return {"failures": float(self.failures)}
-
-    def backward(
-        self,
-        loss: Tensor,
-        output: Tensor,
-        likelihood: str = "categorical",
-        *,
-        scale: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        """Run ``loss.backward()`` and, on a refresh step, gather the curvature asked for.
-
-        With ``curvature="empirical"`` this is ``loss.backward()`` alone. Otherwise the output's
-        vectors y with E[Σ y yᵀ] = H are pulled back to every layer, one backward pass each; the
-        parameters' gradients are the loss's and nothing else.
-
-        Args:
-            loss: mean over the batch of the negative log-likelihood, times ``scale``.
-            output: what the loss was computed from, (batch, outputs): logits, or means.
-            likelihood: ``"categorical"`` or ``"gaussian"``, see :func:`snopt.curvature.likelihood`.
-            scale: what the mean loss was multiplied with: 1/k for k microbatches, a loss scale.
-            generator: where the labels of ``mc`` are drawn from.
-
-        Raises:
-            ValueError: if the output is no matrix or the likelihood is unknown.
-        """
-        needed = self.curvature_type != "empirical" and self.preconditioner.due
-        vectors: list[Tensor] = []
-        if needed:
-            vectors = loss_vectors(
-                output, likelihood, self.curvature_type, samples=self.samples, generator=generator
-            )
-        loss.backward(retain_graph=needed)
-        if needed:
-            rows = output.shape[0]
-            self.preconditioner.gather(output, [y * (scale / rows) for y in vectors])
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Precondition the gradients and take the base optimizer's step.
-
-        Args:
-            closure: recomputes the loss and its gradients, and returns the loss.
-
-        Returns:
-            The closure's loss, or None.
-        """
-        loss, scale = self._evaluated(closure)
-        if scale is not None:
-            self._precondition(scale)
-            self._step_base()
-        return loss
-
-    def _evaluated(self, closure: Callable[[], Any] | None) -> tuple[Any, Any]:
-        """Return the closure's loss, if any, and the loss scale; None if gradients overflowed."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        if not hasattr(self, "found_inf"):
-            return loss, 1.0
-        if bool(self.found_inf):  # torch.amp.GradScaler is stepping us
-            self.preconditioner.clear()
-            return loss, None
-        scale = getattr(self, "grad_scale", None)
-        if scale is None:  # the gradients have been unscaled already
-            if self.loss_scale is None and self.preconditioner.due:
-                raise RuntimeError(
-                    "the gradients were unscaled before step(), so the scale of the curvature is"
-                    " unknown: set optimizer.loss_scale = scaler.get_scale() before scaler.step()"
-                )
-            return loss, 1.0 if self.loss_scale is None else self.loss_scale
-        grads = [p.grad for p in members(self.param_groups) if p.grad is not None]
-        torch._foreach_div_(grads, scale)
-        return loss, scale
-
-    # Tells GradScaler to hand us the scale instead of unscaling: the curvature needs it too.
-    _step_supports_amp_scaling = True
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy needs; as for any optimizer of torch, its hooks are not copied."""
-        # Private attributes are torch's, and so is a step that schedulers have wrapped.
-        own = {k: v for k, v in self.__dict__.items() if k[0] != "_" and k not in ("base", "step")}
-        base = {
-            k: v for k, v in self.base.__getstate__().items() if k not in own or k == "defaults"
-        }
-        return {**own, "base": (type(self.base), base)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over loaded groups and states, or everything of a copy."""
-        kind, rest = state.get("base", (None, {}))
-        if kind is not None:
-            self.base = kind.__new__(kind)
-        super().__setstate__({k: v for k, v in state.items() if k != "base"})
-        with self._base_alone():
-            own = {"param_groups": self.param_groups, "state": self.state}
-            self.base.__setstate__({**rest, **own})
-        self.preconditioner.follow(self.param_groups, self.state)
-        self.preconditioner.resume()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset the gradients, and the curvature gathered with them."""
-        super().zero_grad(set_to_none)
-        self.preconditioner.follow(self.param_groups, self.state)
-        self.preconditioner.clear()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return groups and states as any optimizer of torch: tensors and numbers only.
-
-        The state of a weight has the entry ``"preconditioner"``, that of every parameter
-        ``"counts"``.
-        """
-        with self.register_state_dict_post_hook(type(self)._packed, prepend=True):
-            return super().state_dict()
-
-    def _packed(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        counts = dict(self.preconditioner.counts)
-        state = {k: dict(entries) for k, entries in state_dict["state"].items()}
-        for entries in state.values():
-            entries.pop("counts", None)
-            if "preconditioner" in entries:
-                own = entries.pop("preconditioner")
-                facts = {"ready": own.ready, "others": len(entries)}
-                entries["preconditioner"] = {**_present(own.state_dict()), **facts}
-            entries["counts"] = counts  # with every parameter: one without entries would be lost
-        return {**state_dict, "state": state}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a state of :meth:`state_dict`, or one of a former version.
-
-        Raises:
-            ValueError: if the state is another optimizer's or another model's; nothing has changed
-                then.
-        """
-        before = {"state": self.state, "param_groups": self.param_groups}
-        try:
-            with self.register_load_state_dict_pre_hook(type(self)._unpacked):
-                super().load_state_dict(state_dict)
-        except Exception:
-            if self.state is not before["state"]:
-                self.__setstate__(before)
-            raise
-
-    def _unpacked(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Return a state dict with states of blocks in place of what they were saved as."""
-        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
-        params = dict(zip(keys, members(self.param_groups), strict=False))
-        state = {key: dict(entries) for key, entries in state_dict["state"].items()}
-        if "preconditioner" in state_dict:  # a former version: beside the state, by layer
-            layers = state_dict["preconditioner"]["layers"]
-            weights = self.preconditioner.weights_of(layers)
-            key_of = {id(p): key for key, p in params.items()}
-            for name, weight in weights.items():
-                entries = state.setdefault(key_of[id(weight)], {})
-                entries["preconditioner"] = layers[name]
-            counts = {**state_dict["preconditioner"], "rejected": state_dict.get("rejected", 0)}
-            del counts["layers"]
-            state.setdefault(keys[0], {})["counts"] = counts
-        counts = [entries["counts"] for entries in state.values() if "counts" in entries]
-        if not counts:
-            raise ValueError(f"the state is not {type(self).__name__}'s: it has no entry 'counts'")
-        for key, entries in state.items():
-            entries.pop("counts", None)
-            if "preconditioner" in entries and key in params:
-                saved = entries.pop("preconditioner")
-                if len(entries) < saved.get("others", 0):
-                    raise ValueError(INCOMPLETE)
-                entries["preconditioner"] = self.preconditioner.restored(params[key], saved)
-        state.setdefault(keys[0], {})["counts"] = self.preconditioner.restored_counts(counts[0])
-        pairs = zip(state_dict["param_groups"], self.param_groups, strict=False)
-        groups = [self._completed(dict(saved), present) for saved, present in pairs]
-        groups += state_dict["param_groups"][len(groups) :]
-        return {"state": state, "param_groups": groups}
-
-    def _completed(self, saved: dict[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a saved group with the present values of settings that it does not have."""
-        for name in self.preconditioner.settings:
-            if f"{name}_of_base" in present and f"{name}_of_base" not in saved:
-                # A former version gave the two one place, which was the base's.
-                saved[f"{name}_of_base"] = saved.pop(name)
-        own = self.preconditioner.settings
-        return {**{name: present[name] for name in own if name in present}, **saved}
-
-
-def _present(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state without entries that are None, at any depth."""
-    return {k: _present(v) if isinstance(v, dict) else v for k, v in state.items() if v is not None}
-
-
 def split_options(
     method: type[Layerwise[Any]], options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -793,58 +479,3 @@ def split_options(
     known = {name for one in kinds for name in inspect.signature(one).parameters}
     own = {name: value for name, value in options.items() if name in known}
     return own, {name: value for name, value in options.items() if name not in known}
-
-
-def base_step(
-    base: Callable[..., Optimizer] | None,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    options: dict[str, Any],
-) -> Callable[[list[dict[str, Any]]], Optimizer]:
-    """Return what makes the optimizer of class ``base``, SGD by default, from parameter groups.
-
-    Raises:
-        ValueError: if a value is out of range, or momentum is given for another base than SGD.
-    """
-    settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-    for name, value in settings.items():
-        check_number(name, value, "[0, inf)")
-    if base is None:
-        base, options = torch.optim.SGD, {**options, "momentum": momentum}
-    elif momentum:
-        raise ValueError("momentum is SGD's; pass the base optimizer's own setting instead")
-    if weight_decay:
-        options = {**options, "weight_decay": weight_decay}
-    made = partial(base, lr=lr, **options)
-
-    def make(groups: list[dict[str, Any]]) -> Optimizer:
-        for group in groups:
-            for name in settings.keys() & group.keys():
-                check_number(name, group[name], "[0, inf)")
-        return made(groups)
-
-    return make
-
-
-def as_groups(model: nn.Module, params: Iterable[Any] | None) -> list[dict[str, Any]]:
-    """Return parameters or groups (None: all of the model) as groups, iterators made into lists.
-
-    Raises:
-        TypeError: if ``model`` is no module, or ``params`` mixes the two.
-    """
-    check_model(model)
-    entries = list(model.parameters() if params is None else params)
-    groups = [e for e in entries if isinstance(e, dict)]
-    if not groups:
-        return [{"params": entries}]
-    if len(groups) < len(entries):
-        raise TypeError("params must hold either parameters or parameter groups, not both")
-    lists = [[m] if isinstance(m := g["params"], Tensor) else list(m) for g in groups]
-    return [{**g, "params": m} for g, m in zip(groups, lists, strict=True)]
-
-
-def members(groups: Iterable[Mapping[str, Any]]) -> list[Tensor]:
-    """Return all parameters of parameter groups, which may come with names."""
-    entries = (p for group in groups for p in group["params"])
-    return [p[1] if isinstance(p, tuple) else p for p in entries]

@@ -38,6 +38,7 @@ class KroneckerPair:
         batch: rows that the gradient of the present step is a mean over, N in (10); whoever calls
             :meth:`precondition` sets it.
         failures: eigendecompositions that failed; the previous basis was kept.
+        parts: :func:`parts_of_step` of the last step that was asked to report, or None.
     """
 
     def __init__(self, workspace: Workspace | None = None) -> None:
@@ -50,6 +51,7 @@ class KroneckerPair:
         self.weight = 0.0
         self.batch = 1
         self.failures = 0
+        self.parts: Tensor | None = None
 
     @torch.no_grad()
     def precondition(
@@ -61,6 +63,7 @@ class KroneckerPair:
         exponent: float = 1.0,
         relative: bool = False,
         momentum: float = 0.0,
+        report: bool = False,
     ) -> Tensor:
         """Return (S + ε)⁻ᵖ applied to a gradient, after adding the gradient to S.
 
@@ -72,6 +75,7 @@ class KroneckerPair:
             relative: whether ε is meant in units of the mean of S, or 1 where that is 0.
             momentum: μ in [0, 1) of M ← μ M + G, which is then preconditioned in place of G; S
                 takes G in any case.
+            report: whether to keep what the step is made of, in :attr:`parts`.
 
         Returns:
             Tensor like ``G``, in its dtype; valid until the workspace is used again.
@@ -87,6 +91,8 @@ class KroneckerPair:
         if relative:
             unit = U.mean(S).mul_(eps)
             damping = unit.masked_fill_(unit < _SMALLEST, 1.0)
+        if report:
+            self.parts = parts_of_step(U.pieces(R, S), damping, exponent)
         return U.back(U.divide(R, S, damping, exponent)).to(G.dtype)  # U_B [R / (S + ε)ᵖ] U_Aᵀ
 
     def _average(self, G: Tensor, momentum: float) -> Tensor:
@@ -231,6 +237,32 @@ def _ungroup(M: Tensor) -> Tensor:
 
 _Rotated: TypeAlias = Any  # what ``rotate`` returns: the bases' business
 
+_Piece: TypeAlias = tuple[Tensor, Tensor, int]
+
+PARTS = ("above", "energy_above", "cosine", "length")
+"""What :func:`parts_of_step` returns, in this order."""
+
+
+def parts_of_step(pieces: Sequence[_Piece], eps: float | Tensor, exponent: float) -> Tensor:
+    """Return what a step Δ = R / (S + ε)ᵖ is made of: when does second order begin?
+
+    While S ≪ ε the step is R / εᵖ, gradient descent with another rate: all four say so.
+
+    Returns:
+        The share of coordinates with S > ε, their share of |R|², the cosine of R and Δ, and
+        |Δ| εᵖ / |R|, as one tensor (see :data:`PARTS`); NaN where R is 0.
+    """
+    totals = torch.zeros(6, dtype=torch.float64, device=pieces[0][1].device)
+    for R, S, count in pieces:
+        squares, damped, large = R.square(), (S + eps).pow_(exponent), S.gt(eps)
+        step = squares / damped
+        own = [large.sum() * count, squares.mul(large).sum(), squares.sum(), step.sum()]
+        own += [step.div_(damped).sum(), torch.full_like(own[0], S.numel() * count)]
+        totals += torch.stack([one.to(totals) for one in own])
+    above, energy, square, dot, moved, every = totals
+    cosine, length = dot / (moved * square).sqrt(), (moved / square).sqrt() * eps**exponent
+    return torch.stack([above / every, energy / square, cosine, length])
+
 
 def _bases(A: Basis, B: Basis, workspace: Workspace) -> _WholeBases:
     *_, rows, columns = B[1].shape
@@ -284,6 +316,10 @@ class _WholeBases:
         one, other = self.room()
         torch.matmul(self.U_B, R, out=one)
         return torch.matmul(one, self.U_A.mT, out=other)
+
+    def pieces(self, R: _Rotated, S: Tensor) -> list[_Piece]:
+        """Return parts of R with their S, and how many coordinates each entry of S stands for."""
+        return [(R, S, 1)]
 
     def weighted_square(self, R: _Rotated, S: Tensor) -> Tensor:
         """Return Σ S R², a scalar tensor; overwrites ``R``."""
@@ -342,6 +378,9 @@ class _PartialBases(_WholeBases):
         inside, outside = R
         outside.baddbmm_(self.U_B, inside)
         return torch.matmul(outside, self.U_A.mT, out=self.room()[1])
+
+    def pieces(self, R: _Rotated, S: Tensor) -> list[_Piece]:
+        return [(R[0], S[..., 1:, :], 1), (R[1], S[..., :1, :], self.null)]
 
     def weighted_square(self, R: _Rotated, S: Tensor) -> Tensor:
         inside, outside = R

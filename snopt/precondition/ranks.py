@@ -152,6 +152,12 @@ class Ranks:
         dist.all_reduce(counts, group=self.group)
         return {n: rows for n, rows in zip(names, counts.tolist(), strict=True) if rows}
 
+    def union(self, own: Sequence[str]) -> set[str]:
+        """Return the names that any rank gives."""
+        told: list[Sequence[str]] = [()] * self.size
+        dist.all_gather_object(told, list(own), group=self.group)
+        return {name for names in told for name in names}
+
     def eigenbases(self, matrices: Sequence[Tensor]) -> list[Basis | None]:
         """Return :func:`snopt.linalg.eigenbases` of all ranks' matrices, each made by one rank."""
 

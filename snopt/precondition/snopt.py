@@ -14,18 +14,15 @@ from torch.optim import Optimizer
 
 from snopt.curvature.factors import Accumulator, Bases, Factors, ThinSums, bases_of
 from snopt.linalg import eigenbases
-from snopt.precondition.base import (
-    Layerwise,
+from snopt.precondition.base import Layerwise, count, split_options
+from snopt.precondition.kronecker import PARTS, KroneckerPair, Workspace
+from snopt.precondition.optimizer import (
     PreconditionedOptimizer,
     as_groups,
     base_step,
-    count,
-    members,
-    split_options,
 )
-from snopt.precondition.kronecker import KroneckerPair, Workspace
 from snopt.precondition.schedules import Comparison, DenseThenSparse, TrustRegion
-from snopt.precondition.weights import Block
+from snopt.precondition.weights import Block, members
 from snopt.validate import check_choice, check_flag, check_number
 
 MOMENTUM_ON = ("step", "gradient")
@@ -60,6 +57,7 @@ class Preconditioner(Layerwise[KroneckerPair]):
         exponent: p in (0, 1] of the step R / (S + ε)ᵖ.
         relative_damping: whether ε is in units of the mean of each layer's S.
         momentum: μ in [0, 1) of momentum on the gradient, before it is preconditioned.
+        report_steps: whether to keep what each layer's step is made of (:attr:`parts`).
         layerwise: ``quadrature``, nodes on each smooth piece of a solve (default
             ``gauss_legendre(4)``; the paper's is ``uniform(0.01)``); ``scope``, ``"all"``, or
             ``"ode"`` for layers inside an ODE solve only; ``curvature_batch``, rows of the batch
@@ -95,14 +93,16 @@ class Preconditioner(Layerwise[KroneckerPair]):
         exponent: float = 1.0,
         relative_damping: bool = False,
         momentum: float = 0.0,
+        report_steps: bool = False,
         **layerwise: Any,
     ) -> None:
         """Find the layers and wait for the first backward pass."""
         check_number("factor_decay", factor_decay, "[0, 1)")
         check_flag("carry_moment", carry_moment)
+        check_flag("report_steps", report_steps)
         self.rule = update_freq if isinstance(update_freq, DenseThenSparse) else None
         self.factor_decay, self.carry_moment = factor_decay, carry_moment
-        self.momentum = momentum
+        self.momentum, self.report_steps = momentum, report_steps
         settings = {
             "damping": eps,
             "alpha": alpha,
@@ -133,7 +133,7 @@ class Preconditioner(Layerwise[KroneckerPair]):
                 half precision) and the gradients have been divided by since.
         """
         rows = self.rows()
-        refreshed = self.due
+        refreshed = self.takes_in
         if refreshed:
             self._refresh(loss_scale)
         found = self.with_gradient(param_groups)
@@ -147,6 +147,7 @@ class Preconditioner(Layerwise[KroneckerPair]):
                 exponent=settings["exponent"],
                 relative=settings["relative_damping"],
                 momentum=self._momentum(settings),
+                report=self.report_steps,
             )
             block.set_gradient(step)
         if refreshed or self.steps < 10:
@@ -215,6 +216,13 @@ class Preconditioner(Layerwise[KroneckerPair]):
         """Take in new factors with the next step, whatever the rule says."""
         self._requested = True
         self.resume()
+
+    @property
+    def parts(self) -> dict[str, dict[str, float]]:
+        """Layer → what its last step was made of, with ``report_steps``; see ``parts_of_step``."""
+        found = {name: block.state.parts for name, block in self.blocks.items()}
+        lists = {name: own.tolist() for name, own in found.items() if own is not None}
+        return {n: dict(zip(PARTS, own, strict=True)) for n, own in lists.items()}
 
     def forget_momentum(self) -> None:
         """Set the momentum of the gradients to zero."""
@@ -288,8 +296,9 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
         momentum_on: ``"step"``, or ``"gradient"`` to average before preconditioning.
         trust_region: adapts the damping; needs ``step(evaluate=...)``.
         options: ``quadrature``, ``scope``, ``curvature_batch``, ``factor_decay``, ``carry_moment``,
-            ``exponent``, ``relative_damping`` as for :class:`snopt.Preconditioner`; all others are
-            the base optimizer's, such as ``nesterov`` or ``betas``.
+            ``exponent``, ``relative_damping``, ``report_steps`` as for
+            :class:`snopt.Preconditioner`; all others are the base optimizer's, such as ``nesterov``
+            or ``betas``.
 
     Raises:
         TypeError: if ``model`` is no module, or the base optimizer does not know an option.
@@ -432,7 +441,10 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
         self.preconditioner.forget_momentum()
 
     def metrics(self) -> dict[str, float]:
-        """Return what a log may want to show: refreshes, failures, steps taken back, damping."""
+        """Return what a log may want to show: refreshes, failures, steps taken back, damping.
+
+        With ``report_steps`` also what each layer's step was made of, where its gradient is not 0.
+        """
         found = {"refreshes": float(self.preconditioner.refreshes), **super().metrics()}
         if self.eps_schedule is not None or self.trust_region is not None:
             found["damping"] = float(self.param_groups[0]["damping"])
@@ -441,4 +453,6 @@ class SNOpt(PreconditionedOptimizer[Preconditioner]):
             # No ratio where the model predicts no decrease or the loss cannot be evaluated.
             if self.ratio is not None and math.isfinite(self.ratio):
                 found["ratio"] = self.ratio
+        for name, parts in self.preconditioner.parts.items():
+            found |= {f"{name}/{k}": value for k, value in parts.items() if math.isfinite(value)}
         return found

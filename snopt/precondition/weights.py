@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,8 @@ class Block(Generic[State]):
     @property
     def members(self) -> list[Tensor]:
         """The weight, and the bias if it is the optimizer's to change."""
-        return [self.weight, self.layer.bias] if self.own_bias else [self.weight]
+        bias = self.layer.bias if self.own_bias else None
+        return [self.weight] if bias is None else [self.weight, bias]
 
     def matrix(
         self,
@@ -118,10 +120,12 @@ def layers_of(model: nn.Module) -> list[tuple[str, Layer]]:
 def trained_weight(layer: Layer) -> Tensor | None:
     """Return the layer's weight; None if it is frozen.
 
-    So is one that is computed (parametrized, pruned): it is no parameter, and has no gradient.
+    So is one that is computed (parametrized, pruned): it is no parameter, and has no gradient. A
+    complex one has no factors here and is updated as it is.
     """
     weight = layer._parameters.get("weight")
-    return weight if weight is not None and weight.requires_grad else None
+    treated = weight is not None and weight.requires_grad and not weight.dtype.is_complex
+    return weight if treated else None
 
 
 def find_blocks(
@@ -181,17 +185,88 @@ def untreated(
     ]
 
 
-def warn_of_missing(blocks: Iterable[Block[State]], present: Container[str]) -> None:
-    """Warn of the blocks whose names are not in ``present``, once each."""
+_NO_DATA = (
+    "no curvature data for {}: updated without (new) preconditioning. A layer gets data when"
+    " loss.backward() passes through it; inside an ODE that needs snopt.odeint_adjoint,"
+    " snopt.odeint or snopt.ODEBlock in place of torchdiffeq's functions."
+)
+
+_COMPILED = (
+    " torch.compile keeps the code of calls before the optimizer was made, which has none of its"
+    " hooks: make the optimizer before the first call, or call torch.compiler.reset() after it."
+)
+
+_FAILED = (
+    "the first factors of {} are not finite or could not be decomposed: the plain update for it,"
+    " and another attempt with each step until there are some. The loss may be too large, or its"
+    " gradient overflow."
+)
+
+_DIFFERENTIATED = (
+    "no curvature data for {}: the value of the field does not depend on its output, only a"
+    " gradient taken inside the field does (torch.autograd.grad, as in a Hamiltonian network)."
+    " The use of a layer in a derivative is not collected: the plain update for it, and the"
+    " factors of the layers before it are those of their part in the value."
+)
+
+_UNLIKE = (
+    "what {} is seen to do does not make the gradient of its weight: the plain update for it. Its"
+    " forward() computes something else than x Wᵀ + b, or its weight is also used where no hook"
+    " sees it (F.linear, torch.func.vmap, another layer with a bias of its own). Call the module"
+    " itself, or leave the weight out of params=… if the plain update is what you want."
+)
+
+
+def warn_of_missing(
+    blocks: Iterable[Block[State]],
+    present: Container[str],
+    unlike: Container[str] = (),
+    differentiated: Container[str] = (),
+) -> None:
+    """Warn, once each, of the blocks that are not preconditioned, with the reason.
+
+    Args:
+        blocks: all blocks.
+        present: names of those with data.
+        unlike: names of those whose data do not make the gradient.
+        differentiated: names of those that a field uses in a derivative alone.
+    """
     missing = [block for block in blocks if block.name not in present and not block.warned]
+    kinds: dict[str, list[str]] = {}
     for block in missing:
         block.warned = True
-    if missing:
-        warnings.warn(
-            f"no curvature data for {', '.join(b.name for b in missing)}: updated without (new)"
-            " preconditioning. A layer gets data when loss.backward() passes through it; inside an"
-            " ODE that needs snopt.odeint_adjoint, snopt.odeint or snopt.ODEBlock in place of"
-            " torchdiffeq's functions.",
-            RuntimeWarning,
-            stacklevel=6,
-        )
+        text = _UNLIKE if block.name in unlike else _NO_DATA + _COMPILED * _has_compiled()
+        if text is not _UNLIKE and block.name in differentiated:
+            text = _DIFFERENTIATED
+        kinds.setdefault(text, []).append(block.name)
+    for text, names in kinds.items():
+        warnings.warn(text.format(", ".join(names)), RuntimeWarning, stacklevel=6)
+
+
+def _has_compiled() -> bool:
+    """Return whether torch.compile has compiled something in this process."""
+    module = sys.modules.get("torch._dynamo.utils")
+    return module is not None and bool(module.counters.get("frames"))
+
+
+def warn_of_failed(blocks: Iterable[Block[State]]) -> None:
+    """Warn, once each, of blocks whose first factors came to nothing."""
+    failed = [block for block in blocks if not block.warned]
+    for block in failed:
+        block.warned = True
+    if failed:
+        names = ", ".join(block.name for block in failed)
+        warnings.warn(_FAILED.format(names), RuntimeWarning, stacklevel=5)
+
+
+INCOMPLETE = (
+    "the state is incomplete: torch.distributed.checkpoint fills in what an optimizer has already,"
+    " and a new one has no factors yet; turn the checkpoint into a file with"
+    " torch.distributed.checkpoint.format_utils.dcp_to_torch_save and load that"
+)
+
+
+def members(groups: Iterable[Mapping[str, Any]]) -> list[Tensor]:
+    """Return all parameters of parameter groups, which may come with names."""
+    entries = (p for group in groups for p in group["params"])
+    return [p[1] if isinstance(p, tuple) else p for p in entries]

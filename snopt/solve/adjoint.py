@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snopt.curvature.collector import armed_collectors, counted_solve
+from snopt.curvature.recording import armed_collectors, counted_solve, inside_a_solve
 from snopt.solve.backward import integrate_backward
 from snopt.solve.field import (
     Field,
@@ -16,10 +16,11 @@ from snopt.solve.field import (
     autocast_state,
     check_times,
     differentiable_once,
-    parameters_of,
     parts_of,
 )
 from snopt.solve.forward import solve_forward
+from snopt.solve.inputs import inputs_of, with_weights
+from snopt.solve.runge_kutta import takes
 from snopt.solve.solver import NFE, Problem, Solver, StepMemory
 from snopt.solve.torchdiffeq import solve_to_event
 
@@ -52,9 +53,9 @@ def odeint_adjoint(
     With ``engine="auto"`` the project's own Runge-Kutta engine does what it can do exactly as
     asked: the methods dopri5, bosh3, fehlberg2, adaptive_heun, euler, midpoint and rk4, with
     options of step-size control or a ``step_size``, without callbacks. It takes torchdiffeq's
-    steps, lands on the last output time instead of interpolating back to it, and leaves the
-    parameter adjoints out of the error control of the backward solve (``"seminorm"``). Everything
-    else, and all with ``engine="torchdiffeq"``, runs on torchdiffeq.
+    steps, lands on the last output time instead of interpolating back to it, and has the parameter
+    adjoints in the error control of the backward solve, but not in its state. Everything else, and
+    all with ``engine="torchdiffeq"``, runs on torchdiffeq.
 
     Do not use it to differentiate twice (use :func:`snopt.odeint`), nor where memory is plentiful
     and the gradient must be that of the discretised solve.
@@ -80,7 +81,7 @@ def odeint_adjoint(
             (vjp_t, *y, *a, *parameter adjoints), or ``"seminorm"``, which leaves the parameter
             adjoints out of the step-size control.
         adjoint_params: tensors to differentiate with respect to; None means
-            ``func.parameters()``.
+            ``func.parameters()``, and on the engine what else F(t0, y0) is computed from.
         nfe: counter to which evaluations are added.
         engine: ``"auto"`` or ``"torchdiffeq"``.
         memory: step sizes that one solve leaves for the next, for many short solves in a row; on
@@ -91,6 +92,8 @@ def odeint_adjoint(
         the event's time and the solution at ``t[0]`` and at the event.
 
     Raises:
+        RuntimeError: in ``backward()``, if the field answers otherwise at the end of the solve than
+            it did in the forward solve (dopri5 and bosh3).
         SolverError: if the forward or, in ``backward()``, the backward solve fails. A fixed grid
             returns what it finds, NaN included.
         TypeError: if the state is neither real nor complex, or ``t`` not of floating point.
@@ -99,7 +102,8 @@ def odeint_adjoint(
     """
     solver = Solver(method, rtol, atol, options, engine)
     backward = solver.adjoint(adjoint_method, adjoint_rtol, adjoint_atol, adjoint_options)
-    problem = Problem(Field(func, y0), solver, backward, NFE() if nfe is None else nfe, memory)
+    counter, nested = NFE() if nfe is None else nfe, inside_a_solve()
+    problem = Problem(Field(func, y0), solver, backward, counter, memory, nested)
     return solve_with_adjoint(problem, y0, t, adjoint_params, event_fn)
 
 
@@ -115,11 +119,13 @@ def solve_with_adjoint(
     With an event function it is the event's time and the solution at ``t[0]`` and then.
     """
     check_times(t)
-    params = parameters_of(problem.field.func, adjoint_params)
     parts = parts_of(y0)
     if any(part.is_complex() for part in parts):  # torchdiffeq carries all parts as complex
         parts = tuple(part + 0j for part in parts)
     with counted_solve(problem.field.func, problem.field.layout.shapes) as passes_through:
+        # Up to an event the solve is torchdiffeq's, which has no use for an evaluation ahead.
+        on_engine = event_fn is None and takes(problem.forward, problem.field)
+        params = inputs_of(problem, t, parts, adjoint_params, on_engine=on_engine)
         found = _Adjoint.apply(problem, event_fn, len(parts), t, *parts, *params)
         solution, end = (found, None) if event_fn is None else (found[:-1], found[-1])
         passes_through(solution)
@@ -158,15 +164,19 @@ class _Adjoint(torch.autograd.Function):
         """Solve backward; return gradients to times, initial state and parameters."""
         t, *saved = ctx.saved_tensors
         solution, params = saved[: ctx.n_state], saved[ctx.n_state :]
+        func = ctx.problem.field.func
         with torch.no_grad(), ctx.autocast():
-            a, grad_t, grad_params = integrate_backward(
-                ctx.problem,
-                t,
-                solution,
-                grad_solution[: ctx.n_state],
-                params,
-                armed_collectors(ctx.problem.field.func),
-                t_requires_grad=ctx.needs_input_grad[3],
+            a, grad_t, grad_params = with_weights(
+                ctx.problem.field,
+                lambda: integrate_backward(
+                    ctx.problem,
+                    t,
+                    solution,
+                    grad_solution[: ctx.n_state],
+                    params,
+                    armed_collectors(func, nested=ctx.problem.nested),
+                    t_requires_grad=ctx.needs_input_grad[3],
+                ),
             )
         if grad_t is not None and len(grad_solution) > ctx.n_state:
             grad_t[1:] = 0  # the end is the event's

@@ -34,26 +34,24 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from snopt.curvature.collector import (
-    Collector,
-    Recording,
-    all_or_nothing,
-    inside_solve,
-    node_collectors,
-)
+from snopt.curvature.recording import Recording, all_or_nothing, inside_solve, node_collectors
 from snopt.errors import NON_FINITE, failure
 from snopt.linalg import at_least_float32
-from snopt.solve.field import adjoint_norm, products, rms_norm
-from snopt.solve.observers import leaves_no_trace, observer_on_torchdiffeq, observers_on_engine
+from snopt.solve.field import adjoint_norm, leaves_no_trace, products, rms_norm, thinned
+from snopt.solve.inputs import check_same
+from snopt.solve.observers import observer_on_torchdiffeq, observers_on_engine
 from snopt.solve.runge_kutta import Negated, Part, Stepper, takes
 from snopt.solve.solver import NFE, Problem, Solver, smallest
 from snopt.solve.tableau import TABLEAUX, Tableau
 from snopt.solve.torchdiffeq import backward_on_torchdiffeq
+
+if TYPE_CHECKING:
+    from snopt.curvature.collector import Collector
 
 
 def integrate_backward(
@@ -136,6 +134,8 @@ class _BackwardSolve:
         # A last stage at the step's end; None if the method has none.
         self.end_stage = tableau.stages - 1 if tableau.ends_on_a_stage else None
         self.end = self.times[0]
+        # The first evaluation is where the forward solve ended.
+        self.expected = problem.field.end
 
     def run(
         self, grad_solution: Sequence[Tensor], *, t_requires_grad: bool
@@ -159,6 +159,8 @@ class _BackwardSolve:
             for observer in self.observers:
                 observer.begin(times[i], self.end)
             for step in stepper.steps(y, times[i], self.end):
+                if self.expected is not None:
+                    self._check_same(self.expected, step.stages[0])
                 # The solve runs from the end of the path to its start.
                 self.Q_u.accept(step.t0 - step.t1)
                 for observer in self.observers:
@@ -205,6 +207,19 @@ class _BackwardSolve:
         ]
         return [*outputs, *adjoint], recording
 
+    def _check_same(self, expected: Tensor, derivative: Tensor) -> None:
+        """Raise RuntimeError if the first stage of all, F(t1, z1), is not the forward solve's."""
+        field, self.expected = self.problem.field, None
+        z, t = [part[-1] for part in self.solution], self.times[-1]
+        n = sum(field.layout.sizes)
+        check_same(
+            field,
+            thinned(derivative[:n]),
+            expected,
+            lambda: expected.abs().max() + field.layout.flatten(z).abs().max(),
+            lambda: thinned(field.layout.flatten(field.at(t, z))),
+        )
+
     def _recording(self, stage: int, *, counts: bool) -> Recording | None:
         """Return where to record a stage; None if no observer wants it."""
         watching = [c for o in self.observers for c in o.records(stage, counts=counts)]
@@ -236,7 +251,7 @@ def collect_without_gradient(
     A failure here must not end a training step whose gradient is sound: it warns, and the
     optimizer keeps the factors that it has.
     """
-    collectors = node_collectors(problem.field.func)
+    collectors = node_collectors(problem.field.func, nested=problem.nested)
     if not collectors:
         return
     nfe = NFE()
@@ -357,7 +372,7 @@ class ControlledPathSum(PathSum):
         )
         self._Q = self._next = self._K.new_zeros(sum(self._counts))
         self._size = self._next_size = self._Q.abs()
-        self._rtol, atol = float(smallest(solver.rtol)), float(smallest(solver.atol))
+        self._rtol, atol = smallest(solver.rtol), smallest(solver.atol)
         # Above 0: an entry without gradient has no error.
         self._atol = max(atol, torch.finfo(like.dtype).tiny)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snopt.curvature.collector import counted_solve, node_collectors
+from snopt.curvature.recording import counted_solve, inside_a_solve, node_collectors
 from snopt.solve.backward import collect_without_gradient
 from snopt.solve.field import Field, State, check_times, parts_of
 from snopt.solve.forward import solve_forward
@@ -51,7 +51,7 @@ def odeint(
     """
     solver = Solver(method, rtol, atol, options, engine)
     counter = NFE() if nfe is None else nfe
-    problem = Problem(Field(func, y0), solver, solver.adjoint(), counter, memory)
+    problem = Problem(Field(func, y0), solver, solver.adjoint(), counter, memory, inside_a_solve())
     return solve_through(problem, y0, t, event_fn)
 
 
@@ -82,10 +82,10 @@ class _CollectInBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, problem: Problem, t: Tensor, *solution: Tensor) -> tuple[Tensor, ...]:
-        """Return the solution as it is."""
+        """Return the solution, copied: what is behind may write into it."""
         ctx.problem = problem
         ctx.save_for_backward(t, *solution)
-        return tuple(part.view_as(part) for part in solution)
+        return tuple(part.clone() for part in solution)
 
     @staticmethod
     def backward(ctx: Any, *grad_solution: Tensor) -> tuple[Tensor | None, ...]:

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snopt.curvature.collector import inside_solve
+from snopt.curvature.recording import inside_solve
 from snopt.solve.direct import odeint
-from snopt.solve.field import State, differentiable_once, parts_of
-from snopt.solve.observers import leaves_no_trace
+from snopt.solve.field import State, differentiable_once, leaves_no_trace, parts_of
 
 
 def odeint_event(

@@ -6,9 +6,10 @@ Solvers see a state as one flat vector of its parts; a user sees a tensor or a t
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -53,9 +54,10 @@ class Layout:
                 return list(y.view(self._common).unbind())
             pieces = y.split_with_sizes(self.sizes) if len(self.sizes) > 1 else (y,)
             return [p.view(shape) for p, shape in zip(pieces, self.shapes, strict=True)]
-        lead = y.shape[:-1]
-        pieces = y.split_with_sizes(self.sizes, -1)
-        return [p.view((*lead, *shape)) for p, shape in zip(pieces, self.shapes, strict=True)]
+        # One by one: autograd refuses to write into one of several views made at once.
+        ends = itertools.accumulate(self.sizes)
+        parts = [y.narrow(-1, end - n, n) for end, n in zip(ends, self.sizes, strict=True)]
+        return [p.view(len(y), *shape) for p, shape in zip(parts, self.shapes, strict=True)]
 
     def twice(self) -> Layout:
         """Return the layout of two such states, one after the other."""
@@ -70,6 +72,9 @@ class Field:
         is_tuple: whether its state is a tuple.
         layout: parts of the state within a flat vector.
         dtype: of the state; None where its parts differ.
+        ahead: F(t0, y0) where it was evaluated before the solve, whose first evaluation takes it.
+        weights: its parameters by name in the forward solve.
+        end: entries of F(t1, z1) as the forward solve had it; None if it did not evaluate it.
     """
 
     def __init__(self, func: Callable[..., Any], y0: State) -> None:
@@ -85,6 +90,9 @@ class Field:
         self.is_tuple = isinstance(y0, tuple)
         self.layout = Layout(tuple(part.shape for part in parts))
         self._like = parts[0].new_empty(0)
+        self.ahead: list[Tensor] | None = None
+        self.weights: dict[str, Tensor] = {}
+        self.end: Tensor | None = None
         dtype = parts[0].dtype
         self.dtype = dtype if all(part.dtype == dtype for part in parts) else None
 
@@ -98,6 +106,9 @@ class Field:
 
     def at(self, t: float | Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
         """Return F(t, z) by parts; raise ValueError if it is not of the state's shape."""
+        if self.ahead is not None:
+            out, self.ahead = self.ahead, None
+            return out
         first = parts[0]
         time = t if isinstance(t, Tensor) else self.time(t)
         out = self.func(time, tuple(parts) if self.is_tuple else first)
@@ -167,18 +178,6 @@ def check_monotonic(times: Sequence[float]) -> None:
             )
 
 
-def parameters_of(func: object, given: Iterable[Tensor] | None) -> list[Tensor]:
-    """Return the tensors to differentiate with respect to: those given, or the parameters of F."""
-    if given is None:
-        if not isinstance(func, nn.Module):
-            raise ValueError(
-                "func is no nn.Module, so its parameters are unknown: pass adjoint_params=… (an"
-                " empty tuple if there are none)"
-            )
-        given = func.parameters()
-    return [p for p in given if p.requires_grad]
-
-
 def products(
     outputs: Sequence[Tensor], inputs: Sequence[Any], adjoints: Sequence[Tensor]
 ) -> Sequence[Tensor | None]:
@@ -190,6 +189,25 @@ def products(
         return [None] * len(inputs)
     # retain_graph: a field may hold a graph made before the solve.
     return torch.autograd.grad(outputs, inputs, adjoints, allow_unused=True, retain_graph=True)
+
+
+@contextmanager
+def leaves_no_trace(func: Callable[..., Any], device: torch.device) -> Iterator[None]:
+    """Undo what one more evaluation of a field changes: random generators, running statistics."""
+    buffers = list(func.buffers()) if isinstance(func, nn.Module) else []
+    before = [(buffer, buffer.clone()) for buffer in buffers]
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+    with torch.no_grad():
+        for buffer, value in before:
+            # Past autograd, which may have saved the buffer: it gets the value that it had then.
+            buffer.data.copy_(value)
+
+
+def thinned(y: Tensor) -> Tensor:
+    """Return some 1000 entries of a vector, a view."""
+    return y.detach()[:: 1 + y.numel() // 1024]
 
 
 def autocast_state(device_type: str) -> Callable[[], AbstractContextManager[Any]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from snopt.curvature.collector import inside_solve
-from snopt.solve.field import parts_of, rms_norm
+from snopt.curvature.recording import inside_solve
+from snopt.solve.field import parts_of, rms_norm, thinned
 from snopt.solve.runge_kutta import Step, Stepper, takes
 from snopt.solve.solver import Problem
 from snopt.solve.torchdiffeq import solve
@@ -34,6 +35,9 @@ def solve_forward(
         with inside_solve():  # once for the whole solve: small ones are spent on such details
             for step, inside in forward_steps(problem, parts, times, differentiable=differentiable):
                 rows.extend(step.interpolate(times[i], cubic=cubic) for i in inside)
+        ends_on_a_stage = step.stages.tableau.ends_on_a_stage and step.y1.numel() > 0
+        if ends_on_a_stage and not differentiable:
+            field.end = thinned(step.stages[-1]).clone()
         return tuple(field.layout.split(torch.stack(rows)))
     return parts_of(solve(problem, "forward", field.func, field.pack(parts), t))
 
@@ -44,17 +48,20 @@ def forward_steps(
     times: Sequence[float],
     *,
     differentiable: bool = False,
+    keep: Callable[[], Any] | None = None,
 ) -> Iterator[tuple[Step, list[int]]]:
     """Yield every accepted step of a solve on the engine with the output times that lie in it.
 
-    To be run to its end inside :class:`snopt.curvature.collector.inside_solve`.
+    ``step.stages.kept`` has what ``keep`` returned before the evaluation of each stage.
+    To be run to its end inside :class:`snopt.curvature.recording.inside_solve`.
     """
     field, solver, layout = problem.field, problem.forward, problem.field.layout
     y = layout.flatten(parts)
 
-    def evaluate(_stage: int, t: float, y: Tensor) -> tuple[Sequence[Tensor], None]:
+    def evaluate(_stage: int, t: float, y: Tensor) -> tuple[Sequence[Tensor], Any]:
         problem.nfe.forward += 1
-        return field.at(t, layout.split(y)), None
+        kept = keep() if keep else None
+        return field.at(t, layout.split(y)), kept
 
     norm, user_norm = rms_norm(layout), solver.options.get("norm")
     if user_norm is not None:

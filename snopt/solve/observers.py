@@ -7,25 +7,26 @@ of. The solve tells its observers of every step (``on_step``); it knows nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from snopt.curvature.collector import Collector, Recording, inside_solve
 from snopt.curvature.quadrature import Evaluations, Nodes, StepEnds
-from snopt.solve.field import parts_of
+from snopt.curvature.recording import Recording, at_node, inside_solve
+from snopt.solve.field import leaves_no_trace, parts_of
 
 if TYPE_CHECKING:
+    from snopt.curvature.collector import Collector
     from snopt.solve.runge_kutta import Step
     from snopt.solve.solver import Problem
     from snopt.solve.tableau import Tableau
 
 # Collectors with the weight of a point of the path.
-Takers: TypeAlias = Sequence[tuple[Collector, float]]
+Takers: TypeAlias = "Sequence[tuple[Collector, float]]"
 
 
 class Observer:
@@ -197,25 +198,11 @@ def _collect(problem: Problem, t: Tensor, parts: Sequence[Tensor], takers: Taker
         z = tuple(part.detach().requires_grad_(True) for part in parts[:n])
         outputs = parts_of(func(t, problem.field.pack(z)))
         pairs = [(o, adj) for o, adj in zip(outputs, parts[n:], strict=True) if o.requires_grad]
-        if not recording.uses or not pairs:
+        edges = recording.edges
+        if not edges or not pairs:
             return
         reached, adjoints = zip(*pairs, strict=True)
-        recording.gradients = torch.autograd.grad(
-            reached, recording.edges, adjoints, allow_unused=True
-        )
+        with at_node(dict(takers)):
+            recording.gradients = torch.autograd.grad(reached, edges, adjoints, allow_unused=True)
         del outputs, pairs, reached  # before the factors need room of their own
     recording.give(dict(takers))
-
-
-@contextmanager
-def leaves_no_trace(func: Callable[..., Any], device: torch.device) -> Iterator[None]:
-    """Undo what one more evaluation of a field changes: random generators, running statistics."""
-    buffers = list(func.buffers()) if isinstance(func, nn.Module) else []
-    before = [(buffer, buffer.clone()) for buffer in buffers]
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield
-    with torch.no_grad():
-        for buffer, value in before:
-            # Past autograd, which may have saved the buffer: it gets the value that it had then.
-            buffer.data.copy_(value)

@@ -8,13 +8,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from snopt.curvature.collector import inside_solve
+from snopt.curvature.recording import inside_a_solve, inside_solve
 from snopt.linalg import at_least_float32
 from snopt.solve.adjoint import solve_with_adjoint
 from snopt.solve.checkpoint import needs_engine, solve_with_checkpoints
 from snopt.solve.direct import solve_through
-from snopt.solve.field import Field, State, check_monotonic, parts_of
-from snopt.solve.observers import leaves_no_trace
+from snopt.solve.field import Field, State, check_monotonic, leaves_no_trace, parts_of
 from snopt.solve.runge_kutta import knows
 from snopt.solve.solver import NFE, Problem, Solver, StepMemory
 
@@ -146,7 +145,9 @@ class ODEBlock(nn.Module):
         dtype = torch.float64 if first.real.dtype == torch.float64 else torch.float32
         times = times.to(first.device, dtype)
         func, half = _on_full_precision(func, first.device.type)
-        problem = Problem(Field(func, y0), self.solver, self.backward_solver, self.nfe, self.memory)
+        backward, nested = self.backward_solver, inside_a_solve()
+        field = Field(func, y0)
+        problem = Problem(field, self.solver, backward, self.nfe, self.memory, nested)
         solution = _SOLVES[self.gradient](problem, y0, times)
         if self.return_all:
             return solution

@@ -207,6 +207,7 @@ class Problem:
         backward: how the backward solve is done; its ``norm`` option is as the user gave it.
         nfe: counter of evaluations.
         memory: step sizes handed from one solve to the next, or None.
+        nested: whether it is made within another solve's evaluation.
     """
 
     field: Field
@@ -214,6 +215,7 @@ class Problem:
     backward: Solver
     nfe: NFE
     memory: StepMemory | None = None
+    nested: bool = False
 
 
 def _is_positive(value: Any) -> bool:

@@ -14,7 +14,7 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
-from snopt.curvature.collector import inside_solve
+from snopt.curvature.recording import inside_solve
 from snopt.errors import NO_EVENT, NON_FINITE, SolverError, failure, too_many_steps, why_stuck
 from snopt.solve.field import State, adjoint_norm, parts_of, products, rms
 from snopt.solve.solver import (

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from snopt.curvature.collector import inside_solve
+from snopt.curvature.recording import inside_solve
 from snopt.errors import NON_FINITE, SolverError, failure
 from snopt.solve.field import Field, State, check_times, parts_of
 from snopt.solve.forward import solve_forward

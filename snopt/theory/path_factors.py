@@ -20,10 +20,11 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from snopt.curvature.collector import Collector, Recording, inside_solve
+from snopt.curvature.collector import Collector
 from snopt.curvature.factors import Accumulator, Factors
 from snopt.curvature.layers import SUPPORTED, batch_of, input_factor, output_factor
 from snopt.curvature.quadrature import Evaluations, Quadrature, StepEnds, gauss_legendre
+from snopt.curvature.recording import Recording, inside_solve
 from snopt.solve.field import State, check_times
 from snopt.solve.solver import NFE, Solver, SolverKeywords, is_on_a_grid
 from snopt.theory.flat_field import FlatField, end_of_solve, solve_back
@@ -129,11 +130,10 @@ class _Sums:
         uses = recording.uses
         if not uses or not flat.requires_grad:
             return
+        edges = [use.output for use in uses]
         B: list[Any] = [0.0] * len(uses)
         for row in q:
-            gradients = torch.autograd.grad(
-                flat, recording.edges, row, allow_unused=True, retain_graph=True
-            )
+            gradients = torch.autograd.grad(flat, edges, row, allow_unused=True, retain_graph=True)
             for i, (use, g) in enumerate(zip(uses, gradients, strict=True)):
                 if g is not None:
                     B[i] = B[i] + output_factor(use.layer, g)  # type: ignore[arg-type]

@@ -24,6 +24,7 @@ from experiments.data.splits import DataInfo, Splits
 from experiments.models.solver import SolverSettings
 from snopt import SolverError
 
+SIGNALS = ("KILL", "INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "XCPU")
 STEPS_PER_EPOCH = 4  # 40 training examples in batches of 10
 LAST_STEP = 12
 
@@ -102,12 +103,9 @@ class TinyTask:
         """Return the cross-entropy, or go wrong."""
         self.calls += 1
         time.sleep(self.step_sleep)
-        if _fault("KILL", self.calls):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if _fault("TERM", self.calls):
-            os.kill(os.getpid(), signal.SIGTERM)
-        if _fault("INT", self.calls):
-            os.kill(os.getpid(), signal.SIGINT)
+        for name in SIGNALS:
+            if _fault(name, self.calls):
+                os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
         if _fault("BUG", self.calls):
             raise RuntimeError("a bug\nwith details")
         if _fault("SOLVER", self.calls):

@@ -135,7 +135,14 @@ def read(tmp_path: Path, text: str, unequal: bool | None = None) -> Series:
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("", ""), ("?", "NaN"), ("@data\n", "@data\n\n"), ("@dimensions", "@no"), ("\n", "\r\n")],
+    [
+        ("", ""),
+        ("?", "NaN"),
+        ("@data\n", "@data\n\n"),
+        ("@dimensions", "@no"),
+        ("\n", "\r\n"),
+        ("# m", "\ufeff# m"),
+    ],
 )
 def test_values_labels_and_gaps_come_back_however_written(tmp_path, old, new):
     content = read(tmp_path, AS_TS.replace(old, new))

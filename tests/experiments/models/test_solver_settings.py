@@ -38,7 +38,10 @@ from snopt.solve.solver import Solver
         ({"method": "rk4", "options": {"step_size": 1}, "adjoint_method": "euler"}, "solver: adj"),
         ({"gradient": "checkpoint", "engine": "torchdiffeq"}, "solver: gradient by checkpoints"),
         ({"gradient": "checkpoint", "method": "dopri8"}, "solver: gradient by .*dopri8"),
-        ({"gradient": "direct", "method": "scipy_solver"}, "solver: autograd .* use gradient=adj"),
+        (
+            {"gradient": "direct", "method": "scipy_solver"},
+            "solver: autograd .* solver.gradient=adj",
+        ),
         ({"method": "rk4", "options": {"interp": "x"}}, "interp in options must be .*, got 'x'"),
         ({"method": "euler", "options": {"grid_constructor": 3}}, "must be a function, got 3"),
         ({"options": {"dtype": "float64"}}, "dtype in options must be a torch.dtype"),

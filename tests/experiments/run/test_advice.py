@@ -110,6 +110,8 @@ ELSEWHERE = {
     "all have to have": ["experiment=japanese_vowels", "dataset.unequal_lengths=true"],
     "form=uci is known for": ["experiment=japanese_vowels"],
     "which several ranks do not have": ["horizon=none"],
+    "ranks: change trainer.batch_size=": ["trainer.batch_size=64"],
+    "not found, and download=false": ["dataset=mnist", "dataset.download=true"],
     "is one device for all ranks": ["device=auto"],
     "start fewer ranks": ["device=cpu"],
     "W&B refuses to start": ["tracking=none"],

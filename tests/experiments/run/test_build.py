@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from experiments.base.errors import ConfigError
 from experiments.models.solver import SolverSettings
 from experiments.run.build import build, build_optimizer, build_scheduler
-from experiments.run.config import places
+from experiments.run.config import load_config, places, resolve
 from experiments.studies.execute import planned
 from snopt import SNOpt
 
@@ -162,6 +163,35 @@ def test_other_groups_name_their_arguments_too(tmp_path, group, changes, message
     config: dict[str, Any] = make_config(tmp_path)
     config[group].update(changes)
     with pytest.raises(ConfigError, match=message):
+        build(config, CPU)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        # 9 w² + 10 w in the field's convolutions, twice w + 1 inputs; 15 w outside; in float32
+        (["model=conv_ode_small", "model.width=10000000"], r"13,4\d\d,\d{3} GiB.*width=10000000"),
+        (["task=time_series", "model.hidden=1000000"], r"need [\d,]+ GiB, this .*hidden=1000000"),
+        (["task=cnf", "model=cnf_hyper", "model.hidden=1000000000"], "need .* GiB, this machine"),
+        (
+            ["model=conv_ode_small", "model.width=1000000000000"],
+            "need more than .* GiB, this machine",
+        ),
+    ],
+)
+def test_a_model_beyond_the_memory_is_named_with_its_size(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        build(resolve(load_config(settings)), CPU)
+
+
+def test_the_size_of_a_model_is_that_of_its_parameters(tmp_path, monkeypatch):
+    """Twice: gradients are as large."""
+    config = make_config(tmp_path)
+    wanted = sum(4 * one.numel() for one in build(config, CPU).model.parameters())
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1}.get(name, 2 * wanted))
+    build(config, CPU)
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1}.get(name, 2 * wanted - 2))
+    with pytest.raises(ConfigError, match=r"need 0 GiB.*\(model.width=4\)"):
         build(config, CPU)
 
 

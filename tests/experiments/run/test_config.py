@@ -66,8 +66,28 @@ def test_every_experiment_is_the_committed_one():
 
 
 def test_an_override_wins_over_an_experiment():
-    plain = resolve(load_config(["experiment=paper/mnist-snopt", "trainer.batch_size=17"]))
+    with pytest.warns(UserWarning, match=r"with trainer\.batch_size they are no longer the publ"):
+        plain = resolve(load_config(["experiment=paper/mnist-snopt", "trainer.batch_size=17"]))
     assert plain["trainer"]["batch_size"] == 17
+
+
+@pytest.mark.parametrize(
+    ("chosen", "advice"),
+    [
+        (["figure-1/digits-sgd", "optimizer=snopt"], ["experiment=figure-1/digits-snopt"]),
+        (["figure-1/digits-sgd", "optimizer=kfac"], ["experiment=digits", "optimizer=kfac"]),
+        (
+            ["figure-1/japanese_vowels-snopt", "optimizer=sgd_ode"],
+            ["experiment=figure-1/japanese_vowels-sgd"],
+        ),
+    ],
+)
+def test_what_was_tuned_for_one_optimizer_is_not_given_to_another(chosen, advice):
+    overrides = [f"experiment={chosen[0]}", chosen[1]]
+    with pytest.raises(ConfigError, match=r"has what was tuned for .*, not for") as caught:
+        resolve(load_config(overrides))
+    assert advice[0] in str(caught.value)
+    assert "tuned" not in resolve(load_config(advice))["optimizer"]
 
 
 def test_every_file_of_an_experiment_opens_with_its_command():
@@ -160,6 +180,7 @@ def test_what_cannot_be_composed_is_one_line_with_the_valid_names(overrides, mes
         ("optimizer.scheduler", 3, "optimizer.scheduler must be a group of keys with a _target_"),
         ("optimizer.ode", 3, "optimizer.ode must be a group of keys with a _target_, got 3"),
         ("dataset.split_seed", "abc", "dataset.split_seed must be a whole number of at least 0"),
+        ("dataset.split_seed", 2**32 - 1, "dataset.split_seed must be at most 4294967294"),
         ("dataset.val_size", 0, "dataset.val_size must be a whole number of at least 1, got 0"),
         ("dataset.std", 0, "dataset.std must be a number above 0"),
         ("dataset.noise", -1, "dataset.noise must be a number of at least 0"),
@@ -208,6 +229,7 @@ def test_identity_changes_with_what_does(config):
         (True, "optimizer.quadrature", {"_target_": "a.b.C", "n": 4}, {"_target_": "C", "n": 4.0}),
         (True, "optimizer.momentum", 0, 0.0),
         (True, "trainer.max_seconds", 500.0, 500),
+        (True, "solver.options", {}, None),
         (False, "task._target_", "stand_ins.TinyTask", "stand_ins.Tiny"),
         (False, "model.width", 4, "4"),
         (False, "model.width", 0, None),

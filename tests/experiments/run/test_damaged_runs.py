@@ -14,7 +14,7 @@ from stand_ins import make_config
 from experiments.base.errors import CheckpointError, ConfigError, RecordError
 from experiments.run import run as run_module
 from experiments.run.checkpoint import save_checkpoint
-from experiments.run.records import Record
+from experiments.run.records import Record, summarise
 from experiments.run.run import run
 
 
@@ -51,6 +51,30 @@ def test_a_checkpoint_with_a_flipped_byte_is_refused(config, unbroken, monkeypat
         run(config)
     path.unlink()
     run(config)
+    assert_same_run(config, unbroken)
+
+
+@pytest.mark.parametrize("state", ["done", "interrupted"])
+def test_a_line_that_is_missing_in_the_middle_is_noticed(config, monkeypatch, state):
+    folder = run(config).folder if state == "done" else stopped_at(config, 7, monkeypatch)
+    path = folder / "metrics.jsonl"
+    whole = path.read_text()
+    lines = whole.splitlines(keepends=True)
+    path.write_text("".join(lines[:1] + lines[2:]))
+    found = {"done": r"7 lines, the run wrote 8", "interrupted": r"3 lines .* goes on from 4"}
+    reads = [run] if state == "interrupted" else [run, lambda _: summarise(folder)]
+    for read in reads:
+        with pytest.raises(RecordError, match=rf"{found[state]}; put the file back, or add train"):
+            read(config)
+    path.write_text(whole)
+    assert run(config).state == "done"
+
+
+def test_a_lost_checkpoint_is_told(config, unbroken, monkeypatch, capsys):
+    (stopped_at(config, 7, monkeypatch) / "checkpoint.pt").unlink()
+    run(config)
+    told = "there is no checkpoint.pt: from the beginning; the 4 lines of metrics.jsonl are written"
+    assert told in capsys.readouterr().out
     assert_same_run(config, unbroken)
 
 

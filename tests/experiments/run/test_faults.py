@@ -1,4 +1,4 @@
-"""What may happen to a run overnight, one test each.
+"""What may happen to a run overnight, one test each; docs/faults.md has the list.
 
 Faults of several ranks are in test_distributed_runs.py, those of single files in test_records.py
 and test_checkpoint.py.
@@ -6,6 +6,7 @@ and test_checkpoint.py.
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 from inspect_runs import assert_same_run, checkpoint, series, status, stopped_at
-from stand_ins import LAST_STEP, make_config, run_elsewhere, start_elsewhere
+from stand_ins import LAST_STEP, SIGNALS, make_config, run_elsewhere, start_elsewhere
 from test_tracking import mirrored, offline_config
 
 from experiments.base import interrupts
@@ -61,6 +62,31 @@ def test_sigterm_ends_in_a_checkpoint_and_a_record_within_ten_seconds(tmp_path):
     assert 2 <= checkpoint(stopped)["step"] < LAST_STEP
     assert run(stopped).state == "done"
     assert_same_run(stopped, unbroken)
+
+
+@pytest.mark.parametrize("name", [name for name in SIGNALS if name != "KILL"])
+def test_a_signal_ends_in_a_checkpoint_and_the_same_call_goes_on(
+    config, unbroken, monkeypatch, capsys, name
+):
+    monkeypatch.setenv(f"FAULT_{name}_AT", "7")
+    with pytest.raises(Interrupted, match=f"SIG{name}"):
+        run(config)
+    assert status(config)["state"] == "interrupted"
+    assert checkpoint(config)["step"] == 7
+    assert "going on" not in capsys.readouterr().out
+    monkeypatch.delenv(f"FAULT_{name}_AT")
+    run(config)
+    assert "going on from step 7\n" in capsys.readouterr().out
+    assert_same_run(config, unbroken)
+
+
+def test_a_run_under_nohup_outlives_its_terminal(config, monkeypatch):
+    monkeypatch.setenv("FAULT_HUP_AT", "7")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run(config).state == "done"
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.slow
@@ -123,6 +149,16 @@ def test_a_goal_reached_before_a_kill_ends_the_resumed_run(tmp_path):
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert run(config).state == "done"
     assert [row["step"] for row in series(config)] == [0, 2, 4, 4]
+
+
+def test_every_row_of_the_list_names_its_tests():
+    tests = "".join(path.read_text() for path in Path(__file__).parents[1].rglob("test_*.py"))
+    text = (Path(__file__).parents[3] / "docs" / "faults.md").read_text()
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| ")][1:]
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row[4])
+        assert named or "scaling.md" in row[2], row[1]
+        assert [name for name in named if f"def {name}(" not in tests] == []
 
 
 @pytest.fixture

@@ -238,7 +238,7 @@ def test_mirroring_nothing_is_an_error(online, tmp_path, monkeypatch):
     with pytest.raises(TrackingError, match=r"no run in .*absent: give the output_dir of runs"):
         mirror_all([tmp_path / "absent"], print)
     run(make_config(tmp_path / "off"))
-    with pytest.raises(TrackingError, match=r"no key: run `wandb login`.* or then do this again"):
+    with pytest.raises(TrackingError, match=r"no key: run `wandb login`.*; then do this again"):
         mirror_all([tmp_path], print)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     with pytest.raises(ConfigError, match="switches W&B off: unset WANDB_DISABLED and WANDB_MODE"):

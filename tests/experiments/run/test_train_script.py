@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from experiments.base.interrupts import Interrupted
 from experiments.run.records import Record
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -50,6 +51,7 @@ def in_a_process(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
@@ -78,8 +80,8 @@ def states(tmp_path: Path) -> dict[str, str | None]:
         ("output_dir=/home/josé/x", """quote it: 'output_dir="/home/josé/x"'"""),
         ("output_dir=~/x", """quote it: 'output_dir="~/x"'"""),
         (
-            "output_dir=a,b",
-            """add -m to run them all; if it is one, quote it: \'output_dir="a""",
+            "output_dir=./a,b",
+            """add -m to run them all; if it is one, quote it: 'output_dir="./a""",
         ),
         ("optimizer.lr=[0.1", "close its bracket, or quote it"),
         (
@@ -188,6 +190,42 @@ def test_a_parallel_sweep_trains_every_point(tmp_path):
     assert states(tmp_path) == dict.fromkeys(names, "done")
 
 
+def test_who_stops_a_restart_is_told_how_to_go_on(command, monkeypatch, capsys):
+    def stop(config: Any) -> None:
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(sys.modules["train_command"], "run", stop)
+    anew = "trainer.restart=true"
+    for argument, but in (("seed=1", ""), (anew, f" without {anew}")):
+        assert command(*QUICK, argument) == 143
+        told = f"stopped by SIGTERM; the same command{but} goes on from here\n"
+        assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize("whom", ["all", "parent"])  # a terminal's Ctrl-C, a SIGTERM
+def test_a_parallel_sweep_is_stopped_as_a_whole_and_goes_on(tmp_path, whom):
+    arguments = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1,2"]
+    arguments += ["optimizer=adam", *QUICK, "trainer.epochs=null"]
+    process = in_a_process(tmp_path, *arguments, "trainer.max_steps=100000")
+    deadline = time.monotonic() + 240
+    while list(states(tmp_path).values()).count("running") < 2:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    if whom == "all":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.terminate()
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == (130 if whom == "all" else 143), errors
+    assert "Traceback" not in errors
+    assert "the same command goes on from here" in errors
+    assert list(states(tmp_path).values()) == ["interrupted"] * 2  # the third was not begun
+    for folder in tmp_path.glob("outputs/*/*/*/*/*"):
+        with Record(folder).locked():  # nobody trains on
+            assert (folder / "checkpoint.pt").exists()
+
+
 def test_ctrl_c_leaves_a_record_that_the_same_command_finishes(tmp_path):
     arguments = ["model=conv_ode_small", "optimizer=snopt", "tracking=none", "trainer.threads=1"]
     arguments.append("trainer.max_steps=8")
@@ -204,7 +242,7 @@ def test_ctrl_c_leaves_a_record_that_the_same_command_finishes(tmp_path):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    assert "the same command goes on" in errors
+    assert "the same command goes on from here" in errors
     assert states(tmp_path) == {"snopt seed-0": "interrupted"}
     process = in_a_process(tmp_path, *arguments)
     process.communicate(timeout=120)

@@ -17,13 +17,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from experiments.base.errors import RecordError
+from experiments.base.interrupts import Interrupted
 from experiments.run.records import Record
 
 
 def main() -> int:
-    # A shell's background job starts with Ctrl-C ignored; the training script has its own handler.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, interrupt)
     orders = Path(sys.argv[1])
     run = dict(one.partition("=")[::2] for one in sys.argv[3:])[sys.argv[2]]
     order = json.loads((orders / f"{run}.json").read_text())
@@ -42,7 +42,7 @@ def main() -> int:
             if record.state == "done":
                 return 0
             record.write_status("running", error=None)
-            code = keep(record, do, order["value"])
+            code = keep(record, do, order["value"], orders / f"{run}.beats")
             if code == 0:
                 with (orders / f"{run}.completed").open("a") as file:
                     file.write("x")
@@ -52,7 +52,20 @@ def main() -> int:
         return 2
 
 
-def keep(record: Record, do: str, value: float) -> int:
+def interrupt(signum: int, frame: object) -> None:
+    raise Interrupted(signum)
+
+
+def beat(path: Path, seconds: float) -> None:
+    """Pass time, and write down when, so that others can tell who was at work together."""
+    end = time.monotonic() + seconds
+    with path.open("a", buffering=1) as file:
+        while time.monotonic() < end:
+            file.write(f"{time.time_ns()} {os.getpid()}\n")
+            time.sleep(0.01)
+
+
+def keep(record: Record, do: str, value: float, beats: Path) -> int:
     if do == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if do == "failed":
@@ -62,9 +75,9 @@ def keep(record: Record, do: str, value: float) -> int:
     record.metrics_path.write_text(json.dumps(row) + "\n")
     if do not in ("done", "diverged"):
         try:
-            time.sleep(60.0 if do == "slow" else float(do))
-        except KeyboardInterrupt:
-            record.write_status("interrupted", error="SIGINT")
+            beat(beats, 60.0 if do == "slow" else float(do))
+        except Interrupted as error:
+            record.write_status("interrupted", error=str(error))
             return 130
         do = "done"
     record.write_status(do, error="loss is not finite" if do == "diverged" else None, wall_s=2.0)

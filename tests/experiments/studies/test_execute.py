@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import threading
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from experiments.base.errors import ConfigError, RecordError
+from experiments.base.interrupts import stopping
+from experiments.base.say import resumable
 from experiments.run.build import load_data
 from experiments.run.records import Record
 from experiments.studies.execute import Training, estimate, execute, held
@@ -154,26 +155,40 @@ def test_nothing_is_trained_beside_what_a_killed_command_left_alive(tmp_path) ->
     assert stub.attempts() == [1, 2]
 
 
-@pytest.mark.parametrize("warning", [None, signal.SIGUSR2], ids=["stop", "cluster"])
-def test_a_signal_stops_all_runs_with_a_checkpoint(tmp_path: Path, warning) -> None:
-    """A cluster's warning to all processes is the launcher's affair: the run lives on."""
-    stub = Stub(tmp_path, [["slow"], ["slow"]])
+@pytest.mark.parametrize("name", ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "XCPU"])
+def test_a_signal_stops_all_runs_with_a_checkpoint(tmp_path: Path, capsys, name) -> None:
+    """Runs are asked as the command was: only after Ctrl-C they may take their time.
+
+    A cluster's warning to all processes is the command's affair: the runs live on until then.
+    """
+    stub, signum = Stub(tmp_path, [["slow"], ["slow"]]), getattr(signal, f"SIG{name}")
+    before = {one: signal.getsignal(one) for one in stopping()}
     alive: list[bool] = []
 
     def interrupt() -> None:
-        stub.await_start(0)
-        stub.await_start(1)
-        if warning:
-            os.kill(int(stub.record(0).lock_path.read_text().split()[1]), warning)
-            time.sleep(0.3)
-        alive.append(held(stub.record(0).folder))
-        os.kill(os.getpid(), signal.SIGINT)
+        for number in stub.numbers:
+            stub.await_start(number)
+            if name.startswith("USR"):
+                os.kill(int(stub.record(number).lock_path.read_text().split()[1]), signum)
+        alive.extend(held(stub.record(number).folder) for number in stub.numbers)
+        for _ in range(1 if name == "INT" else 2):  # the second one changes nothing
+            os.kill(os.getpid(), signum)
+
+    def work() -> str:
+        run_all(stub, jobs=2)
+        return "done"
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        run_all(stub, jobs=2)
+    try:
+        assert resumable(work) == 128 + signum
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
     thread.join()
-    assert alive == [True]
-    assert [stub.record(number).state for number in (0, 1)] == ["interrupted"] * 2
+    assert alive == [True, True]
+    asked = "SIGINT" if name == "INT" else "SIGTERM"
+    statuses = [stub.record(number).status() for number in stub.numbers]
+    assert statuses == [{"state": "interrupted", "error": asked}] * 2
     assert stub.said[-1] == "stopping after the current step; Ctrl-C again ends it at once"
+    assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"

@@ -63,8 +63,8 @@ def test_the_data_set_brings_its_task(tmp_path: Path) -> None:
         return point.runs(point.params or {})[0].overrides
 
     assert "task=time_series" in overrides("dataset=basic_motions")
-    found = overrides("experiment=figure-1/digits-adam", "trainer.max_steps=3")
-    assert found[:2] == ("experiment=figure-1/digits-adam", "seed=0")
+    found = overrides("experiment=figure-1/digits-snopt", "trainer.max_steps=3")
+    assert found[:2] == ("experiment=figure-1/digits-snopt", "seed=0")
     assert not any(one.startswith("task=") for one in found)
     # A setting that the configuration leaves out is added.
     found = overrides("dataset=japanese_vowels", search="snopt_ode")
@@ -78,9 +78,13 @@ def test_the_data_set_brings_its_task(tmp_path: Path) -> None:
         ({"search": "snopt_uniform"}, "unknown search 'snopt_uniform'"),
         ({"overrides": ("dataset=digit",)}, r"no option 'digit' \(did you mean digits"),
         ({"overrides": ("trainer.epoch=1",)}, "did you mean epochs"),
+        ({"overrides": ("dataset=digits,circle",)}, "lists several values: here it takes one$"),
+        ({"overrides": ("model.x='a",)}, "quote it: "),
         ({"overrides": ("trainer.max_steps=0",)}, "trainer.max_steps must be a whole number"),
         ({"overrides": ("optimizer.eps=1",)}, "optimizer.eps is what search=snopt varies"),
         ({"overrides": ("trainer.restart=true",)}, "leave it out"),
+        ({"overrides": ("optimizer=adam",)}, "unexpected keyword argument 'update_freq'"),
+        ({"overrides": ("experiment=figure-1/digits-sgd",)}, "tuned for sgd, not for snopt: take"),
         ({"trials": 0}, "trials must be at least 1, got 0"),
         ({"jobs": 0}, "jobs must be at least 1"),
         ({"seeds": (1, 1)}, r"different whole numbers, got \[1, 1\]"),
@@ -249,6 +253,9 @@ def test_points_are_ranked_by_their_means_and_divergence_is_infinite(tmp_path: P
         (["status", "trials=2"], "give the same arguments"),
         (["export", "a", "b"], "one folder at most"),
         (["export", "a", "method=grid"], "unknown method 'grid'"),
+        (["export", "a", "optimizer=adam"], "optimizer is what the file of the space "),
+        (["export", "a", "optimizer.lr=1"], "optimizer.lr is what the file of the space "),
+        (["export", "a", "experiment=figure-1/digits-sgd"], "tuned for sgd, not for "),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(command, tmp_path, capsys, arguments, message):

@@ -105,4 +105,4 @@ def test_solver_variants_differ_from_dopri5_as_named():
     assert fine.adjoint_options == {"norm": "seminorm", "max_num_steps": 500}
     fixed = load_config(["solver=rk4"]).solver
     assert (fixed.method, fixed.options["step_size"]) == ("rk4", 0.1)
-    assert load_config(["solver=dopri5_direct"]).solver.gradient == "direct"
+    assert load_config(["solver.gradient=direct"]).solver.gradient == "direct"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from collections import defaultdict
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from snopt.baselines import AdaGradNorm
 
 all_methods = pytest.mark.parametrize("name", [*METHODS, *WITH_CLOSURE])
 family = pytest.mark.parametrize("name", [*METHODS, *WITH_CLOSURE, "adagrad_norm"])
@@ -195,3 +198,36 @@ def test_groups_are_the_base_optimizers(name, how):
     assert torch.equal(weights(part), weights(whole))
     with pytest.raises(ValueError, match=r"damping\)? must (be greater than 0|lie in)"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "damping": -1.0})
+
+
+@all_methods
+@pytest.mark.parametrize("how", ["cleared", "replaced"])
+def test_a_state_that_is_dropped_leaves_a_new_optimizer(name, how):
+    model, optimizer = trained(name)
+    twin = copy.deepcopy(model)
+    if how == "cleared":
+        optimizer.state.clear()
+    else:
+        optimizer.state = defaultdict(dict)
+    train(model, optimizer, 4)
+    train(twin, make(name, twin), 4)
+    assert torch.equal(weights(model), weights(twin))
+
+
+@family
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda model: model.named_parameters(),
+        lambda model: [{"params": []}, {"params": model.parameters()}],
+    ],
+)
+def test_groups_may_have_names_or_no_members(name, given):
+    model, twin = shared(), shared()
+    if name == "adagrad_norm":
+        optimizer = AdaGradNorm(given(model), lr=0.1)
+    else:
+        optimizer = make(name, model, params=given(model))
+    train(model, optimizer, 3)
+    train(twin, make(name, twin), 3)
+    assert torch.equal(weights(model), weights(twin))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import math
 import weakref
 
 import pytest
@@ -24,7 +25,7 @@ from torch import nn
 
 import snopt
 from snopt import NFE, gauss_legendre, uniform
-from snopt.curvature.collector import armed_collectors
+from snopt.curvature.recording import armed_collectors
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-10}
 
@@ -537,26 +538,46 @@ def test_inputs_are_released_at_the_step_although_the_loss_lives():
     assert loss.item() >= 0
 
 
-def test_layers_of_an_ode_within_the_field_get_no_data():
+MODES = ["adjoint", "direct", "checkpoint"]
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("inner", MODES)
+@pytest.mark.parametrize("outer", MODES)
+def test_an_ode_within_the_field_is_integrated_over_both_paths(outer, inner, behind):
+    """dz/dt = k u(τ), du/ds = w u, u(0) = z, in closed form; with a layer k behind or before."""
+
     class Outer(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer = nn.Linear(3, 3)
-            self.inner = snopt.ODEBlock(TanhField(), (0.0, 0.5))
+            self.layer = nn.Linear(1, 1, bias=False)
+            field = LinearField(torch.tensor([w], dtype=torch.float64))
+            tight = {"rtol": 1e-5, "atol": 1e-7}
+            self.ode = snopt.ODEBlock(field, (0.0, tau), gradient=inner, **tight)
 
         def forward(self, t, z):
-            return self.inner(self.layer(z))
+            return self.layer(self.ode(z)) if behind else self.ode(self.layer(z))
 
+    w, k, tau, T = 0.6, 0.8, 0.5, 0.5
     field = Outer().double()
-    for gradient in ("adjoint", "direct", "checkpoint"):
-        field.inner.gradient = gradient
-        collector = watch(field, gauss_legendre(3))
-        t = torch.tensor([0.0, 1.0], dtype=torch.float64)
-        z0 = initial_state("tensor").detach()
-        snopt.odeint_adjoint(field, z0, t, rtol=1e-4, atol=1e-5)[-1].sum().backward()
-        collector.disarm()
-        assert list(collector.sums) == ["layer"]
-        assert collector.sums["layer"].weight == pytest.approx(1.0)
+    nn.init.constant_(field.layer.weight, k)
+    collector = watch(field, gauss_legendre(6))
+    block = snopt.ODEBlock(field, (0.0, T), gradient=outer, rtol=1e-5, atol=1e-7)
+    z0 = torch.tensor([[1.0], [-0.5], [0.3]], dtype=torch.float64)
+    y = torch.tensor([[0.2], [1.0], [-0.3]], dtype=torch.float64)
+    (block(z0) * y).sum().backward()
+    collector.disarm()
+    c, within = k * math.exp(w * tau), math.expm1(2 * w * tau) / (2 * w)
+    along = math.expm1(2 * c * T) / (2 * c)  # ∫ e^(2 c t) dt
+    before, after = (1.0, k) if behind else (k, 1.0)
+    sums = collector.sums["ode.func.linear"]
+    assert set(collector.sums) == {"layer", "ode.func.linear"}
+    assert collector.sums["layer"].weight == pytest.approx(T)
+    assert sums.weight == pytest.approx(tau * T)
+    assert sums.factors().batch == 3
+    A, B = (before * z0).square().mean(), 3 * (after * y).square().sum()
+    assert float(sums.A) == pytest.approx(float(A) * along * within, rel=1e-4)
+    assert float(sums.B) == pytest.approx(float(B) * along * within, rel=1e-4)
 
 
 def test_too_many_nodes_for_the_times_precision():

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import snopt
 from snopt import SNOpt
-from snopt.baselines import EKFAC
+from snopt.baselines import EKFAC, KFAC
 
 
 def net(seed=0):
@@ -287,7 +287,7 @@ def test_training_passes_alone_make_factors_rows_and_steps(gradient, steps):
                     disturb.choice(passes)(model, batch(disturb.choice([3, 8]), seed=k))
                 loss.backward()
             optimizer.step()
-        states.append(optimizer.state_dict()["preconditioner"])
+        states.append(optimizer.preconditioner.state_dict())
         states.append({"weights": list(model.parameters())})
     torch.testing.assert_close(states[2:], states[:2], rtol=0, atol=0)
 
@@ -304,3 +304,36 @@ def test_nothing_stays_of_dead_optimizers():
     assert reference() is None
     assert not any(m._forward_hooks for m in model.modules())
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", [SNOpt, KFAC])
+@pytest.mark.parametrize("gradient", ["adjoint", "direct", "checkpoint"])
+def test_a_validation_whose_field_takes_gradients_leaves_no_trace(kind, gradient):
+    class Flow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, t, z):
+            with torch.enable_grad():
+                z = z if z.requires_grad else z.detach().requires_grad_()
+                out = torch.tanh(self.inner(z))
+                ones, keep = torch.ones_like(out), self.training
+                (slope,) = torch.autograd.grad(out, z, ones, create_graph=keep, retain_graph=True)
+            return out + slope
+
+    found = []
+    for validates in (False, True):
+        model = ode_net(gradient)
+        model[1].func = Flow().double()
+        nn.init.constant_(model[1].func.inner.weight, 0.1)
+        nn.init.constant_(model[1].func.inner.bias, 0.2)
+        optimizer = kind(model, lr=0.0)
+        if validates:
+            model.eval()
+            with torch.no_grad():
+                loss_of(model, batch(24))
+            model.train()
+        loss_of(model, batch()).backward()
+        found.append(factors(optimizer))
+    same(found[1], found[0])

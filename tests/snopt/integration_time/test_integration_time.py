@@ -256,7 +256,7 @@ def updates_to_optimum(mode, start):
     optimum = math.sqrt(math.log(1 / c - 1))
     block = ODEBlock(Growth(), (0.0, start), method="rk4", options={"step_size": 0.5})
     optimizer = torch.optim.SGD(block.parameters(), lr=0.5, weight_decay=c)
-    horizon = IntegrationTime(block, optimizer, mode=mode, lr=0.12, cost=c, every=1)
+    horizon = IntegrationTime(block, optimizer, mode=mode, lr=0.12, cost=c, every=1, decay=0.75)
     for k in range(1000):
         theta = float(block.func.theta.detach())
         if abs(horizon.t1 - optimum) < 0.01 and abs(theta - optimum) < 0.05:
@@ -415,10 +415,7 @@ def test_a_copied_model_is_not_followed():
     other = copy.deepcopy(model)
     loss_of(model, batch())  # without a backward pass
     loss_of(other, batch()).backward()
-    with (
-        pytest.warns(RuntimeWarning, match="no curvature data"),
-        pytest.warns(RuntimeWarning, match="no gradient has arrived"),
-    ):
+    with pytest.warns(RuntimeWarning, match="no gradient has arrived"):
         optimizer.step()
     assert horizon.updates == 0
     assert other.ode.nfe.curvature == 0

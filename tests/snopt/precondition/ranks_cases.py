@@ -79,6 +79,7 @@ class Case:
     field: type[nn.Module] = TanhField
     adaptive: bool = False
     steps: int = 20
+    shrinks: bool = False  # two rows of each part at every other step
 
 
 CASES = {
@@ -89,6 +90,7 @@ CASES = {
     "ggn": Case(options=(("lr", 0.1), ("curvature", "ggn"), ("update_freq", 2)), steps=4),
     "kfac": Case(KFAC, (("lr", 0.05), ("update_freq", 2), ("inverse_freq", 4))),
     "ekfac": Case(EKFAC, (("lr", 0.05), ("moment", "running"), ("inverse_freq", 20))),
+    "shrinking": Case(steps=7, shrinks=True),
     "time": Case(field=TimeField, options=(("lr", 0.1), ("update_freq", 2)), steps=4),
     "thin": Case(field=WideGateField, options=(("lr", 0.1), ("update_freq", 2)), steps=4),
 }
@@ -121,6 +123,8 @@ def train(case: Case, *, ranks: Ranks | None = None, microbatches: int = 1) -> d
     for step in range(case.steps):
         optimizer.zero_grad()
         for part, labels in zip(x.chunk(microbatches), y.chunk(microbatches), strict=True):
+            if case.shrinks and step % 2:
+                part, labels = part[:2], labels[:2]
             out = called(part)
             loss = nn.functional.cross_entropy(out, labels) / microbatches
             optimizer.backward(loss, out, scale=1 / microbatches)

@@ -78,7 +78,13 @@ class Reference:
         self.M = momentum * self.M + G
         eps = eps * self.S.mean() if relative else eps
         R = self.U_B.T @ self.M @ self.U_A
-        return self.U_B @ (R / (self.S + eps) ** exponent) @ self.U_A.T
+        D, large = R / (self.S + eps) ** exponent, eps < self.S
+        norms = R.norm(), D.norm()
+        energy = R[large].norm() ** 2 / norms[0] ** 2
+        cosine = (R * D).sum() / (norms[0] * norms[1])
+        parts = [large.double().mean(), energy, cosine, norms[1] * eps**exponent / norms[0]]
+        self.parts = torch.stack(parts)
+        return self.U_B @ D @ self.U_A.T
 
 
 @pytest.mark.parametrize("kind", ["whole", "thin"])
@@ -91,9 +97,13 @@ def test_three_steps_with_every_option(kind, exponent, relative, momentum):
     options = {"alpha": 0.75, "exponent": exponent, "relative": relative, "momentum": momentum}
     for k in range(3):
         G = matrix(OUT, FEATURES, seed=k + 1)
-        step = pair.precondition(G[None], eps=0.1, **options)[0]
+        step = pair.precondition(G[None], eps=0.1, report=k > 0, **options)[0]
         assert_close(step, reference.step(G, 0.1, **options), rtol=1e-9)
         assert_close(pair.S, reference.S, rtol=1e-9)
+        if k > 0:
+            assert_close(pair.parts, reference.parts, rtol=1e-9)
+        else:
+            assert pair.parts is None
 
 
 @pytest.mark.parametrize("groups", [1, 3])

@@ -9,11 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torchdiffeq
-from optimizer_cases import backward, batch, make, train, weights
+from optimizer_cases import backward, batch, linear_layer, make, train, weights
 from snopt_cases import TanhField, assert_close
 from torch import nn
 
+import snopt
 from snopt import ODEBlock, SNOpt, gauss_legendre, uniform
+from snopt.baselines import EKFAC, KFAC
 from snopt.curvature.collector import Collector
 from snopt.curvature.factors import Accumulator
 from snopt.curvature.layers import to_matrix
@@ -192,6 +194,40 @@ def test_convolutions_train_in_and_outside_an_ode():
     assert len(optimizer.curvature) == 3
 
 
+@pytest.mark.parametrize("foreign", [True, False])
+def test_another_librarys_solve_is_told_once_unless_its_uses_are_wanted(foreign):
+    class Foreign(nn.Module):
+        def __init__(self, solve):
+            super().__init__()
+            self.field, self.head, self.solve = TanhField(), nn.Linear(3, 1), solve
+
+        def forward(self, x):
+            t, options = torch.tensor([0.0, 1.0]), {"step_size": 0.25}
+            return self.head(self.solve(self.field, x, t, method="rk4", options=options)[-1])
+
+    model = Foreign(torchdiffeq.odeint if foreign else snopt.odeint)
+    told = SNOpt(model, lr=0.0, update_freq=1)
+    if foreign:
+        with pytest.warns(RuntimeWarning, match=r"field\.first.*torchdiffeq.*snopt\.evaluations"):
+            backward_of(model)
+        told.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        backward_of(model)
+        told.step()
+        wanted = SNOpt(model, lr=0.0, update_freq=1, quadrature=snopt.evaluations())
+        told.zero_grad()
+        backward_of(model)
+        wanted.step()
+    weight = told.curvature[model.field.first].weight
+    assert weight == pytest.approx(16.0 if foreign else 1.0)
+    assert wanted.curvature[model.field.first].weight == 16.0
+
+
+def backward_of(model):
+    model(torch.ones(4, 3)).square().mean().backward()
+
+
 def test_layer_that_never_received_data_is_named_once():
     class Foreign(nn.Module):
         def __init__(self):
@@ -326,3 +362,60 @@ def test_autocast(gradient, whole):
     assert losses[-1] < losses[0]
     for pair in optimizer.curvature.values():
         assert {pair.A.dtype, pair.B.dtype, pair.S.dtype} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", [SNOpt, KFAC, EKFAC])
+def test_a_due_step_without_gradients_keeps_its_refresh(kind):
+    """Also one whose gradients were thrown away; the state dict remembers it."""
+    options = {"update_freq": 100} if kind is SNOpt else {"update_freq": 100, "inverse_freq": 100}
+    model, right = make(), make()
+    optimizer, other = kind(model, lr=0.1, **options), kind(right, lr=0.1, **options)
+    optimizer.step()
+    backward(model, batch(3))
+    model.zero_grad()
+    optimizer.step()
+    assert optimizer.curvature == {}
+    for one, net in ((optimizer, model), (other, right)):
+        backward(net, batch())
+        one.step()
+    assert len(optimizer.curvature) == 4
+    assert torch.equal(weights(model), weights(right))
+
+
+def test_a_first_refresh_that_overflows_is_told_and_made_up_for():
+    model = linear_layer().float()
+    optimizer = SNOpt(model, lr=0.0, update_freq=100)
+    x, y = batch(features=4)
+    (nn.functional.cross_entropy(model(x.float()), y) * 1e30).backward()
+    with pytest.warns(RuntimeWarning, match="first factors of Linear are not finite"):
+        optimizer.step()
+    assert optimizer.curvature == {}
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(x.float()), y).backward()
+    optimizer.step()
+    assert list(optimizer.curvature) == [model]
+
+
+@pytest.mark.parametrize("when", ["before", "reset", "uncalled", "disarmed"])
+def test_a_compiled_model_gives_curvature_or_the_reason(when):
+    model, (x, y) = linear_layer(), batch(features=4)
+    compiled = torch.compile(model, backend="eager")
+    if when in ("before", "reset"):
+        compiled(x)
+    optimizer = SNOpt(model, lr=0.0, update_freq=2)
+    if when == "disarmed":
+        backward(model, (x, y))
+        optimizer.step()
+    if when == "reset":
+        torch.compiler.reset()
+    for _ in range(2):
+        optimizer.zero_grad()
+        backward(compiled, (x, y))
+        if when == "before" and optimizer.preconditioner.due:
+            with pytest.warns(RuntimeWarning, match=r"torch\.compiler\.reset"):
+                optimizer.step()
+        else:
+            optimizer.step()
+    torch.compiler.reset()
+    assert optimizer.metrics()["refreshes"] == (2 if when == "disarmed" else 1)
+    assert len(optimizer.curvature) == (when != "before")

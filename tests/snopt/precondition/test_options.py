@@ -16,6 +16,7 @@ from torch import nn
 from snopt import DenseThenSparse, Preconditioner, SNOpt, TrustRegion
 from snopt.baselines import EKFAC, KBFGS, KFAC
 from snopt.curvature.likelihood import loss_vectors
+from snopt.precondition.kronecker import PARTS
 
 CE = nn.functional.cross_entropy
 
@@ -450,6 +451,23 @@ def test_relative_damping_leaves_a_layer_without_gradient_where_it_is(exponent):
         optimizer.step()
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert all(map(torch.equal, start, model.dead.parameters()))
+
+
+def test_what_a_step_is_made_of_is_reported_where_asked_and_changes_nothing():
+    found = []
+    for report in (False, True):
+        model = make()
+        optimizer = SNOpt(model, lr=0.1, eps=1e6, report_steps=report)
+        found.append(train(model, optimizer, 3))
+        names = {key for key in optimizer.metrics() if "/" in key}
+    assert torch.equal(*found)
+    layers = optimizer.preconditioner.blocks
+    assert names == {f"{layer}/{part}" for layer in layers for part in PARTS}
+    for name in layers:  # S is far below ε: a step of gradient descent
+        parts = [optimizer.metrics()[f"{name}/{part}"] for part in PARTS]
+        assert parts == pytest.approx([0, 0, 1, 1], abs=1e-5)
+    plain = SNOpt(make(), lr=0.1)
+    assert not any("/" in key for key in plain.metrics())
 
 
 @pytest.mark.parametrize("options", [{"relative_damping": True, "alpha": 1.0}, {"eps": 0.5}, {}])
