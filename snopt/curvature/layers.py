@@ -154,48 +154,64 @@ class Sketch:
     """
 
     def __init__(self, layer: Layer) -> None:
-        """Draw the vector, the same for the same shape."""
-        self._v = _random((groups_of(layer), *layer.weight.shape[1:]))
-        self._sum: Tensor | float = 0.0
-        self._size: Tensor | float = 0.0  # what rounding is small to
+        """Take the vector of the weight's shape."""
+        self._shape = (groups_of(layer), *layer.weight.shape[1:])
+        self._sum: Tensor | None = None
+        self._last: tuple[Tensor, Tensor] | None = None
+        self._size: Tensor | float = 0.0  # of all terms but the last use's
         self._rounding = 0.0
 
     def add(self, layer: Layer, x: Tensor, g: Tensor) -> None:
         """Add a use: input and gradient at the output, all rows."""
-        self._rounding = max(self._rounding, _rounding(x), _rounding(g))
-        x, rows = at_least_float32(x.detach()), output_rows(layer, g)
-        v = self._v.to(x)
+        self._rounding = max(self._rounding, _rounding(x.dtype), _rounding(g.dtype))
+        x, rows = at_least_float32(x.detach()), output_rows(layer, g).flatten(1, 2)
+        v = _random(self._shape, x.dtype, x.device)
         if isinstance(layer, nn.Conv2d):
             products = nn.Conv2d._conv_forward(layer, x if x.dim() == 4 else x[None], v, None)
             products = products.transpose(0, 1)
         else:
             products = x @ v[0]
-        products, rows = products.reshape(len(v), -1, 1).to(rows), rows.flatten(1, 2)
-        self._sum = self._sum + rows.mT @ products
-        self._size = self._size + torch.linalg.vector_norm(rows) * torch.linalg.vector_norm(
-            products
-        )
+        products = products.reshape(len(v), -1, 1).to(rows)
+        found = rows.mT @ products
+        if self._last is not None:
+            self._size = self._size + _size(self._last)
+        self._last = (rows, products)
+        self._sum = found if self._sum is None else self._sum.add_(found)
 
     def agrees(self, layer: Layer, gradient: Tensor) -> bool:
         """Return whether the uses make this gradient of the weight, up to rounding.
 
         Without a use, or if something is not finite, it agrees.
         """
-        gradient = at_least_float32(gradient.detach()).reshape(len(self._v), -1, self._v[0].numel())
-        error = gradient @ self._v.to(gradient).reshape(len(self._v), -1, 1) - self._sum
-        bound = max(self._rounding, _rounding(gradient)) * self._size
-        return isinstance(self._sum, float) or not bool(torch.linalg.vector_norm(error) > bound)
+        if self._sum is None or self._last is None:
+            return True
+        gradient = at_least_float32(gradient.detach())
+        v = _random(self._shape, gradient.dtype, gradient.device).reshape(self._shape[0], -1, 1)
+        product = gradient.reshape(len(v), -1, v.shape[1]) @ v
+        share = max(self._rounding, _rounding(gradient.dtype))
+        error = float(torch.linalg.vector_norm(product - self._sum))
+        if not error > share * float(torch.linalg.vector_norm(product)):
+            return True
+        # Terms that cancel leave the rounding of what they were.
+        return not error > share * float(self._size + _size(self._last))
+
+
+def _size(use: tuple[Tensor, Tensor]) -> Tensor:
+    rows, products = use
+    size: Tensor = torch.linalg.vector_norm(rows) * torch.linalg.vector_norm(products)
+    return size
 
 
 @functools.lru_cache(maxsize=64)
-def _random(shape: tuple[int, ...]) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+def _random(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
 
 
-def _rounding(x: Tensor) -> float:
+@functools.cache
+def _rounding(dtype: torch.dtype) -> float:
     """Return the share of a sum of products of such entries that may be rounding, generously."""
-    eps = torch.finfo(x.dtype).eps
-    return 16 * eps if x.element_size() <= 2 else 10 * eps**0.5
+    eps = torch.finfo(dtype).eps
+    return 16 * eps if dtype.itemsize <= 2 else 10 * eps**0.5
 
 
 def batch_of(layer: Layer, x: Tensor) -> int:

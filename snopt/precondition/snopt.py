@@ -232,7 +232,8 @@ class Preconditioner(Layerwise[KroneckerPair]):
     @property
     def treated(self) -> set[Tensor]:
         """The parameters that are being preconditioned: those of layers that have factors."""
-        return {p for b in self.blocks.values() if b.state.ready for p in b.members}
+        ready = [b for b in self.blocks.values() if b.state.ready and b.name not in self.plain]
+        return {p for block in ready for p in block.members}
 
     @torch.no_grad()
     def quadratic(self, changes: Mapping[Tensor, Tensor]) -> Tensor:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
+import runpy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from data_files import files_below, md5, zipped
@@ -28,13 +28,9 @@ BODY = b"content " * 50_000
 
 
 @pytest.fixture
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("data_script", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def main() -> Callable[[list[str]], int]:
+    """The command line of ``scripts/data.py``."""
+    return runpy.run_path(str(SCRIPT))["main"]
 
 
 @pytest.fixture
@@ -75,8 +71,8 @@ def test_every_source_is_complete(name, tmp_path):
     assert source.verified() == (source.name not in ("CharacterTrajectories", "SpokenArabicDigits"))
 
 
-def test_a_dry_run_says_size_and_place_and_asks_nobody(script, sources, server, tmp_path, capsys):
-    assert script.main(["all", "--data-dir", str(tmp_path / "d"), "--dry-run"]) == 0
+def test_a_dry_run_says_size_and_place_and_asks_nobody(main, sources, server, tmp_path, capsys):
+    assert main(["all", "--data-dir", str(tmp_path / "d"), "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert f"one: 400.0 kB to download, into {tmp_path / 'd' / 'one'}" in out
     assert "two: a download of unknown size, about 3.0 MB unpacked, no checksum is published" in out
@@ -86,29 +82,29 @@ def test_a_dry_run_says_size_and_place_and_asks_nobody(script, sources, server, 
     assert not (tmp_path / "d").exists()
 
 
-def test_all_goes_on_after_a_refusal_and_says_so(script, sources, server, tmp_path, capsys):
-    assert script.main(["all", "--data-dir", str(tmp_path)]) == 2
+def test_all_goes_on_after_a_refusal_and_says_so(main, sources, server, tmp_path, capsys):
+    assert main(["all", "--data-dir", str(tmp_path)]) == 2
     caught = capsys.readouterr()
     assert "two: error: two: not in" in caught.out
     assert "one: 400.0 kB of 400.0 kB" in caught.out
     assert caught.err == "error: not there: two (reasons above)\n"
     assert files_below(tmp_path) == ["one/one.bin"]
-    assert script.main(["all", "--data-dir", str(tmp_path), "--allow-unverified"]) == 0
+    assert main(["all", "--data-dir", str(tmp_path), "--allow-unverified"]) == 0
     assert server.hits == {"/one.bin": 1, "/two.zip": 1}
     assert files_below(tmp_path) == ["one/one.bin", "two/SHA256SUMS", "two/two.txt"]
-    assert script.main(["two", "--data-dir", str(tmp_path), "--dry-run"]) == 0
+    assert main(["two", "--data-dir", str(tmp_path), "--dry-run"]) == 0
     assert f"two: there, in {tmp_path / 'two'}" in capsys.readouterr().out
     (tmp_path / "two" / "two.txt").write_text("changed")
-    assert script.main(["two", "--data-dir", str(tmp_path)]) == 2
+    assert main(["two", "--data-dir", str(tmp_path)]) == 2
     assert "wrong sha256 checksum" in capsys.readouterr().err
 
 
-def test_names(script, sources, tmp_path, capsys):
-    assert script.main(["oen"]) == 2
+def test_names(main, sources, tmp_path, capsys):
+    assert main(["oen"]) == 2
     assert "unknown data set 'oen' (did you mean one?); valid: all, one, two, two_other" in (
         capsys.readouterr().err
     )
-    assert script.main(["circle"]) == 0
+    assert main(["circle"]) == 0
     assert "circle needs no download" in capsys.readouterr().out
 
 

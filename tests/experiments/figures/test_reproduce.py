@@ -82,7 +82,7 @@ def test_paths_may_hold_spaces_commas_and_quotes(tmp_path: Path) -> None:
     [
         ({"target": "figure-99"}, r"unknown target 'figure-99'; valid: figure-1, figure-6"),
         ({"x": "steps"}, r"figure-1 has no axis x='steps'; valid: time"),
-        ({"target": "figure-6", "x": "epochs"}, r"no axis x='epochs'; valid: time, steps, nfe"),
+        ({"target": "figure-6", "x": "epochs"}, r"no axis x='epochs'; valid: time, cpu, steps"),
         ({"overrides": ("trainer.max_stepz=2",)}, r"trainer.max_stepz"),
     ],
 )

@@ -197,29 +197,22 @@ def test_curvature_from_the_output_gets_the_output(tmp_path, kind):
     assert losses[-1] < losses[0]
 
 
-def test_lbfgs_runs_in_the_trainer_and_its_looks_are_counted(tmp_path):
-    config = make_config(tmp_path)
-    config["optimizer"] = dict(LBFGS)
-    assert run(config).state == "done"
+def test_lbfgs_runs_in_the_trainer_and_its_looks_are_counted(tmp_path, monkeypatch):
+    def lbfgs(name: str, **trainer: int) -> dict:
+        return {**make_config(tmp_path / name, **trainer), "optimizer": dict(LBFGS)}
+
+    config, sgd = lbfgs("whole"), make_config(tmp_path, "sgd")
+    assert run(config).state == run(sgd).state == "done"
     rows = Record(run_folder(config)).rows()
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     assert losses[-1] < losses[0]
-    sgd = make_config(tmp_path, "sgd")
-    run(sgd)
     once = Record(run_folder(sgd)).rows()[1]["nfe/forward"]
     assert rows[1]["nfe/forward"] > 2 * once
     assert rows[1]["nfe/backward"] > 0
-
-
-def test_a_trial_point_that_cannot_be_solved_does_not_end_the_run(tmp_path, monkeypatch):
-    monkeypatch.setenv("FAULT_SOLVER_AT", "2")
-    config = make_config(tmp_path, max_steps=3)
-    config["optimizer"] = dict(LBFGS)
-    assert run(config).state == "done"
-    monkeypatch.setenv("FAULT_SOLVER_AT", "1")
-    config = make_config(tmp_path / "first", max_steps=3)
-    config["optimizer"] = dict(LBFGS)
-    assert run(config).state == "diverged"
+    # A trial point that cannot be solved does not end the run, the first point does.
+    for call, state in (("2", "done"), ("1", "diverged")):
+        monkeypatch.setenv("FAULT_SOLVER_AT", call)
+        assert run(lbfgs(call, max_steps=3)).state == state
 
 
 def test_curvature_from_the_output_needs_a_likelihood_before_anything_is_written(tmp_path):

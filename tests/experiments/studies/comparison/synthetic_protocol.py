@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from experiments.studies.comparison.session import Request
 from experiments.studies.execute import PlannedRun
 
 SMALL = {
@@ -37,6 +38,12 @@ def tiny(folder: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
     return folder
+
+
+def tiny_request(base: Path) -> Request:
+    """A request for it, all below a folder."""
+    folders = {f"{name}_dir": base / name for name in ("data", "output", "results")}
+    return Request(**folders, configs=tiny(base / "configs"))
 
 
 def nll_rows(speed: float) -> list[dict]:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from synthetic_protocol import SMALL, rows_of, tiny
+from synthetic_protocol import SMALL, rows_of, tiny, tiny_request
 from synthetic_runs import whole_comparison
 
 from experiments.base.environment import REPOSITORY
@@ -22,21 +22,9 @@ from experiments.base.errors import ConfigError, RecordError
 from experiments.studies.comparison.report import FILES, draw
 from experiments.studies.comparison.rows import read_rows, table_of, write_rows
 from experiments.studies.comparison.session import Request, compare, set_targets
+from tests.experiments.figures.asking import quiet
 
 SCRIPT = [sys.executable, str(REPOSITORY / "scripts" / "compare.py")]
-
-
-def quiet(line: str) -> None:
-    pass
-
-
-def tiny_request(tmp_path: Path) -> Request:
-    return Request(
-        data_dir=tmp_path,
-        output_dir=tmp_path / "outputs",
-        results_dir=tmp_path / "results",
-        configs=tiny(tmp_path / "configs"),
-    )
 
 
 def test_a_comparison_is_trained_once_and_summarised(tmp_path, training):
@@ -97,10 +85,11 @@ def test_a_part_of_the_data_sets_does_not_replace_the_whole(tmp_path, training):
     assert mnist.folder == parts / "protocol-full-mnist"
     assert mnist.command == "python scripts/compare.py run mnist --budget full --jobs 1"
     # nor does what is there while another data set is missing
-    request = tiny_request(tmp_path)
+    request, training.rows = tiny_request(tmp_path), rows_of
     absent = {"mnist": {"overrides": ["dataset.download=false"]}}
     changed = {"datasets": ["circle", "mnist"], "workloads": {**SMALL["workloads"], **absent}}
     (request.configs / "small.yaml").write_text(yaml.safe_dump({**SMALL, **changed}))
+    training.rows = rows_of
     set_targets(request, quiet)
     assert compare(request, quiet).folder == request.results_dir / "parts" / "protocol-circle"
     assert not request.folder.exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from synthetic_protocol import rows_of, tiny
+from synthetic_protocol import rows_of, tiny_request
 
 from experiments.base.errors import ConfigError
 from experiments.studies.comparison.planning import target_runs
@@ -24,10 +24,7 @@ from experiments.studies.comparison.settings import load
 @pytest.fixture
 def request_(tmp_path: Path, training) -> Request:
     training.rows = rows_of
-    configs = tiny(tmp_path / "configs")
-    return Request(
-        data_dir=tmp_path, output_dir=tmp_path / "outputs", results_dir=tmp_path, configs=configs
-    )
+    return tiny_request(tmp_path)
 
 
 def check(request: Request, **changes: object) -> dict:
