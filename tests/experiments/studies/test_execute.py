@@ -121,7 +121,7 @@ def test_a_run_whose_other_process_dies_is_taken_over(tmp_path: Path) -> None:
     other = stub.by_hand(0)
     assert held(stub.record(0).folder)
     run_until_waiting(stub, other)
-    assert stub.said[1] == "waiting for another process that trains point 0 · adam · seed 0"
+    assert "waiting for another process that trains point 0 · adam · seed 0" in stub.said
     assert stub.attempts() == [2]
     assert not held(stub.record(0).folder)
 
@@ -147,7 +147,8 @@ def test_nothing_is_trained_beside_what_a_killed_command_left_alive(tmp_path) ->
     stub = Stub(tmp_path, [["done"], ["slow", "done"]])
     orphan = stub.by_hand(1)
     run_until_waiting(stub, orphan)
-    assert [line.partition("(")[0] for line in stub.said] == [
+    told = [line.partition("(")[0] for line in stub.said if line.startswith(("[", "waiting"))]
+    assert told == [
         "[1/2] point 1 · adam · seed 0 ",
         "waiting for another process that trains point 1 · adam · seed 0",
         "[2/2] point 0 · adam · seed 0 ",
