@@ -11,6 +11,7 @@ X          ?=## figure-1, figure-6: what the x-axis shows: time, cpu; figure-6 a
 SEEDS      ?= 0,1,2## seeds of every curve
 BUDGET     ?= small## of `make protocol`: small or full
 JOBS       ?= 1## runs at a time; more than one disturbs the clock that the figures show
+DEVICE_FLAGS ?=## for `make device-check`: --seconds 480, --small, --device cpu
 WORKERS    ?= 2## parallel workers of the tests
 
 # `make help` prints these rows. There is no space before ## because make would keep it in the value.
@@ -25,8 +26,8 @@ quote = '$(subst ','\'',$(1))'
 PLACES = --data-dir $(call quote,$(DATA_DIR)) --output-dir $(call quote,$(OUTPUT_DIR))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lint format test test-slow data report benchmark scaling protocol wandb-sweep search sync \
-	pre-commit clean
+.PHONY: help venv lint format test test-slow data report benchmark device-check device-packages scaling \
+	protocol wandb-sweep search sync pre-commit clean
 
 help: ## Show the targets and the variables
 	@echo "Targets:"
@@ -79,6 +80,15 @@ report: $(STAMP) ## Every figure and table: results/index.html (one page), resul
 
 benchmark: $(STAMP) ## Time and memory of the library, write results/benchmarks/
 	$(BIN)/python scripts/benchmark.py all
+
+# Nothing is installed for it: it is to run on a machine that is lent for minutes.
+device-check: ## Tests and numbers of a GPU: results/device/ (DEVICE_FLAGS=--small --device cpu tries it)
+	$(or $(wildcard $(BIN)/python),python3) scripts/device.py --data-dir $(call quote,$(DATA_DIR)) $(DEVICE_FLAGS)
+
+device-packages: $(STAMP) ## build/device: the small packages that such a machine may lack
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps --target build/device \
+		torchdiffeq hydra-core omegaconf antlr4-python3-runtime pooch platformdirs rich pygments \
+		markdown-it-py mdurl pytest pluggy iniconfig packaging
 
 scaling: $(STAMP) ## One process against two: results/benchmarks/scaling.json (wants two idle cores)
 	$(BIN)/python scripts/benchmark.py scaling

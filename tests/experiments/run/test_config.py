@@ -205,7 +205,9 @@ def test_wrong_values_are_named(config, key, value, message):
 
 
 def test_a_missing_value_is_named():
-    with pytest.raises(ConfigError, match=r"dataset\.uea_name has no value: give it a name in the UEA archive"):
+    with pytest.raises(
+        ConfigError, match=r"dataset\.uea_name has no value: give it a name in the UEA archive"
+    ):
         resolve(load_config(["task=time_series", "dataset=uea", "dataset.name=Nope"]))
 
 
