@@ -141,9 +141,9 @@ def test_a_failure_stops_nothing_is_named_and_tried_again(tmp_path, training, jo
     assert not (tmp_path / "results").exists()
 
     training.outcomes = {}
-    reproduce(request, quiet)
+    folder = reproduce(request, quiet)
     assert len(training.trained) == 10
-    assert (tmp_path / "results" / "figure-1" / "figure.png").is_file()
+    assert (folder / "figure.png").is_file()
 
 
 def test_data_sets_that_are_not_there_are_left_out_and_named(tmp_path: Path) -> None:
