@@ -48,7 +48,7 @@ STARTS = tuple(COSTS)
 LOOKS = {
     "fixed": Look("fixed", "#7A7A7A", (0, (5.0, 1.5)), "o"),
     "baseline": Look("first-order baseline", "#E09F2B", (0, (1.5, 1.2)), "s"),
-    "baseline_released": Look("the same as released", "#1F78B4", (0, (5.0, 1.5, 1.0, 1.5)), "D"),
+    "baseline_released": Look("the same as released", "#0F2B45", (0, (5.0, 1.5, 1.0, 1.5)), "D"),
     "feedback": Look("second-order feedback", "#8C1C4A", "solid", "^"),
 }
 OWN = {"dataset": str, "mode": str, "start": float, "seed": int, "state": str}

@@ -120,7 +120,9 @@ class _BackwardSolve:
         tableau = TABLEAUX[problem.backward.method]
         self.observers = observers_on_engine(problem, collectors, tableau)
         controls = tableau.adaptive and problem.backward.options.get("norm") is None
-        self.controls = bool(controls and self.params)
+        # Under autocast products have the rounding of half precision, which no step makes smaller.
+        exact = not torch.is_autocast_enabled(first.device.type)
+        self.controls = bool(controls and exact and self.params)
         self.Q_u = (
             ControlledPathSum(
                 [t.new_zeros((), dtype=first.dtype, device=first.device), *self.params],

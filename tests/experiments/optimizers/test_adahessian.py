@@ -114,7 +114,9 @@ def test_between_estimates_a_step_costs_one_gradient():
 
 def test_double_backward_says_which_mode_it_needs():
     config = {**ADAHESSIAN, "hvp": "double_backward"}
-    with pytest.raises(ConfigError, match=r"needs solver.gradient=direct; with adjoint use hvp="):
+    with pytest.raises(
+        ConfigError, match=r"needs solver.gradient=direct; with adjoint use optimizer.hvp="
+    ):
         build_optimizer(config, model("adjoint"))
     assert isinstance(build_optimizer(config, model("direct")), AdaHessian)
 

@@ -17,7 +17,7 @@ from torch import nn
 from experiments.models.blocks import ode_parameters, other_parameters
 from experiments.optimizers.evaluation import is_plain
 from experiments.run.build import build_scheduler
-from experiments.run.config import search_space_of
+from experiments.run.config import CONTROLS, search_space_of
 
 OFTEN = {"update_freq": 2, "T": 2, "precondition_frequency": 2, "inverse_freq": 2}
 """Settings that make an optimizer refresh its curvature within a few steps."""
@@ -50,7 +50,11 @@ def test_it_trains_with_falling_loss(optimizer, dataset):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("optimizer", "dataset"), PAIRS)
+@pytest.mark.parametrize(
+    ("optimizer", "dataset"),
+    # SGD at lr/ε diverges at SNOpt's rates for other data: that is what the control is there for.
+    [pair for pair in PAIRS if pair[0] != "sgd_rate"],
+)
 def test_it_trains_the_model_of_the_configuration(optimizer, dataset):
     losses = start(dataset, optimizer, small=False).train()
     assert median(losses[-5:]) < losses[0]
@@ -199,8 +203,8 @@ def test_a_schedule_reaches_the_update(optimizer):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_its_search_space_names_settings_that_it_has(optimizer):
-    if optimizer == "snopt_uniform":
-        pytest.skip("searched with the space of snopt")
+    if optimizer in ("snopt_uniform", *CONTROLS):
+        pytest.skip("SNOpt's settings, or searched with its space")
     overrides = []
     for key, dimension in search_space_of(optimizer).items():
         low, *_, high = [*dimension.get("choice", ()), *dimension.get("log_uniform", ())] * 2

@@ -115,6 +115,8 @@ ELSEWHERE = {
     "is one device for all ranks": ["device=auto"],
     "start fewer ranks": ["device=cpu"],
     "W&B refuses to start": ["tracking=none"],
+    "is what the file of the space": ["optimizer=snopt"],
+    "has what was tuned for": ["experiment=digits", "optimizer=snopt"],
     "no finished run of experiment=paper": ["experiment=paper/mnist-snopt", "seed=0"],
 }
 """Messages that need data, ranks or W&B, with the arguments that they name."""
