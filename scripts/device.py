@@ -1,8 +1,8 @@
 """Try the project on a GPU, keep the numbers: python scripts/device.py [--seconds 480] [--small].
 
-Nothing is installed. The parts run one after the other, each in a process that is given the time
-that is left: tests marked cuda, the engine's table, the optimizer's cost, figure 7, published MNIST
-and CIFAR-10. What a part writes lies in results/device/<device>/ as it comes, summary.json is
+Nothing is installed. The parts run one after the other, each in a process that is given half of the
+time that is left: tests marked cuda, the engine's table, the optimizer's cost, figure 7, published
+MNIST and CIFAR-10. What a part writes lies in results/device/<device>/ as it comes, summary.json is
 renewed after each: what ran before the time was up, or the machine went away, is usable. A folder
 build/device with packages (`make device-packages`) is used where there is one. Exit status: 0 all
 parts ran or say why not, 1 a part failed, 2 wrong input, 130 interrupted.
@@ -191,7 +191,7 @@ def main() -> int:
         left, reason = end - time.monotonic(), missing(part)
         if reason is None and left < 5:
             reason = f"the {options.seconds:g} s are used up"
-        entry = {"state": "left out", "reason": reason} if reason else run(part, folder, left)
+        entry = {"state": "left out", "reason": reason} if reason else run(part, folder, left / 2)
         summary["parts"][part.name] = entry
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         detail = entry.get("reason") or f"{entry['seconds']} s"

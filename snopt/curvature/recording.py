@@ -113,9 +113,7 @@ class _Where(threading.local):
 
 where = _Where()
 
-
 armed: weakref.WeakSet[Collector] = weakref.WeakSet()
-
 
 watching: weakref.WeakSet[Collector] = weakref.WeakSet()  # armed ones and those that count
 

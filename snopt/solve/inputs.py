@@ -137,9 +137,9 @@ def with_weights(field: Field, run: Callable[[], _R]) -> _R:
     Under functional_call, or with a parameter replaced since, it has others now.
     """
     func, weights = field.func, field.weights
-    if not isinstance(func, nn.Module):
+    if not (weights and isinstance(func, nn.Module)):
         return run()
-    now = dict(func.named_parameters()) if weights else {}
+    now = dict(func.named_parameters())
     if all(now.get(name) is weight for name, weight in weights.items()):
         return run()
     swapped = {f"func.{name}": weight for name, weight in weights.items()}
