@@ -47,6 +47,7 @@ from snopt.curvature.recording import (
     armed,
     backward_pass,
     current_task,
+    merge_into,
     watching,
     where,
 )
@@ -308,7 +309,7 @@ class Collector:
         if g.numel() == 0:  # an empty batch is no data
             return
         task, key = current_task(), self.layers[layer]
-        current = self._pass(task)
+        current = self.pass_of(task)
         if where.node is not None:
             weight *= where.node.weights[self]
         if key not in current.sums:
@@ -438,9 +439,9 @@ class Collector:
 
     def on_gradient(self, waiting: _Waiting, g: Tensor) -> None:
         """Handle the gradient at the output of a layer or a solve (called by its hook)."""
-        current = self._pass(backward_pass())
+        current = self.pass_of(backward_pass())
         if waiting.pass_ not in (-1, current.task):
-            current.owner = self._pass(waiting.pass_).owner
+            current.owner = self.pass_of(waiting.pass_).owner
         if waiting.owner is not None:
             current.owner = waiting.owner
         for key, rows in waiting.rows.items():
@@ -538,10 +539,7 @@ class Collector:
         if sums is None:
             return
         sums.belong(current.owner, apart=vectors)
-        if key in self.sums:
-            self.sums[key].merge(sums)
-        else:
-            self.sums[key] = sums
+        merge_into(self.sums, key, sums)
         for waiting in uses:
             waiting.gathered = self.sums[key]
             if waiting.latest is not None and not vectors:
@@ -549,7 +547,8 @@ class Collector:
                 waiting.before = g if was is None else was + g
             waiting.latest = None
 
-    def _pass(self, task: int) -> _Pass:
+    def pass_of(self, task: int) -> _Pass:
+        """Return what a backward pass has gathered."""
         if task not in self._passes:
             self._passes[task] = _Pass(task, task)
         return self._passes[task]

@@ -19,6 +19,7 @@ from torch.autograd.graph import GradientEdge
 
 if TYPE_CHECKING:
     from snopt.curvature.collector import Collector
+    from snopt.curvature.factors import Sums
 
 
 @dataclass
@@ -199,10 +200,18 @@ def counted_solve(func: object, shapes: object) -> Iterator[Callable[[Sequence[T
         yield wait
 
 
+def merge_into(sums: dict[str, Sums], key: str, more: Sums) -> None:
+    """Add what was gathered for a key to the sums that there are."""
+    if key in sums:
+        sums[key].merge(more)
+    else:
+        sums[key] = more
+
+
 @contextmanager
 def all_or_nothing(collectors: Sequence[Collector]) -> Iterator[None]:
     """Keep what is gathered inside only if nothing fails: half a path is no integral."""
-    passes = [collector._pass(current_task()) for collector in collectors]
+    passes = [collector.pass_of(current_task()) for collector in collectors]
     before = [one.sums for one in passes]
     for one in passes:
         one.sums = {}
@@ -214,10 +223,7 @@ def all_or_nothing(collectors: Sequence[Collector]) -> Iterator[None]:
         raise
     for one, sums in zip(passes, before, strict=True):
         for key, gathered in one.sums.items():
-            if key in sums:
-                sums[key].merge(gathered)
-            else:
-                sums[key] = gathered
+            merge_into(sums, key, gathered)
         one.sums = sums
 
 
